@@ -1,0 +1,50 @@
+"""What can go wrong, in words a user can act on.
+
+ChipvizError
+    ConfigError      a setting is missing, misspelt or out of range
+    SourceError      a backbone or data set cannot be found, fetched or read
+    TaskError        texts, labels or the prompt template do not make a classification task
+    BackboneError    a model has no shape chipviz can probe or cut
+    BundleError      a bundle is incomplete, altered or disagrees with its own run
+    JobError         a run is unknown, or not in a state that allows what was asked
+
+Every one carries what happened (`message`: got, expected) and what to do next (`hint`):
+
+    try:
+        ...
+    except ChipvizError as error:
+        print(f"error: {error.message}\\nhint: {error.hint}")
+"""
+
+
+class ChipvizError(Exception):
+    """Base of all errors a user can cause; shown as one sentence and one hint, never a traceback."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(ChipvizError):
+    """A setting is missing, misspelt or out of range."""
+
+
+class SourceError(ChipvizError):
+    """A backbone or data set cannot be found, fetched or read."""
+
+
+class TaskError(ChipvizError):
+    """Texts, labels or the prompt template do not make a classification task."""
+
+
+class BackboneError(ChipvizError):
+    """A model has no shape chipviz can probe or cut."""
+
+
+class BundleError(ChipvizError):
+    """A bundle is incomplete, altered or disagrees with its own run."""
+
+
+class JobError(ChipvizError):
+    """A run is unknown, or not in a state that allows what was asked."""
