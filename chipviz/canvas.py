@@ -1,0 +1,230 @@
+"""The visual language of every figure: theme colours, axes, titles, labels and washes.
+
+Knows plotly and pixels; nothing of runs, scores or layers' meaning.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import plotly.graph_objects as go
+
+from chipviz.config import ChipKind, Pooling
+
+SERIES: dict[Pooling, str] = {"last": "#0072b2", "mean": "#d55e00"}
+"""Line colour of a pooling. Source: Okabe and Ito 2008, safe for colour-blind readers."""
+DASHES: dict[ChipKind, str] = {"linear": "solid"}
+CLASS_COLOURS = (
+    "#e69f00",
+    "#56b4e9",
+    "#009e73",
+    "#f0e442",
+    "#0072b2",
+    "#d55e00",
+    "#cc79a7",
+    "#8a8a8a",
+)
+"""Fill colour of a class, in the Okabe-Ito order."""
+WASH = 0.65
+"""Opacity of the wash over what a cut removes: 35 % of it stays visible."""
+MARKER_PX = 9
+BAND_OPACITY = 0.15
+
+
+@dataclass(frozen=True)
+class Look:
+    """The colours of a theme that a figure cannot take from the page."""
+
+    paper: str
+    text: str
+    muted: str
+    grid: str
+    accent: str
+
+
+LIGHT = Look("#ffffff", "#1c2726", "#6b7776", "#e3e9e8", "#0f766e")
+DARK = Look("#101716", "#e4ebea", "#93a09e", "#2a3634", "#2dd4bf")
+
+
+def frame(
+    figure: go.Figure, look: Look, *, n_layers: int | None, y_range: tuple[float, float]
+) -> None:
+    """Set size, margins, axes and click behaviour; with `n_layers` the x axis counts layers."""
+    axis = {
+        "gridcolor": look.grid,
+        "zeroline": False,
+        "tickfont": {"color": look.muted},
+        "title_font": {"color": look.muted},
+        "fixedrange": True,
+    }
+    figure.update_layout(
+        height=460,
+        margin={"l": 56, "r": 84, "t": 110, "b": 48},
+        paper_bgcolor=look.paper,
+        plot_bgcolor=look.paper,
+        font={"color": look.text},
+        showlegend=False,
+        hovermode="closest",
+        hoverdistance=12,
+        clickmode="event+select",
+        dragmode=False,
+    )
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(range=list(y_range), title_text="accuracy, %", **axis)
+    if n_layers is not None:
+        figure.update_layout(
+            xaxis={"title": {"text": "layer"}, "range": [-0.8, n_layers - 0.2], "dtick": 5}
+        )
+
+
+def title(figure: go.Figure, text: str, subtitle: str, look: Look) -> None:
+    """Say what is seen, and below it on what; both are already safe for plotly."""
+    figure.update_layout(
+        title={
+            "text": text,
+            "font": {"size": 17, "color": look.text},
+            "subtitle": {"text": subtitle, "font": {"size": 13, "color": look.muted}},
+            "x": 0,
+            "xref": "container",
+            "y": 0.97,
+            "yanchor": "top",
+        }
+    )
+
+
+def end_labels(
+    figure: go.Figure,
+    ends: Sequence[tuple[float, str, str]],
+    look: Look,
+    n_layers: int,
+    *,
+    span: float,
+    at: float | None = None,
+) -> None:
+    """Name each line at its right end, instead of a legend."""
+    places = spread([end[0] for end in ends], gap=span / 16)
+    for (value, name, colour), place in zip(ends, places, strict=True):
+        figure.add_annotation(
+            x=n_layers - 0.6 if at is None else at,
+            xanchor="left",
+            y=place,
+            text=f"<b>{name}</b> {value:.1f}",
+            showarrow=False,
+            font={"size": 13, "color": colour},
+            bgcolor=look.paper,
+        )
+
+
+def wash(figure: go.Figure, look: Look, **box: float) -> None:
+    """Veil a box (x0, x1 or y0, y1 in data units) to 35 %; a side not given is the whole axis."""
+    whole = {"x0": 0, "x1": 1, "xref": "paper"} if "x0" not in box else {}
+    tall = {"y0": 0, "y1": 1, "yref": "paper"} if "y0" not in box else {}
+    figure.add_shape(
+        type="rect",
+        layer="above",
+        fillcolor=look.paper,
+        opacity=WASH,
+        line_width=0,
+        **whole,
+        **tall,
+        **box,
+    )
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Move labels apart until neighbours differ by `gap`, the lowest staying where it is."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    places = list(values)
+    for below, above in pairwise(order):
+        places[above] = max(places[above], places[below] + gap)
+    return places
+
+
+def tint(colour: str, strength: float) -> str:
+    """Mix `colour` (#rrggbb) into white: 0 leaves a breath of it, 1 most of it."""
+    share = 0.12 + 0.68 * strength
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(255 + (part - 255) * share):02x}" for part in parts)
+
+
+def rgba(colour: str, opacity: float) -> str:
+    """Give `colour` (#rrggbb) an opacity in [0, 1]."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def safe(text: str) -> str:
+    """Text from data as plotly shows it: tags and entities as characters."""
+    return html.escape(text, quote=False)
+
+
+def short(text: str, limit: int) -> str:
+    """One safe line of at most `limit` characters."""
+    line = " ".join(text.split()) or "⏎"
+    return safe(line if len(line) <= limit else line[: limit - 1] + "…")
+
+
+def kept_axis(figure: go.Figure, kept: Sequence[float]) -> None:
+    """A second axis on top: the parameters, in %, that a cut at each layer keeps."""
+    step = max(1, len(kept) // 6)
+    ticks = list(range(0, len(kept), step))
+    figure.add_trace(go.Scatter(x=[None], y=[None], xaxis="x2", hoverinfo="skip"))
+    figure.update_layout(
+        xaxis2={
+            "overlaying": "x",
+            "side": "top",
+            "range": [-0.8, len(kept) - 0.2],
+            "tickmode": "array",
+            "tickvals": ticks,
+            "ticktext": [f"{kept[layer]:.0f}" for layer in ticks],
+            "title": {"text": "parameters kept, %", "standoff": 4},
+            "showgrid": False,
+            "fixedrange": True,
+        }
+    )
+
+
+def cut_line(figure: go.Figure, cut_layer: int, n_layers: int, look: Look) -> None:
+    """Draw the cut and wash out the layers it removes."""
+    wash(figure, look, x0=cut_layer + 0.5, x1=n_layers - 0.2)
+    figure.add_vline(x=cut_layer + 0.5, line_color=look.accent, line_width=2)
+    figure.add_annotation(
+        x=cut_layer + 0.5,
+        y=0,
+        yref="paper",
+        yanchor="bottom",
+        xanchor="right" if cut_layer > n_layers / 2 else "left",
+        text=f"<b>cut at layer {cut_layer}</b>",
+        showarrow=False,
+        font={"size": 13, "color": look.accent},
+        bgcolor=look.paper,
+    )
+
+
+def class_scale() -> list[tuple[float, str]]:
+    """One pale-to-full ramp a class colour, side by side on [0, 1]."""
+    n = len(CLASS_COLOURS)
+    scale: list[tuple[float, str]] = []
+    for i, colour in enumerate(CLASS_COLOURS):
+        scale += [(i / n, tint(colour, 0.0)), ((i + 1) / n, tint(colour, 1.0))]
+    return scale
+
+
+def control_lines(
+    figure: go.Figure, values: Mapping[str, float], look: Look, *, gap: float
+) -> None:
+    """Draw reference accuracies, in [0, 1], as thin dotted lines, labels at least `gap` apart."""
+    places = spread([100 * value for value in values.values()], gap=gap)
+    for (name, value), place in zip(values.items(), places, strict=True):
+        figure.add_hline(y=100 * value, line={"color": look.muted, "width": 1, "dash": "dot"})
+        figure.add_annotation(
+            x=0,
+            xref="paper",
+            xanchor="left",
+            y=place,
+            yanchor="bottom",
+            text=f"{name} {100 * value:.1f} %",
+            showarrow=False,
+            font={"size": 11, "color": look.muted},
+        )

@@ -1,0 +1,157 @@
+import json
+
+import numpy as np
+import pytest
+
+from chipviz import charts
+from chipviz.canvas import CLASS_COLOURS, DARK, SERIES, spread, tint
+from tests.example_run import DENSE, LABELS, LAYERS, POOLINGS, accuracy_of, points, report_of
+
+REPORT = report_of("20261121-235959-4f2a")
+
+
+def _trace(figure, name):
+    return next(trace for trace in figure.data if trace.name == name)
+
+
+def _texts(figure):
+    return [annotation.text for annotation in figure.layout.annotations]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_curve_shows_every_layers_validation_accuracy_in_percent(pooling):
+    figure = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
+    line = _trace(figure, pooling)
+    truth = [round(200 * accuracy_of(layer, pooling)) / 2 for layer in range(LAYERS)]
+    assert list(line.x) == list(range(LAYERS))
+    assert list(line.y) == pytest.approx(truth)
+    assert line.line.color == SERIES[pooling]
+    assert line.marker.size == 9
+
+
+def test_a_point_names_its_layer_and_pooling_and_picked_reads_it_back():
+    figure = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
+    for pooling in POOLINGS:
+        data = _trace(figure, pooling).customdata
+        assert charts.picked([{"customdata": data[21]}]) == (21, pooling)
+    assert charts.picked([]) is None
+    assert charts.picked([{"x": 3, "y": 4}]) is None
+    assert charts.picked([{"customdata": [3, "nonsense"]}]) is None
+
+
+def test_the_band_is_the_interval_of_the_scores():
+    figure = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
+    band = _trace(figure, "mean, 95 % interval")
+    at = REPORT.score_at(8, "mean", "linear", "validation")
+    assert band.y[8] == pytest.approx(100 * at.accuracy_high)
+    assert list(reversed(band.y))[8] == pytest.approx(100 * at.accuracy_low)
+    assert band.fillcolor.endswith("0.15)")
+
+
+def test_everything_right_of_the_cut_is_washed_out():
+    figure = charts.curve_figure(REPORT, cut_layer=12, pooling="last")
+    box = next(shape for shape in figure.layout.shapes if shape.type == "rect")
+    assert (box.x0, box.opacity) == (12.5, 0.65)
+    assert box.x1 >= LAYERS - 1
+    ring = _trace(figure, "the cut")
+    assert ring.x[0] == 12
+    assert ring.y[0] == pytest.approx(100 * accuracy_of(12, "last"), abs=0.3)
+    assert "<b>cut at layer 12</b>" in _texts(figure)
+
+
+def test_controls_and_both_line_ends_are_named():
+    said = " ".join(_texts(charts.curve_figure(REPORT, cut_layer=8, pooling="mean")))
+    for words in ("majority class 22.5 %", "embedding 89.5 %", "TF-IDF 94.5 %", "last layer"):
+        assert words in said
+    assert "<b>last</b>" in said
+    assert "<b>mean</b>" in said
+
+
+def test_the_top_axis_says_the_share_of_parameters_kept():
+    axis = charts.curve_figure(REPORT, cut_layer=8, pooling="mean").layout.xaxis2
+    layer = axis.tickvals[1]
+    kept = 100 * REPORT.cost_at(layer, "mean").n_parameters / DENSE
+    assert axis.ticktext[1] == f"{kept:.0f}"
+    assert axis.title.text == "parameters kept, %"
+
+
+def test_the_subtitle_says_split_n_and_preset():
+    title = charts.curve_figure(REPORT, cut_layer=8, pooling="mean").layout.title
+    assert title.subtitle.text.startswith("validation, n = 200, preset sound")
+
+
+def test_the_growing_curve_keeps_its_axes_and_one_ghost_of_the_state_before():
+    early, late = charts.live_figure(points(160), total=800), charts.live_figure(points(640))
+    assert early.layout.xaxis.range == late.layout.xaxis.range
+    assert early.layout.yaxis.range == late.layout.yaxis.range
+    assert early.layout.title.subtitle.text == "validation, after 160 of 800 texts"
+    ghosts = [trace for trace in late.data if trace.opacity < 0.5]
+    assert [trace.name for trace in ghosts] == ["last, after 560 texts", "mean, after 560 texts"]
+    assert len(late.data) == 4
+
+
+def test_the_growing_curve_is_equal_while_no_new_point_exists():
+    assert charts.live_figure(points(320)) == charts.live_figure(points(320))
+    assert "waiting" in charts.live_figure([]).layout.title.subtitle.text
+
+
+def test_accuracy_against_size_has_the_parameters_of_each_cut_on_x():
+    figure = charts.size_figure(REPORT, cut_layer=8, pooling="mean")
+    kept = [100 * REPORT.cost_at(layer, "mean").n_parameters / DENSE for layer in range(LAYERS)]
+    assert list(_trace(figure, "mean").x) == pytest.approx(kept)
+    assert _trace(figure, "the cut").x[0] == pytest.approx(kept[8])
+
+
+def test_the_learning_curve_is_the_history_of_the_cut_layer():
+    line = _trace(charts.learning_figure(points(), cut_layer=8), "mean, layer 8")
+    assert list(line.x) == list(range(80, 801, 80))
+    assert list(line.y) == pytest.approx([100 * (accuracy_of(8, "mean") - 20 / n) for n in line.x])
+
+
+def test_confusion_shows_counts_by_true_row_and_predicted_column():
+    counts = np.array([[8, 2], [1, 9]])
+    figure = charts.confusion_figure(counts, ["a", "b"], subtitle="test")
+    heat = figure.data[0]
+    assert np.array_equal(heat.text, counts)
+    assert heat.z[0][1] == pytest.approx(0.2)
+    assert heat.customdata[0][1] == "a read as b"
+
+
+def test_text_from_data_never_becomes_a_tag_in_a_figure():
+    evil = "<img src=x onerror=alert(1)>"
+    confusion = charts.confusion_figure(np.eye(2, dtype=int), [evil, "b"], subtitle="t")
+    tokens = charts.token_map_figure([evil], [[0]], [[0.5]], [evil], cut_layer=0, slots=[0])
+    named = REPORT.model_copy(update={"task": REPORT.task.model_copy(update={"name": evil})})
+    curve = charts.curve_figure(named, cut_layer=8, pooling="mean")
+    for figure in (confusion, tokens, curve):
+        assert "<img" not in json.dumps(json.loads(figure.to_json()), ensure_ascii=False)
+
+
+def test_the_token_map_codes_class_by_colour_and_confidence_by_strength():
+    figure = charts.token_map_figure(
+        ["a", "b"],
+        [[0, 3], [1, 1]],
+        [[0.2, 0.9], [1.0, 0.0]],
+        LABELS,
+        cut_layer=0,
+        slots=charts.class_slots(5, answer=0, truth=None),
+        look=DARK,
+    )
+    heat = figure.data[0]
+    assert np.allclose(heat.z, [[0.2, 3.9], [1.999, 1.0]])
+    assert heat.zmax == len(CLASS_COLOURS)
+    assert heat.text[0][1] == "layer 0 - b - sport 90 %"
+    assert any(shape.y0 == 0.5 for shape in figure.layout.shapes)
+
+
+def test_more_than_eight_classes_are_right_wrong_and_other():
+    slots = charts.class_slots(20, answer=3, truth=5)
+    assert (slots[5], slots[3], slots[0]) == (2, 5, 7)
+    assert charts.class_slots(20, answer=3, truth=None)[3] == 2
+    assert charts.class_slots(8, answer=3, truth=5) == list(range(8))
+
+
+def test_labels_are_spread_and_tints_grow_with_confidence():
+    places = spread([90.0, 90.5, 20.0], gap=4)
+    assert places == [90.0, 94.0, 20.0]
+    assert tint("#000000", 0.0) > tint("#000000", 0.5) > tint("#000000", 1.0)
