@@ -254,12 +254,14 @@ class Store:
         message: str = "",
         hint: str = "",
         result: str | None = None,
+        pid: int | None = None,
     ) -> bool:
-        """End a working job; False if it had already ended another way."""
+        """End a working job; False if it had already ended, or is not the job of `pid`."""
         values: dict[str, Any] = {"state": to, "message": message, "hint": hint, "eta_s": None}
         if result is not None:
             values["result"] = result
-        return self._update_active(job_id, values | {"finished": time.time()})
+        owner = "" if pid is None else f" AND pid = {int(pid)}"
+        return self._update_active(job_id, values | {"finished": time.time()}, owner)
 
     def add_points(self, run_id: str, points: Sequence[CurvePoint]) -> None:
         """Add points to a live curve; one that is there already is replaced."""
@@ -292,6 +294,20 @@ class Store:
                 f"{run_id[:80]!r} is not a run id.", "Run ids look like 20261121-235959-4f2a."
             )
         return self.home / "runs" / run_id
+
+    def exit_path(self, job: Job) -> Path:
+        """Where a job's process writes, as its last act, how it ended."""
+        name = "exit.json" if job.kind == "train" else f"exit-{job.job_id}.json"
+        return self.run_dir(job.run_id) / name
+
+    def check(self) -> None:
+        """Take and give back the write lock.
+
+        Raises:
+            sqlite3.Error: If nothing can be written now.
+        """
+        with self._open() as db, _transaction(db):
+            db.execute("UPDATE jobs SET name = name WHERE job_id = ''")
 
     def delete(self, run_id: str) -> None:
         """Remove a run, its curve, its bundles and its folder.
@@ -400,3 +416,16 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         db.execute("ROLLBACK")
         raise
     db.execute("COMMIT")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file so that its name never shows half of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

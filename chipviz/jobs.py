@@ -1,0 +1,413 @@
+"""Queue, start, watch, stop and resume the processes that compute; knows nothing of what they do.
+
+Any number of pages, servers and command lines may call this at once: the store decides.
+"""
+
+import json
+import logging
+import os
+import queue
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from chipviz.config import CutSpec, RunConfig
+from chipviz.errors import ChipvizError, JobError
+from chipviz.store import ACTIVE, ENDED, Job, Kind, Store
+
+TICK_S = 1.0
+KILL_AFTER_S = 10.0
+"""A job that was asked to stop gets so long before its process is killed."""
+CREATED_WITHIN_S = 2.0
+"""Two readings of one process's creation time may differ so much: the kernel rounds the boot time
+to seconds and shifts it with the clock."""
+PROJECT = Path(__file__).resolve().parent.parent
+
+_log = logging.getLogger("chipviz")
+
+
+def enqueue_run(store: Store, config: RunConfig) -> Job:
+    """Queue a training run; the scheduler starts it when its turn comes."""
+    return store.create_run(config)
+
+
+def enqueue_bundle(store: Store, run_id: str, cut: CutSpec) -> Job:
+    """Queue the build of a bundle; a second click returns the build that is under way.
+
+    Raises:
+        JobError: If the run is unknown or not done.
+    """
+    run = store.get(run_id)
+    if run.kind != "train" or run.state != "done":
+        raise JobError(f"Run {run_id} is {run.state}, not done.", "Let it finish, then cut.")
+    for job in store.bundles(run_id):
+        if job.state not in ENDED and job.cut == cut:
+            return job
+    return store.create_bundle(run_id, cut)
+
+
+def resume(store: Store, run_id: str) -> Job:
+    """Queue a run that ended too early; what it has on disk already is not computed again.
+
+    Raises:
+        JobError: If it is unknown, at work, waiting or done.
+    """
+    job = store.get(run_id)
+    if job.kind != "train":
+        raise JobError(f"{run_id} is the build of a bundle.", "Build the bundle again instead.")
+    fresh = {"message": "", "hint": "", "label": "", "finished": None, "stop_at": None}
+    if not store.move(run_id, expect=ENDED - {"done"}, to="queued", **fresh):
+        raise JobError(
+            f"Run {run_id} is {store.get(run_id).state}.",
+            "Only a stopped, failed or interrupted run can be resumed.",
+        )
+    return store.get(run_id)
+
+
+def stop(store: Store, job_id: str) -> None:
+    """Ask a job to stop and return at once; one that has ended is left alone.
+
+    The process gets a request to stop, and is killed after `KILL_AFTER_S` by whoever reconciles.
+
+    Raises:
+        JobError: If there is no such job.
+    """
+    store.get(job_id)
+    if store.move(job_id, expect={"queued"}, to="stopped", finished=time.time()):
+        return
+    store.request_stop(job_id)
+    job = store.get(job_id)
+    if job.state in ACTIVE:
+        _signal(job, signal.SIGTERM)
+
+
+def reconcile(store: Store) -> None:
+    """Bring the store in line with the processes that really live.
+
+    A working job without its process ends as the process wrote with its last act; without such
+    a note it is *interrupted*, or *stopped* if somebody had asked for that.
+    """
+    for job in store.active():
+        if _process(job) is None:
+            _bury(store, job)
+        elif job.stop_at is not None and time.time() - job.stop_at > KILL_AFTER_S:
+            _signal(job, signal.SIGKILL)
+
+
+def _bury(store: Store, job: Job) -> None:
+    note = _exit_note(store, job)
+    if note is not None:
+        store.finish(
+            job.job_id,
+            note["state"],
+            message=note["message"],
+            hint=note["hint"],
+            result=note["result"],
+            pid=job.pid,
+        )
+    elif job.stop_requested:
+        store.finish(job.job_id, "stopped", pid=job.pid)
+    else:
+        again = "Resume it" if job.kind == "train" else "Build it again"
+        store.finish(
+            job.job_id,
+            "interrupted",
+            message=f"The process that computed it ended without a word while {job.state}.",
+            hint=f"{again}; if it happens again, memory may be short: use fewer or shorter texts.",
+            pid=job.pid,
+        )
+
+
+def _exit_note(store: Store, job: Job) -> dict[str, Any] | None:
+    """The last words of exactly this job's process; None if it left none, or torn ones."""
+    try:
+        note = json.loads(store.exit_path(job).read_text("utf-8"))
+        same = (note["pid"], note["pid_created"]) == (job.pid, job.pid_created)
+        whole = all(key in note for key in ("message", "hint", "result"))
+        return note if same and whole and note["state"] in ENDED else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _process(job: Job) -> psutil.Process | None:
+    """The living process of a job; never another program that was given its pid later."""
+    if job.pid is None or job.pid_created is None:
+        return None
+    try:
+        process = psutil.Process(job.pid)
+        same = abs(process.create_time() - job.pid_created) <= CREATED_WITHIN_S
+        dead = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return None
+    return process if same and not dead else None
+
+
+def _signal(job: Job, number: signal.Signals) -> None:
+    """Signal a job's process and, where it leads one, its group; but never this very process."""
+    process = _process(job)
+    if process is None or process.pid == os.getpid():
+        return
+    try:
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid, number)
+    except (ProcessLookupError, PermissionError) as error:
+        _log.warning("process %d does not take signal %s: %s", process.pid, number.name, error)
+
+
+def worker_command(store: Store, job: Job) -> list[str]:
+    """The command line of the process that computes a job."""
+    return [sys.executable, "-m", "chipviz.worker", "--home", str(store.home), job.job_id]
+
+
+def start(store: Store, job: Job) -> subprocess.Popen[bytes]:
+    """Start the process of a queued job, in its own session: it outlives this server.
+
+    Raises:
+        OSError: If the run folder cannot be written or no process can be started.
+    """
+    folder = store.run_dir(job.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            worker_command(store, job),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=PROJECT,
+        )
+
+
+@dataclass(frozen=True)
+class _Child:
+    job_id: str
+    queued: float
+    process: subprocess.Popen[bytes]
+
+
+class Scheduler:
+    """A thread that starts queued jobs, one run and one bundle at a time.
+
+    Of several servers on one home only the one that holds a lock schedules; when it goes,
+    another takes over within a second or two.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.leads = False
+        """Whether this scheduler holds the lock."""
+        self._lock = FileLock(store.home / "scheduler.lock")
+        self._closing = threading.Event()
+        self._children: list[_Child] = []
+        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin to look after the queue."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking; processes that work go on, the next server finds them."""
+        self._closing.set()
+        if self.alive:
+            self._thread.join()
+
+    def tick(self) -> None:
+        """Look once: bury the dead, start what may start."""
+        reconcile(self.store)
+        self._reap()
+        waiting, active = self.store.queue(), self.store.active()
+        for kind in ("train", "bundle"):
+            line = [job for job in waiting if job.kind == kind]
+            free = not any(job.kind == kind for job in active)
+            if line and free and not any(self._is_starting(job) for job in line):
+                self._start(line[0], kind)
+
+    def _loop(self) -> None:
+        try:
+            while not self._closing.is_set():
+                if self.leads or self._take_lock():
+                    self._tick_safely()
+                self._closing.wait(TICK_S)
+        finally:
+            self.leads = False
+            self._lock.release()
+
+    def _take_lock(self) -> bool:
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        self.leads = True
+        _log.info("this server schedules the jobs of %s", self.store.home)
+        return True
+
+    def _tick_safely(self) -> None:
+        try:
+            self.tick()
+        except (OSError, sqlite3.Error, psutil.Error):  # a full disk or locked store may pass
+            _log.exception("the scheduler could not look after the queue; it tries again")
+
+    def _start(self, job: Job, kind: Kind) -> None:
+        try:
+            process = start(self.store, job)
+        except OSError as error:
+            self._cannot_start(job.job_id, f"The {kind} process cannot start: {error}.")
+            return
+        self._children.append(_Child(job.job_id, job.queued, process))
+
+    def _is_starting(self, job: Job) -> bool:
+        return any(
+            (child.job_id, child.queued) == (job.job_id, job.queued) for child in self._children
+        )
+
+    def _reap(self) -> None:
+        """Collect processes that ended, and fail the jobs of those that never took them."""
+        ended = [child for child in self._children if child.process.poll() is not None]
+        self._children = [child for child in self._children if child not in ended]
+        untaken = {(job.job_id, job.queued) for job in self.store.queue()}
+        for child in ended:
+            if (child.job_id, child.queued) in untaken:
+                status = child.process.returncode
+                self._cannot_start(child.job_id, f"Its process ended at once, status {status}.")
+
+    def _cannot_start(self, job_id: str, message: str) -> None:
+        folder = self.store.run_dir(self.store.get(job_id).run_id)
+        self.store.move(
+            job_id,
+            expect={"queued"},
+            to="failed",
+            message=message,
+            hint=f"See {folder / 'log.txt'}, then resume.",
+            finished=time.time(),
+        )
+
+
+class Inference:
+    """Asks a separate process that keeps models loaded, so that the server never holds torch."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str | None] = queue.Queue()
+
+    def ask(self, request: dict[str, Any], timeout_s: float = 120.0) -> dict[str, Any]:
+        """Send one request and wait for its answer; one at a time, others wait their turn.
+
+        Raises:
+            ChipvizError: What the process itself answered with.
+            JobError: If it died, or gave no answer in `timeout_s` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        if not self._lock.acquire(timeout=timeout_s):
+            raise JobError(f"No answer in {timeout_s:g} s: others are asking.", "Try again.")
+        try:
+            answer = self._exchange(json.dumps(request), deadline, timeout_s)
+        finally:
+            self._lock.release()
+        if "error" in answer:
+            raise ChipvizError(str(answer["error"]), str(answer.get("hint", "")))
+        return answer
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        with self._lock:
+            self._end()
+
+    def _exchange(self, line: str, deadline: float, timeout_s: float) -> dict[str, Any]:
+        process = self._living()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            while True:
+                text = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+                if text is None:
+                    raise BrokenPipeError
+                answer = _json_object(text)
+                if answer is not None:
+                    return answer
+        except queue.Empty:
+            self._end()
+            raise JobError(
+                f"No answer in {timeout_s:g} s.", "Try again with a shorter text or fewer texts."
+            ) from None
+        except BrokenPipeError:
+            self._end()
+            raise JobError(
+                "The process that reads texts ended without an answer.",
+                f"Try again; see {self.home / 'inference.log'} if it happens again.",
+            ) from None
+
+    def _living(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            self._process = self._begin()
+        return self._process
+
+    def _begin(self) -> subprocess.Popen[str]:
+        with (self.home / "inference.log").open("a", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                inference_command(self.home),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                encoding="utf-8",
+                start_new_session=True,
+                cwd=PROJECT,
+            )
+        self._answers = queue.Queue()
+        assert process.stdout is not None
+        reader = threading.Thread(
+            target=_read_lines, args=(process.stdout, self._answers), daemon=True
+        )
+        reader.start()
+        return process
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.kill()
+        process.wait()
+        assert process.stdin is not None
+        with suppress(OSError):  # what was still to be written has no reader
+            process.stdin.close()
+
+
+def inference_command(home: Path) -> list[str]:
+    """The command line of the process that keeps models loaded."""
+    return [sys.executable, "-m", "chipviz.inference", "--home", str(home)]
+
+
+def _read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
+    with stream:
+        for line in stream:
+            lines.put(line)
+    lines.put(None)
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """One answer; None for what a library printed to standard output by the way."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None
