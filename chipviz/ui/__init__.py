@@ -1,0 +1,1 @@
+"""The pages' shared parts: state, links, status lines, drawings; nothing here loads torch."""

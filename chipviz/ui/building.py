@@ -1,0 +1,142 @@
+"""The bundle page's parts: what will be built, how it goes, what is built, how to use it."""
+
+import textwrap
+
+import streamlit as st
+
+from chipviz import jobs, server
+from chipviz.config import CutSpec, Pooling
+from chipviz.errors import ChipvizError
+from chipviz.report import BundleReport, RunReport
+from chipviz.store import Job
+from chipviz.ui import cut as cut_widgets
+from chipviz.ui import live, parts, state
+from chipviz.ui.state import Cut
+
+_KINDS: dict[Pooling, tuple[str, str]] = {
+    "last": ("sequence", 'loads with `pipeline("text-classification", PATH)`, nothing else needed'),
+    "mean": ("token", "loads with `AutoModelForTokenClassification`; three lines give the label"),
+}
+_SNIPPETS = {
+    "sequence": """
+        from transformers import pipeline
+        classify = pipeline("text-classification", {path!r})
+        print(classify("Your text"))
+        """,
+    "token": """
+        from transformers import AutoModelForTokenClassification, AutoTokenizer
+        model = AutoModelForTokenClassification.from_pretrained({path!r}).eval()
+        inputs = AutoTokenizer.from_pretrained({path!r})("Your text", return_tensors="pt")
+        print(model.config.id2label[model(**inputs).logits.mean(1).argmax().item()])
+        """,
+}
+
+
+def plan(job: Job, report: RunReport, cut: Cut) -> None:
+    """Say what will be built at this cut, and build it."""
+    cost = report.cost_at(cut.layer, cut.pooling)
+    kind, loads = _KINDS[cut.pooling]
+    st.html(
+        f'<div class="cv-big">{parts.megabytes(report.dense.weight_bytes)} → '
+        f'<span class="cv-accent">{parts.megabytes(cost.weight_bytes)}</span></div>'
+    )
+    st.write(
+        f"A **{kind}** bundle, layers 0 to {cut.layer} of {report.backbone.n_layers}: {loads}."
+    )
+    working = [bundle for bundle in state.store().bundles(job.run_id) if parts.at_work(bundle)]
+    if working:
+        live.watch_bundle(working[-1])
+        return
+    spec = CutSpec(cut_layer=cut.layer, pooling=cut.pooling, rule=cut_widgets.rule_of(report, cut))
+    st.button(
+        "Build the bundle",
+        type="primary",
+        key="build",
+        on_click=parts.act,
+        args=(jobs.enqueue_bundle, state.store(), job.run_id, spec),
+    )
+
+
+def built(job: Job, cut: Cut) -> Job | None:
+    """List what was built; the newest bundle at this cut (else the newest of all) is opened."""
+    done: dict[str, Job] = {}
+    bundles = state.store().bundles(job.run_id)
+    for bundle in bundles:
+        if bundle.bundle:
+            done.setdefault(bundle.bundle.path, bundle)
+    if bundles and bundles[0].status in ("failed", "stopped", "interrupted"):
+        _ended_badly(bundles[0])
+    if not done:
+        return None
+    at_cut = [
+        b for b in done.values() if (b.cut.cut_layer, b.cut.pooling) == (cut.layer, cut.pooling)
+    ]
+    shown = at_cut[0] if at_cut else next(iter(done.values()))
+    st.subheader("Built", anchor=False)
+    for bundle in done.values():
+        _built_row(bundle, opened=bundle is shown)
+    return shown
+
+
+def use(job: Job) -> None:
+    """Download, try and load one bundle."""
+    bundle = job.bundle
+    assert bundle is not None
+    st.subheader(f"Layer {bundle.cut_layer}, {bundle.pooling}", anchor=False)
+    st.link_button(
+        f"Download ({parts.megabytes(bundle.folder_bytes)})",
+        server.bundle_link(state.store(), job),
+        type="primary",
+        icon=":material/download:",
+        key="download",
+        width="stretch",
+    )
+    st.caption("The same files lie in this folder:")
+    st.code(bundle.path, language=None, wrap_lines=True)
+    _try_it(bundle)
+    snippet = _SNIPPETS.get(bundle.kind)
+    if snippet:
+        st.markdown("**Load it** anywhere, with torch and transformers alone")
+        st.code(textwrap.dedent(snippet).strip().format(path=bundle.path), language="python")
+
+
+def _ended_badly(job: Job) -> None:
+    if job.status == "failed":
+        parts.show_trouble(job.message or "The build failed.", job.hint)
+    else:
+        st.warning(f"The last build was {job.status}. Build it again.")
+
+
+def _built_row(job: Job, *, opened: bool) -> None:
+    bundle = job.bundle
+    assert bundle is not None
+    name = f"Layer {bundle.cut_layer}, {bundle.pooling}: {parts.megabytes(bundle.folder_bytes)}"
+    with st.expander(name, expanded=opened, icon=":material/verified:"):
+        st.write(
+            f"Verified in a fresh process: {bundle.n_verified} of {bundle.n_verified} texts agree, "
+            f"largest difference {bundle.max_difference:.0e}."
+        )
+        st.dataframe(
+            {
+                "file": list(bundle.files),
+                "size": [f"{size:,} bytes" for size in bundle.files.values()],
+            },
+            hide_index=True,
+        )
+
+
+def _try_it(bundle: BundleReport) -> None:
+    with st.form("try", border=False):
+        text = st.text_area("Try it on a text", max_chars=20_000, height=100, key="try_text")
+        asked = st.form_submit_button("Classify")
+    if not asked or not text.strip():
+        return
+    request = {"op": "predict", "path": bundle.path, "texts": [text]}
+    try:
+        with st.spinner("Reading the text. The first one takes longer: the bundle is loaded."):
+            answer = state.inference().ask(request)
+    except ChipvizError as error:
+        parts.show_error(error)
+        return
+    probabilities: dict[str, float] = answer["predictions"][0]["probabilities"]
+    parts.bars(sorted(probabilities.items(), key=lambda pair: -pair[1]))

@@ -1,0 +1,118 @@
+"""Live parts: they ask the store every two seconds while a job is at work, and compute nothing."""
+
+from collections import deque
+from pathlib import Path
+
+import streamlit as st
+
+from chipviz import charts, jobs
+from chipviz.store import Job
+from chipviz.ui import nav, parts, state
+
+EVERY_S = 2.0
+_LOG_LINES = 40
+
+
+def watch_run(job: Job) -> None:
+    """Show a training run while it works and how it ended, with the button that fits."""
+    _run_buttons(job)
+    every = EVERY_S if parts.at_work(job) else None
+    st.fragment(_run_view, run_every=every)(job.run_id, parts.at_work(job))
+
+
+def watch_bundle(job: Job) -> None:
+    """Show a bundle build while it works; the page is drawn anew when it ends."""
+    st.button("Stop", icon=":material/stop:", key="stop_build", on_click=_stop, args=(job.job_id,))
+    st.fragment(_bundle_view, run_every=EVERY_S)(job.job_id)
+
+
+def resume_button(job: Job, key: str) -> None:
+    """Offer to go on with a run that ended early."""
+    st.button("Resume", icon=":material/resume:", key=key, on_click=_resume, args=(job.run_id,))
+
+
+def stop_button(job: Job, key: str) -> None:
+    """Offer to stop a run; what it has on disk stays readable."""
+    label = "Stopping" if job.stop_requested else "Stop"
+    st.button(
+        label,
+        icon=":material/stop:",
+        key=key,
+        on_click=_stop,
+        args=(job.job_id,),
+        disabled=job.stop_requested,
+    )
+
+
+def how_it_ended(job: Job) -> None:
+    """Say in words why a job is not done."""
+    if job.status == "failed":
+        parts.show_trouble(job.message or "The run failed.", job.hint)
+    elif job.status == "stopped":
+        st.info("Stopped. What was read so far is kept: resume goes on from there.")
+    elif job.status == "interrupted":
+        st.warning(
+            "Interrupted: the process that computed this run is gone. "
+            "What was read so far is kept: resume goes on from there."
+        )
+    elif job.status == "stalled":
+        st.warning(
+            "Stalled: the process gives no sign of life. It may be short of memory. "
+            "Wait, or stop it and resume."
+        )
+
+
+def _run_buttons(job: Job) -> None:
+    if parts.at_work(job):
+        stop_button(job, key="stop_run")
+    elif job.state == "done":
+        nav.link("layers", "Open the layers", {"run": job.run_id}, ":material/stacked_line_chart:")
+    else:
+        resume_button(job, key="resume_run")
+
+
+def _run_view(run_id: str, was_at_work: bool) -> None:
+    job = state.store().get(run_id)
+    if was_at_work and not parts.at_work(job):
+        st.rerun()
+    parts.progress(job)
+    how_it_ended(job)
+    points = state.store().points(run_id)
+    if points or parts.at_work(job):
+        st.plotly_chart(
+            charts.live_figure(points, total=_texts(job), look=state.look()),
+            key="live_curve",
+            theme=None,
+            config={"displayModeBar": False},
+            alt="Validation accuracy of a chip on every layer, growing as texts are read",
+        )
+    _log(state.store().run_dir(run_id))
+
+
+def _texts(job: Job) -> int | None:
+    return job.report.task.n_train if job.report else job.config.max_train
+
+
+def _bundle_view(job_id: str) -> None:
+    job = state.store().get(job_id)
+    if not parts.at_work(job):
+        st.rerun()
+    parts.progress(job)
+
+
+def _log(run_dir: Path) -> None:
+    path = run_dir / "log.txt"
+    if not path.exists():
+        return
+    with st.expander("Log"):
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            tail = deque(lines, maxlen=_LOG_LINES)
+        st.code("".join(tail) or "(empty)", language=None)
+
+
+def _stop(job_id: str) -> None:
+    parts.act(jobs.stop, state.store(), job_id)
+
+
+def _resume(run_id: str) -> None:
+    parts.act(jobs.resume, state.store(), run_id)

@@ -1,0 +1,59 @@
+"""The style sheet of the pages: fixed classes, filled only from `canvas`, never from data."""
+
+from chipviz.canvas import CLASS_COLOURS, Look, tint
+
+STRENGTHS = 5
+"""Steps of confidence that a tint shows."""
+
+_SHEET = """
+.cv-line { display:flex; flex-wrap:wrap; gap:.2rem 1rem; align-items:baseline; }
+.cv-name { font-weight:600; overflow-wrap:anywhere; }
+.cv-muted { opacity:.68; font-size:.9rem; }
+.cv-dot { display:inline-block; width:.62rem; height:.62rem; border-radius:50%;
+  background:#8a9694; }
+.cv-dot.cv-work { background:%(accent)s; animation:cv-pulse 1.6s ease-in-out infinite; }
+.cv-dot.cv-done { background:%(accent)s; }
+.cv-dot.cv-bad { background:#d55e00; }
+@keyframes cv-pulse { 50%% { opacity:.3; } }
+@media (prefers-reduced-motion: reduce) { .cv-dot.cv-work { animation:none; } }
+.cv-big { font-size:1.55rem; font-weight:650; line-height:1.25; }
+.cv-fact { display:grid; grid-template-columns:minmax(6.5rem,auto) 1fr; gap:.15rem .9rem; }
+.cv-fact b { font-variant-numeric:tabular-nums; }
+.cv-accent { color:%(accent)s; }
+.cv-stack { display:flex; flex-direction:column; gap:2px; width:5.4rem; font-size:.72rem; }
+.cv-stack div { border-radius:3px; text-align:center; overflow:hidden; line-height:1.35; }
+.cv-kept { background:%(accent)s; }
+.cv-gone { background:currentColor; opacity:.13; }
+.cv-chip { border:2px solid %(accent)s; color:%(accent)s; font-weight:650; }
+.cv-embed { border:1px solid currentColor; opacity:.7; }
+.cv-words { font-size:1.12rem; line-height:2.05; overflow-wrap:anywhere; white-space:pre-wrap; }
+.cv-words .cv-t { border-radius:4px; padding:.14em 0; color:#16201f; }
+.cv-words .cv-frame { opacity:.6; font-family:monospace; font-size:.88em; }
+.cv-words .cv-rest { opacity:.45; text-decoration:line-through; }
+.cv-key { display:inline-block; border-radius:4px; padding:.05rem .5rem; color:#16201f;
+  margin:0 .3rem .3rem 0; font-size:.88rem; overflow-wrap:anywhere; }
+.cv-bars { display:grid; grid-template-columns:minmax(4rem,12rem) 1fr 3.6rem; gap:.35rem .7rem;
+  align-items:center; }
+.cv-bars span { overflow-wrap:anywhere; }
+.cv-bar { background:rgba(128,140,138,.2); border-radius:4px; height:.95rem; }
+.cv-bar i { display:block; height:100%%; border-radius:4px; background:%(accent)s; }
+"""
+
+
+def sheet(look: Look) -> str:
+    """The whole style element for a theme."""
+    return f"<style>{_SHEET % {'accent': look.accent}}{_tints()}</style>"
+
+
+def tint_class(slot: int, confidence: float) -> str:
+    """The class that tints a word: colour by class slot, strength by confidence in [0, 1]."""
+    strength = min(STRENGTHS - 1, int(max(confidence, 0.0) * STRENGTHS))
+    return f"cv-c{slot}-{strength}"
+
+
+def _tints() -> str:
+    return "".join(
+        f".cv-c{slot}-{step}{{background:{tint(colour, step / (STRENGTHS - 1))}}}"
+        for slot, colour in enumerate(CLASS_COLOURS)
+        for step in range(STRENGTHS)
+    )

@@ -1,0 +1,21 @@
+import streamlit as st
+
+from chipviz import jobs
+from chipviz.config import EXAMPLE, RunConfig
+from chipviz.ui import nav, parts, run_list, state
+
+title, example, new = st.columns([5, 4, 2], vertical_alignment="center")
+title.header("Find the layer your classifier needs", anchor=False)
+if example.button(
+    "Try it: BBC news on SmolLM2 (about 1 min)",
+    type="primary",
+    key="try_it",
+    width="stretch",
+    icon=":material/play_arrow:",
+):
+    job = jobs.enqueue_run(state.store(), RunConfig.checked(**EXAMPLE))
+    nav.go("train", {"run": job.run_id})
+if new.button("New run", key="new_run", width="stretch"):
+    nav.go("train")
+parts.show_kept_trouble()
+run_list.show()
