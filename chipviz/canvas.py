@@ -6,7 +6,6 @@ Knows plotly and pixels; nothing of runs, scores or layers' meaning.
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import plotly.graph_objects as go
 
@@ -28,6 +27,8 @@ CLASS_COLOURS = (
 """Fill colour of a class, in the Okabe-Ito order."""
 WASH = 0.65
 """Opacity of the wash over what a cut removes: 35 % of it stays visible."""
+FONT = "'Source Sans', 'Source Sans Pro', sans-serif"
+"""The page's own font."""
 MARKER_PX = 9
 BAND_OPACITY = 0.15
 
@@ -41,10 +42,29 @@ class Look:
     muted: str
     grid: str
     accent: str
+    on_accent: str
+    """Text on a filled accent button."""
+    lift: float = 0.0
+    """Share of white mixed into series colours, so that they stand out on a dark page."""
+
+    def series(self, pooling: Pooling) -> str:
+        """The line colour of a pooling on this theme."""
+        return mix_white(SERIES[pooling], self.lift)
 
 
-LIGHT = Look("#ffffff", "#1c2726", "#6b7776", "#e3e9e8", "#0f766e")
-DARK = Look("#101716", "#e4ebea", "#93a09e", "#2a3634", "#2dd4bf")
+@dataclass(frozen=True)
+class End:
+    """The label at a line's right end."""
+
+    value: float
+    """Accuracy in %."""
+    name: str
+    colour: str
+    bold: bool = True
+
+
+LIGHT = Look("#ffffff", "#1c2726", "#6b7776", "#e3e9e8", "#0f766e", "#ffffff")
+DARK = Look("#101716", "#e4ebea", "#93a09e", "#2a3634", "#2dd4bf", "#06211e", lift=0.28)
 
 
 def frame(
@@ -59,11 +79,11 @@ def frame(
         "fixedrange": True,
     }
     figure.update_layout(
-        height=460,
-        margin={"l": 56, "r": 84, "t": 110, "b": 48},
+        height=500,
+        margin={"l": 52, "r": 116, "t": 84, "b": 44},
         paper_bgcolor=look.paper,
         plot_bgcolor=look.paper,
-        font={"color": look.text},
+        font={"color": look.text, "family": FONT},
         showlegend=False,
         hovermode="closest",
         hoverdistance=12,
@@ -83,35 +103,32 @@ def title(figure: go.Figure, text: str, subtitle: str, look: Look) -> None:
     figure.update_layout(
         title={
             "text": text,
-            "font": {"size": 17, "color": look.text},
-            "subtitle": {"text": subtitle, "font": {"size": 13, "color": look.muted}},
+            "font": {"size": 18, "color": look.text},
+            "subtitle": {"text": subtitle, "font": {"size": 14, "color": look.muted}},
             "x": 0,
             "xref": "container",
-            "y": 0.97,
+            "y": 0.98,
             "yanchor": "top",
         }
     )
 
 
 def end_labels(
-    figure: go.Figure,
-    ends: Sequence[tuple[float, str, str]],
-    look: Look,
-    n_layers: int,
-    *,
-    span: float,
-    at: float | None = None,
+    figure: go.Figure, ends: Sequence[End], look: Look, *, x: float, y_range: tuple[float, float]
 ) -> None:
-    """Name each line at its right end, instead of a legend."""
-    places = spread([end[0] for end in ends], gap=span / 16)
-    for (value, name, colour), place in zip(ends, places, strict=True):
+    """Name each line at its right end `x`, instead of a legend."""
+    low, high = y_range
+    places = spread([end.value for end in ends], gap=(high - low) / 21)
+    over = max(0.0, max(places, default=0.0) - high)
+    for end, place in zip(ends, places, strict=True):
+        name = f"<b>{end.name}</b>" if end.bold else end.name
         figure.add_annotation(
-            x=n_layers - 0.6 if at is None else at,
+            x=x,
             xanchor="left",
-            y=place,
-            text=f"<b>{name}</b> {value:.1f}",
+            y=place - over if place > high - (high - low) / 2 else place,
+            text=f"{name} {end.value:.1f}",
             showarrow=False,
-            font={"size": 13, "color": colour},
+            font={"size": 13 if end.bold else 12, "color": end.colour},
             bgcolor=look.paper,
         )
 
@@ -133,19 +150,39 @@ def wash(figure: go.Figure, look: Look, **box: float) -> None:
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Move labels apart until neighbours differ by `gap`, the lowest staying where it is."""
+    """Move labels apart until neighbours differ by `gap`, each cluster around its own mean."""
     order = sorted(range(len(values)), key=lambda i: values[i])
+    clusters: list[list[int]] = []
+    for i in order:
+        clusters.append([i])
+        while len(clusters) > 1 and _touch(clusters[-2], clusters[-1], values, gap):
+            above = clusters.pop()
+            clusters[-1] += above
     places = list(values)
-    for below, above in pairwise(order):
-        places[above] = max(places[above], places[below] + gap)
+    for cluster in clusters:
+        for i, place in zip(cluster, _ladder(cluster, values, gap), strict=True):
+            places[i] = place
     return places
 
 
+def _ladder(cluster: Sequence[int], values: Sequence[float], gap: float) -> list[float]:
+    middle = sum(values[i] for i in cluster) / len(cluster)
+    return [middle + (step - (len(cluster) - 1) / 2) * gap for step in range(len(cluster))]
+
+
+def _touch(low: Sequence[int], high: Sequence[int], values: Sequence[float], gap: float) -> bool:
+    return _ladder(high, values, gap)[0] - _ladder(low, values, gap)[-1] < gap
+
+
 def tint(colour: str, strength: float) -> str:
-    """Mix `colour` (#rrggbb) into white: 0 leaves a breath of it, 1 most of it."""
-    share = 0.12 + 0.68 * strength
+    """Pale a class colour: strength 0 leaves a breath of it, 1 most of it."""
+    return mix_white(colour, 0.88 - 0.68 * strength)
+
+
+def mix_white(colour: str, share: float) -> str:
+    """Mix a share of white, in [0, 1], into `colour` (#rrggbb)."""
     parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(255 + (part - 255) * share):02x}" for part in parts)
+    return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
 
 
 def rgba(colour: str, opacity: float) -> str:
@@ -165,7 +202,7 @@ def short(text: str, limit: int) -> str:
     return safe(line if len(line) <= limit else line[: limit - 1] + "…")
 
 
-def kept_axis(figure: go.Figure, kept: Sequence[float]) -> None:
+def kept_axis(figure: go.Figure, kept: Sequence[float], look: Look) -> None:
     """A second axis on top: the parameters, in %, that a cut at each layer keeps."""
     step = max(1, len(kept) // 6)
     ticks = list(range(0, len(kept), step))
@@ -178,7 +215,8 @@ def kept_axis(figure: go.Figure, kept: Sequence[float]) -> None:
             "tickmode": "array",
             "tickvals": ticks,
             "ticktext": [f"{kept[layer]:.0f}" for layer in ticks],
-            "title": {"text": "parameters kept, %", "standoff": 4},
+            "title": {"text": "parameters kept, %", "standoff": 4, "font": {"color": look.muted}},
+            "tickfont": {"color": look.muted},
             "showgrid": False,
             "fixedrange": True,
         }
@@ -211,20 +249,8 @@ def class_scale() -> list[tuple[float, str]]:
     return scale
 
 
-def control_lines(
-    figure: go.Figure, values: Mapping[str, float], look: Look, *, gap: float
-) -> None:
-    """Draw reference accuracies, in [0, 1], as thin dotted lines, labels at least `gap` apart."""
-    places = spread([100 * value for value in values.values()], gap=gap)
-    for (name, value), place in zip(values.items(), places, strict=True):
+def control_lines(figure: go.Figure, values: Mapping[str, float], look: Look) -> list[End]:
+    """Draw reference accuracies, in [0, 1], as thin dotted lines; give their labels back."""
+    for value in values.values():
         figure.add_hline(y=100 * value, line={"color": look.muted, "width": 1, "dash": "dot"})
-        figure.add_annotation(
-            x=0,
-            xref="paper",
-            xanchor="left",
-            y=place,
-            yanchor="bottom",
-            text=f"{name} {100 * value:.1f} %",
-            showarrow=False,
-            font={"size": 11, "color": look.muted},
-        )
+    return [End(100 * value, name, look.muted, bold=False) for name, value in values.items()]

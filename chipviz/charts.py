@@ -18,6 +18,7 @@ from chipviz.canvas import (
     LIGHT,
     MARKER_PX,
     SERIES,
+    End,
     Look,
     class_scale,
     control_lines,
@@ -35,6 +36,8 @@ from chipviz.config import ChipKind, Pooling, Split
 from chipviz.metrics import CurvePoint, Score
 from chipviz.report import RunReport
 
+TOP = 101.5
+"""Upper end of every accuracy axis, in %: markers at 100 stay whole."""
 MAX_TICK_TOKENS = 48
 """Longer texts get no token labels under the map: they would only overlap."""
 
@@ -60,17 +63,18 @@ def curve_figure(
     """
     layers = report.backbone.n_layers
     figure = go.Figure()
-    ends: list[tuple[float, str, str]] = []
+    ends: list[End] = []
     for series in _series(report.scores, split):
-        figure.add_traces(_band_and_line(series, report))
+        figure.add_traces(_band_and_line(series, report, look))
         name = series[0].pooling
-        ends.append((100 * series[-1].accuracy, _series_name(series[0]), SERIES[name]))
-    low = _floor(report, split)
+        ends.append(End(100 * series[-1].accuracy, _series_name(series[0]), look.series(name)))
+    y_range = (_floor(report, split), TOP)
     kept = [100 * (1 - report.cost_at(layer, pooling).parameter_ratio) for layer in range(layers)]
-    kept_axis(figure, kept)
-    frame(figure, look, n_layers=layers, y_range=(low, 101.5))
-    _controls(figure, report, split, pooling, look, low)
-    end_labels(figure, ends, look, layers, span=101.5 - low)
+    kept_axis(figure, kept, look)
+    frame(figure, look, n_layers=layers, y_range=y_range)
+    figure.update_layout(margin_t=116)
+    ends += control_lines(figure, _control_values(report, split, pooling), look)
+    end_labels(figure, ends, look, x=layers - 0.2, y_range=y_range)
     cut_line(figure, cut_layer, layers, look)
     at = report.score_at(cut_layer, pooling, "linear", split)
     _ring(figure, at, look)
@@ -99,18 +103,18 @@ def live_figure(
     figure = go.Figure()
     steps = sorted({p.n_train for p in points})
     layers = 1 + max((p.layer for p in points), default=29)
-    ends: list[tuple[float, str, str]] = []
+    ends: list[End] = []
     for name in _poolings(points):
         own = [p for p in points if p.pooling == name and p.layer >= 0]
         for step in steps[-2:-1]:
-            figure.add_trace(_live_line(own, step, name, ghost=True))
-        line = _live_line(own, steps[-1], name, ghost=False)
+            figure.add_trace(_live_line(own, step, name, look, ghost=True))
+        line = _live_line(own, steps[-1], name, look, ghost=False)
         figure.add_trace(line)
-        ends.append((_last(line), name, SERIES[name]))
+        ends.append(End(_last(line), name, look.series(name)))
     first = [p.accuracy for p in points if steps and p.n_train == steps[0]]
-    low = _below(min(first, default=0.0))
-    frame(figure, look, n_layers=layers, y_range=(low, 101.5))
-    end_labels(figure, ends, look, layers, span=101.5 - low)
+    y_range = (_below(min(first, default=0.0)), TOP)
+    frame(figure, look, n_layers=layers, y_range=y_range)
+    end_labels(figure, ends, look, x=layers - 0.2, y_range=y_range)
     of = f" of {total:,}" if total else ""
     seen = f"after {steps[-1]:,}{of} texts" if steps else "waiting for the first texts"
     title(figure, "Accuracy of a chip on every layer, growing", f"validation, {seen}", look)
@@ -127,7 +131,7 @@ def size_figure(
 ) -> go.Figure:
     """Draw accuracy against the share of parameters a cut keeps, in %."""
     figure = go.Figure()
-    ends: list[tuple[float, str, str]] = []
+    ends: list[End] = []
     for series in _series(report.scores, split):
         name = series[0].pooling
         costs = [report.cost_at(s.layer, name) for s in series]
@@ -138,7 +142,7 @@ def size_figure(
                 y=[100 * s.accuracy for s in series],
                 mode="lines+markers",
                 name=_series_name(series[0]),
-                line={"color": SERIES[name], "dash": DASHES[series[0].chip]},
+                line={"color": look.series(name), "dash": DASHES[series[0].chip]},
                 marker={"size": MARKER_PX - 2},
                 customdata=[[s.layer, name, s.chip] for s in series],
                 text=[
@@ -149,11 +153,11 @@ def size_figure(
                 hoverinfo="text",
             )
         )
-        ends.append((100 * series[-1].accuracy, _series_name(series[0]), SERIES[name]))
-    low = _floor(report, split)
-    frame(figure, look, n_layers=None, y_range=(low, 101.5))
-    figure.update_xaxes(title_text="parameters kept, %", range=[0, 112])
-    end_labels(figure, ends, look, 0, span=101.5 - low, at=101)
+        ends.append(End(100 * series[-1].accuracy, _series_name(series[0]), look.series(name)))
+    y_range = (_floor(report, split), TOP)
+    frame(figure, look, n_layers=None, y_range=y_range)
+    figure.update_xaxes(title_text="parameters kept, %", range=[0, 102])
+    end_labels(figure, ends, look, x=102, y_range=y_range)
     cost = report.cost_at(cut_layer, pooling)
     at = report.score_at(cut_layer, pooling, "linear", split)
     figure.add_vline(x=100 * (1 - cost.parameter_ratio), line_color=look.accent, line_width=2)
@@ -181,14 +185,14 @@ def learning_figure(
                     y=[100 * p.accuracy for p in own],
                     mode="lines+markers",
                     name=f"{name}, layer {layer}",
-                    line={"color": SERIES[name], "width": 2.5 if here else 1},
+                    line={"color": look.series(name), "width": 2.5 if here else 1},
                     opacity=1 if here else 0.4,
                     marker={"size": MARKER_PX if here else 4},
                     hovertemplate="%{x:,} texts: %{y:.1f} %<extra>%{fullData.name}</extra>",
                 )
             )
     low = _below(min((p.accuracy for p in points), default=0.0))
-    frame(figure, look, n_layers=None, y_range=(low, 101.5))
+    frame(figure, look, n_layers=None, y_range=(low, TOP))
     figure.update_xaxes(title_text="training texts", rangemode="tozero")
     figure.update_layout(
         showlegend=True, legend={"orientation": "h", "y": -0.22, "font": {"color": look.text}}
@@ -346,9 +350,9 @@ def _series_name(score: Score) -> str:
     return score.pooling if score.chip == "linear" else f"{score.pooling}, {score.chip}"
 
 
-def _band_and_line(series: Sequence[Score], report: RunReport) -> list[go.Scatter]:
+def _band_and_line(series: Sequence[Score], report: RunReport, look: Look) -> list[go.Scatter]:
     pooling, chip = series[0].pooling, series[0].chip
-    colour = SERIES[pooling]
+    colour = look.series(pooling)
     layers = [s.layer for s in series]
     band = go.Scatter(
         x=[*layers, *reversed(layers)],
@@ -389,7 +393,7 @@ def _hover(score: Score, report: RunReport) -> str:
 
 
 def _live_line(
-    points: Sequence[CurvePoint], step: int, pooling: Pooling, *, ghost: bool
+    points: Sequence[CurvePoint], step: int, pooling: Pooling, look: Look, *, ghost: bool
 ) -> go.Scatter:
     own = sorted((p for p in points if p.n_train == step), key=lambda p: p.layer)
     return go.Scatter(
@@ -397,7 +401,7 @@ def _live_line(
         y=[100 * p.accuracy for p in own],
         mode="lines" if ghost else "lines+markers",
         name=f"{pooling}, after {step:,} texts",
-        line={"color": SERIES[pooling], "width": 1.5 if ghost else 2},
+        line={"color": look.series(pooling), "width": 1.5 if ghost else 2},
         opacity=0.25 if ghost else 1.0,
         marker={"size": MARKER_PX},
         hoverinfo="skip" if ghost else None,
@@ -412,8 +416,8 @@ def _last(line: go.Scatter) -> float:
 def _floor(report: RunReport, split: Split) -> float:
     """Lower end of the y axis, in %: under chance and under everything that is drawn."""
     drawn = [s.accuracy for s in report.scores if s.split == split]
-    controls = _control_values(report, split).values()
-    return _below(min([*drawn, *controls, 1 / report.task.n_classes]))
+    controls = report.controls if split == "test" else report.controls_validation
+    return _below(min([*drawn, controls.majority, 1 / report.task.n_classes]))
 
 
 def _below(accuracy: float) -> float:
@@ -421,26 +425,15 @@ def _below(accuracy: float) -> float:
     return max(0.0, 10 * np.floor((100 * accuracy - 3) / 10))
 
 
-def _control_values(report: RunReport, split: Split) -> dict[str, float]:
+def _control_values(report: RunReport, split: Split, pooling: Pooling) -> dict[str, float]:
     controls = report.controls if split == "test" else report.controls_validation
+    last = report.score_at(report.backbone.n_layers - 1, pooling, "linear", split)
     return {
-        "majority class": controls.majority,
+        "majority": controls.majority,
         "embedding": controls.embedding,
         "TF-IDF": controls.tfidf,
+        "last layer": last.accuracy,
     }
-
-
-def _controls(
-    figure: go.Figure,
-    report: RunReport,
-    split: Split,
-    pooling: Pooling,
-    look: Look,
-    low: float,
-) -> None:
-    last = report.score_at(report.backbone.n_layers - 1, pooling, "linear", split)
-    values = {**_control_values(report, split), "last layer": last.accuracy}
-    control_lines(figure, values, look, gap=(101.5 - low) / 20)
 
 
 def _ring(figure: go.Figure, score: Score, look: Look, x: float | None = None) -> None:

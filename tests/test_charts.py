@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_everything_right_of_the_cut_is_washed_out():
 
 def test_controls_and_both_line_ends_are_named():
     said = " ".join(_texts(charts.curve_figure(REPORT, cut_layer=8, pooling="mean")))
-    for words in ("majority class 22.5 %", "embedding 89.5 %", "TF-IDF 94.5 %", "last layer"):
+    for words in ("majority 22.5", "embedding 89.5", "TF-IDF 94.5", "last layer 93.5"):
         assert words in said
     assert "<b>last</b>" in said
     assert "<b>mean</b>" in said
@@ -152,6 +153,7 @@ def test_more_than_eight_classes_are_right_wrong_and_other():
 
 
 def test_labels_are_spread_and_tints_grow_with_confidence():
-    places = spread([90.0, 90.5, 20.0], gap=4)
-    assert places == [90.0, 94.0, 20.0]
+    assert spread([90.0, 91.0, 20.0], gap=4) == [88.5, 92.5, 20.0]
+    crowd = sorted(spread([94.0, 94.0, 93.0, 90.0, 50.0], gap=3))
+    assert all(b - a >= 3 - 1e-9 for a, b in pairwise(crowd))
     assert tint("#000000", 0.0) > tint("#000000", 0.5) > tint("#000000", 1.0)

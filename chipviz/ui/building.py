@@ -25,8 +25,9 @@ _SNIPPETS = {
         """,
     "token": """
         from transformers import AutoModelForTokenClassification, AutoTokenizer
-        model = AutoModelForTokenClassification.from_pretrained({path!r}).eval()
-        inputs = AutoTokenizer.from_pretrained({path!r})("Your text", return_tensors="pt")
+        path = {path!r}
+        model = AutoModelForTokenClassification.from_pretrained(path).eval()
+        inputs = AutoTokenizer.from_pretrained(path)("Your text", return_tensors="pt")
         print(model.config.id2label[model(**inputs).logits.mean(1).argmax().item()])
         """,
 }

@@ -18,7 +18,10 @@ RULE_NAMES: dict[Rule, str] = {
 
 
 def controls(report: RunReport) -> Cut:
-    """Draw slider and pooling choice, both views of the kept cut, and return it."""
+    """Draw slider and pooling choice, both views of the kept cut, and return it.
+
+    A widget that is new on this page starts at the kept cut; one that is here already is moved.
+    """
     cut = state.current_cut(report)
     _show("cut", cut.layer)
     _show("pooling", cut.pooling)
@@ -26,11 +29,12 @@ def controls(report: RunReport) -> Cut:
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     if last > 0:
         with left:
-            st.slider("Cut layer", 0, last, key="cut", on_change=_moved, args=(report,))
+            st.slider("Cut layer", 0, last, cut.layer, key="cut", on_change=_moved, args=(report,))
     with right:
         st.segmented_control(
             "Pooling",
             state.poolings(report),
+            default=cut.pooling,
             key="pooling",
             required=True,
             on_change=_moved,

@@ -29,7 +29,7 @@ def savings(report: RunReport, cut: Cut) -> None:
         ]
     )
     st.caption(loss_words(report, cut))
-    drawing, numbers = st.columns([1, 3])
+    drawing, numbers = st.columns([1, 3], wrap=False)
     with drawing:
         parts.stack(layers, cut.layer)
     with numbers:

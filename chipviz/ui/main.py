@@ -14,7 +14,7 @@ def _freeze() -> None:
     gc.freeze()
 
 
-st.set_page_config(page_title="chipviz", page_icon=":material/content_cut:", layout="wide")
+st.set_page_config(page_title="chipviz", page_icon=style.ICON, layout="wide")
 _freeze()
 page = st.navigation(list(nav.pages().values()), position="top")
 st.html(style.sheet(state.look()))

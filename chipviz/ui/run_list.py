@@ -43,7 +43,12 @@ def _row(job: Job) -> None:
         words, buttons = st.columns([5, 3], vertical_alignment="center")
         with words:
             st.html(_line(job))
-        with buttons, st.container(horizontal=True, horizontal_alignment="right"):
+        with (
+            buttons,
+            st.container(
+                horizontal=True, horizontal_alignment="right", vertical_alignment="center"
+            ),
+        ):
             _buttons(job)
 
 
@@ -86,7 +91,9 @@ def _details(job: Job) -> list[str]:
 
 def _buttons(job: Job) -> None:
     params = {"run": job.run_id}
-    nav.link("layers" if job.state == "done" else "train", "Open", params)
+    nav.link(
+        "layers" if job.state == "done" else "train", "Open", params, ":material/arrow_forward:"
+    )
     if parts.at_work(job):
         live.stop_button(job, key=f"stop_{job.run_id}")
         return

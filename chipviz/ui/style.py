@@ -5,26 +5,34 @@ from chipviz.canvas import CLASS_COLOURS, Look, tint
 STRENGTHS = 5
 """Steps of confidence that a tint shows."""
 
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
+<rect x="4" y="22" width="24" height="6" rx="2" fill="#0f766e"/>
+<rect x="4" y="13" width="24" height="6" rx="2" fill="#0f766e"/>
+<rect x="4" y="4" width="24" height="6" rx="2" fill="#0f766e" opacity=".25"/></svg>"""
+"""The browser tab's picture, drawn here: a named icon would be fetched from a foreign host."""
+
 _SHEET = """
+.stMainBlockContainer { padding-top:4.2rem; padding-bottom:3rem; }
+[data-testid="stBaseButton-primary"], [data-testid="stBaseLinkButton-primary"] { color:ON_FILL; }
 .cv-line { display:flex; flex-wrap:wrap; gap:.2rem 1rem; align-items:baseline; }
 .cv-name { font-weight:600; overflow-wrap:anywhere; }
 .cv-muted { opacity:.68; font-size:.9rem; }
 .cv-dot { display:inline-block; width:.62rem; height:.62rem; border-radius:50%;
   background:#8a9694; }
-.cv-dot.cv-work { background:%(accent)s; animation:cv-pulse 1.6s ease-in-out infinite; }
-.cv-dot.cv-done { background:%(accent)s; }
+.cv-dot.cv-work { background:ACCENT; animation:cv-pulse 1.6s ease-in-out infinite; }
+.cv-dot.cv-done { background:ACCENT; }
 .cv-dot.cv-bad { background:#d55e00; }
-@keyframes cv-pulse { 50%% { opacity:.3; } }
+@keyframes cv-pulse { 50% { opacity:.3; } }
 @media (prefers-reduced-motion: reduce) { .cv-dot.cv-work { animation:none; } }
 .cv-big { font-size:1.55rem; font-weight:650; line-height:1.25; }
-.cv-fact { display:grid; grid-template-columns:minmax(6.5rem,auto) 1fr; gap:.15rem .9rem; }
+.cv-fact { display:grid; grid-template-columns:5.4rem 1fr; gap:.15rem .9rem; }
 .cv-fact b { font-variant-numeric:tabular-nums; }
-.cv-accent { color:%(accent)s; }
+.cv-accent { color:ACCENT; }
 .cv-stack { display:flex; flex-direction:column; gap:2px; width:5.4rem; font-size:.72rem; }
 .cv-stack div { border-radius:3px; text-align:center; overflow:hidden; line-height:1.35; }
-.cv-kept { background:%(accent)s; }
+.cv-kept { background:ACCENT; }
 .cv-gone { background:currentColor; opacity:.13; }
-.cv-chip { border:2px solid %(accent)s; color:%(accent)s; font-weight:650; }
+.cv-chip { border:2px solid ACCENT; color:ACCENT; font-weight:650; }
 .cv-embed { border:1px solid currentColor; opacity:.7; }
 .cv-words { font-size:1.12rem; line-height:2.05; overflow-wrap:anywhere; white-space:pre-wrap; }
 .cv-words .cv-t { border-radius:4px; padding:.14em 0; color:#16201f; }
@@ -36,13 +44,14 @@ _SHEET = """
   align-items:center; }
 .cv-bars span { overflow-wrap:anywhere; }
 .cv-bar { background:rgba(128,140,138,.2); border-radius:4px; height:.95rem; }
-.cv-bar i { display:block; height:100%%; border-radius:4px; background:%(accent)s; }
+.cv-bar i { display:block; height:100%; border-radius:4px; background:ACCENT; }
 """
 
 
 def sheet(look: Look) -> str:
     """The whole style element for a theme."""
-    return f"<style>{_SHEET % {'accent': look.accent}}{_tints()}</style>"
+    rules = _SHEET.replace("ACCENT", look.accent).replace("ON_FILL", look.on_accent)
+    return f"<style>{rules}{_tints()}</style>"
 
 
 def tint_class(slot: int, confidence: float) -> str:

@@ -109,19 +109,23 @@ def coloured(answer: dict[str, Any], text: str, layer: int, slots: Sequence[int]
     """
     pieces: list[str] = []
     place = 0
-    classes, confidence = answer["label_index"][layer], answer["confidence"][layer]
-    for token, label, share in zip(answer["tokens"], classes, confidence, strict=True):
+    end_of_text = max((i for i, t in enumerate(answer["tokens"]) if t["in_text"]), default=-1)
+    rows = zip(
+        answer["tokens"], answer["label_index"][layer], answer["confidence"][layer], strict=True
+    )
+    for i, (token, label, share) in enumerate(rows):
         if not token["in_text"]:
             pieces.append(_span("cv-frame", token["text"]))
             continue
-        start, end = max(place, token["start"]), token["end"]
+        start, end = max(place, token["start"]), max(place, token["end"])
         pieces.append(html.escape(text[place:start]))
-        name = f"cv-t {style.tint_class(slots[label], share)}"
         title = f"{answer['label_names'][label]} {100 * share:.0f} %"
-        pieces.append(_span(name, text[start:end], title))
-        place = max(place, end)
-    if place < len(text):
-        pieces.append(_span("cv-rest", text[place:], "beyond the length limit: not read"))
+        pieces.append(
+            _span(f"cv-t {style.tint_class(slots[label], share)}", text[start:end], title)
+        )
+        place = end
+        if i == end_of_text and place < len(text):
+            pieces.append(_span("cv-rest", text[place:], "beyond the length limit: not read"))
     return "".join(pieces)
 
 

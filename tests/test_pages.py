@@ -1,0 +1,459 @@
+"""Every page without a browser: empty, normal, broken, and one thing a person does on it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from chipviz import config, jobs
+from chipviz.config import RunConfig
+from chipviz.errors import ConfigError, JobError
+from chipviz.progress import Progress
+from chipviz.store import Store
+from chipviz.ui import form, parts, state, words
+from tests.example_run import (
+    EVIL,
+    LABELS,
+    active_run,
+    built_bundle,
+    finished_run,
+    report_of,
+    token_answer,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORT = report_of("20261121-235959-4f2a")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHIPVIZ_HOME", str(tmp_path / "home"))
+    return Store(tmp_path / "home")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Requests that reached the inference process, which answers at once."""
+    requests = []
+
+    def answer(_self, request):
+        requests.append(request)
+        if request["op"] == "predict":
+            shares = dict(zip(LABELS, [0.9, 0.04, 0.03, 0.02, 0.01], strict=True))
+            return {"predictions": [{"label": "business", "score": 0.9, "probabilities": shares}]}
+        return token_answer(request["text"], request["layer"])
+
+    monkeypatch.setattr(jobs.Inference, "ask", answer)
+    return requests
+
+
+def open_page(name, **params):
+    at = AppTest.from_file(str(ROOT / "chipviz/ui/main.py"), default_timeout=30)
+    at.run()
+    for key, value in params.items():
+        at.query_params[key] = value
+    at.switch_page(f"../../pages/{name}.py").run()
+    assert not at.exception
+    return at
+
+
+def html_of(at):
+    return " ".join(block.proto.body for block in at.get("html"))
+
+
+def text_of(at):
+    kinds = ("markdown", "caption", "info", "warning", "error", "header", "subheader")
+    return " ".join(str(element.value) for kind in kinds for element in at.get(kind))
+
+
+def button(at, key):
+    return next(b for b in at.button if b.key == key)
+
+
+# home
+
+
+@pytest.mark.usefixtures("store")
+def test_an_empty_home_says_what_to_do_first():
+    at = open_page("runs")
+    assert "No runs yet" in text_of(at)
+    assert button(at, "try_it").label.startswith("Try it: BBC news on SmolLM2")
+
+
+def test_the_example_button_queues_exactly_the_embedded_example(store):
+    at = open_page("runs")
+    button(at, "try_it").click().run()
+    (job,) = store.runs()
+    assert job.state == "queued"
+    assert job.config == RunConfig.checked(**config.EXAMPLE)
+
+
+def test_home_lists_each_run_with_status_accuracy_and_savings(store):
+    done = finished_run(store)
+    active_run(store)
+    page = html_of(open_page("runs"))
+    best = done.report.selection["within"]
+    assert f"{100 * best.test_accuracy:.1f} % at layer {best.cut_layer} of 30" in page
+    assert "58 % fewer parameters" in page
+    assert "extracting 37 %" in page
+    assert "1,940 tokens/s · 0:18 left" in page
+    assert "best so far 89.5 %" in page
+
+
+def test_a_run_is_deleted_only_after_the_question(store):
+    job = finished_run(store)
+    at = open_page("runs")
+    assert store.runs()
+    button(at, f"delete_{job.run_id}").click().run()
+    assert store.runs() == []
+    assert not store.run_dir(job.run_id).exists()
+
+
+def test_an_interrupted_run_offers_resume_and_is_queued_again(store):
+    job = active_run(store)
+    store.finish(job.job_id, "interrupted", message="gone")
+    at = open_page("runs")
+    assert "interrupted at 37 %" in html_of(at)
+    button(at, f"resume_{job.run_id}").click().run()
+    assert store.get(job.job_id).state == "queued"
+
+
+# train
+
+
+def test_the_form_starts_the_run_it_describes(store):
+    at = open_page("train")
+    at.text_area(key="template_True").set_value("{text}\nTopic:")
+    at.number_input(key="max_train_True").set_value(100)
+    at.run()
+    button(at, "start").click().run()
+    (job,) = store.runs()
+    assert job.config.template == "{text}\nTopic:"
+    assert job.config.max_train == 100
+    assert job.config.backbone == "smollm2-135m"
+
+
+def test_a_wrong_setting_is_said_in_words_and_starts_nothing(store):
+    at = open_page("train")
+    at.multiselect(key="poolings").set_value([]).run()
+    button(at, "start").click().run()
+    assert "name at least one" in text_of(at).replace("\\", "")
+    assert store.runs() == []
+
+
+def test_the_live_view_shows_stage_pace_curve_and_stops_the_run(store):
+    job = active_run(store)
+    at = open_page("train", run=job.run_id)
+    assert "reading 520 of 1,400 texts" in html_of(at)
+    assert "after 320 of 800 texts" in at.get("plotly_chart")[0].proto.spec
+    button(at, "stop_run").click().run()
+    assert store.get(job.job_id).stop_requested or store.get(job.job_id).state != "extracting"
+
+
+def test_a_failed_run_says_why_and_what_to_do(store):
+    job = active_run(store)
+    store.finish(job.job_id, "failed", message="No column 'label'.", hint="Name it *here*.")
+    said = text_of(open_page("train", run=job.run_id)).replace("\\", "")
+    assert "No column 'label'." in said
+    assert "Name it *here*." in said
+
+
+@pytest.mark.parametrize("ending", ["stopped", "interrupted"])
+def test_a_run_that_ended_early_keeps_its_curve_and_offers_resume(store, ending):
+    job = active_run(store)
+    store.finish(job.job_id, ending)
+    at = open_page("train", run=job.run_id)
+    assert "resume goes on" in text_of(at)
+    assert at.get("plotly_chart")
+    assert button(at, "resume_run")
+
+
+def test_a_run_without_a_heartbeat_is_called_stalled(store):
+    job = active_run(store)
+    store.move(job.job_id, expect={"extracting"}, to="extracting", heartbeat=1.0)
+    assert "Stalled" in text_of(open_page("train", run=job.run_id))
+
+
+def test_an_upload_gets_a_made_up_name_and_the_same_content_the_same_one(tmp_path):
+    first = form.save_upload(tmp_path, "../../My Reviews!.CSV", b"text,label\n")
+    again = form.save_upload(tmp_path, "../../My Reviews!.CSV", b"text,label\n")
+    assert first == again
+    assert first.parent == tmp_path / "data" / "uploads"
+    assert re.fullmatch(r"my-reviews-[0-9a-f]{8}\.csv", first.name)
+    assert first.read_bytes() == b"text,label\n"
+    with pytest.raises(ConfigError, match="is not one of csv"):
+        form.save_upload(tmp_path, "model.pkl", b"")
+
+
+# layers
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("page", ["layers", "tokens", "bundle"])
+@pytest.mark.parametrize("run", ["20990101-000000-ffff", "../../etc", "<script>alert(1)</script>"])
+def test_an_unknown_run_in_the_address_is_a_friendly_word(page, run):
+    at = open_page(page, run=run)
+    assert len(at.error) == 1
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("page", ["layers", "tokens", "bundle"])
+def test_pages_of_a_result_say_what_to_do_first_when_there_is_none(page):
+    assert "No finished run yet" in text_of(open_page(page))
+
+
+def test_a_run_still_at_work_points_to_its_live_view(store):
+    job = active_run(store)
+    assert "still at work" in text_of(open_page("layers", run=job.run_id))
+
+
+def test_layers_opens_at_the_cut_of_rule_within_and_says_so_in_the_address(store):
+    job = finished_run(store)
+    at = open_page("layers", run=job.run_id)
+    best = job.report.selection["within"]
+    assert at.slider(key="cut").value == best.cut_layer
+    assert at.query_params["cut"] == str(best.cut_layer)
+    assert at.query_params["pooling"] == best.pooling
+
+
+@pytest.mark.parametrize("bad", ["999", "abc", "<script>", "-1", "", "1e3", "٣"])
+def test_a_bad_cut_in_the_address_falls_back_to_the_recommended_one(store, bad):
+    job = finished_run(store)
+    at = open_page("layers", run=job.run_id, cut=bad)
+    assert at.slider(key="cut").value == job.report.selection["within"].cut_layer
+
+
+def test_slider_savings_stack_figure_and_address_stay_in_step(store):
+    job = finished_run(store)
+    at = open_page("layers", run=job.run_id, cut="20", pooling="last")
+    assert at.slider(key="cut").value == 20
+    at.slider(key="cut").set_value(12).run()
+    cost = job.report.cost_at(12, "last")
+    page = html_of(at)
+    assert at.query_params["cut"] == "12"
+    assert 'Cut at layer <span class="cv-accent">12</span> of 30' in page
+    assert "13 of 30 layers kept, 17 removed" in page
+    assert f"{cost.n_parameters / 1e6:,.1f} M of 134.5 M" in page
+    assert f"{100 * cost.layer_ratio:.1f} %" in page
+    assert f"{100 * cost.parameter_ratio:.1f} %" in page
+    assert "cut at layer 12" in at.get("plotly_chart")[0].proto.spec
+
+
+def test_a_rule_button_sets_layer_and_pooling(store):
+    job = finished_run(store)
+    at = open_page("layers", run=job.run_id, cut="3", pooling="last")
+    button(at, "rule_fixed").click().run()
+    fixed = job.report.selection["fixed"]
+    assert at.slider(key="cut").value == fixed.cut_layer
+    assert at.query_params["pooling"] == fixed.pooling
+    assert fixed.why.replace("/", "") in text_of(at).replace("\\", "").replace("/", "")
+
+
+@pytest.mark.usefixtures("asked")
+def test_the_cut_follows_to_the_other_pages_and_back(store):
+    job = finished_run(store)
+    at = open_page("layers", run=job.run_id)
+    at.slider(key="cut").set_value(15).run()
+    for page in ("tokens", "bundle", "layers"):
+        at.switch_page(f"../../pages/{page}.py").run()
+        assert not at.exception
+        assert at.slider(key="cut").value == 15
+        assert at.query_params["cut"] == "15"
+
+
+def test_each_run_keeps_its_own_cut(store):
+    one, two = finished_run(store), finished_run(store)
+    at = open_page("layers", run=one.run_id)
+    at.slider(key="cut").set_value(15).run()
+    at.query_params.clear()
+    at.query_params["run"] = two.run_id
+    at.run()
+    assert at.slider(key="cut").value == two.report.selection["within"].cut_layer
+    at.query_params.clear()
+    at.query_params["run"] = one.run_id
+    at.run()
+    assert at.slider(key="cut").value == 15
+
+
+def test_an_address_names_a_cut_or_the_kept_one_fills_in():
+    kept = state.Cut(8, "mean")
+    assert state.parse_cut({"cut": "20", "pooling": "last"}, REPORT, kept) == state.Cut(20, "last")
+    assert state.parse_cut({"cut": "20"}, REPORT, kept) == state.Cut(20, "mean")
+    assert state.parse_cut({"pooling": "last", "cut": "99"}, REPORT, kept) == state.Cut(8, "last")
+    assert state.parse_cut({"pooling": "max"}, REPORT, kept) is None
+    assert state.parse_cut({}, REPORT, kept) is None
+
+
+def test_loss_is_called_unmeasurable_only_where_the_intervals_overlap(store):
+    job = finished_run(store)
+    near = text_of(open_page("layers", run=job.run_id, cut="7", pooling="mean"))
+    far = text_of(open_page("layers", run=job.run_id, cut="5", pooling="last"))
+    assert "No measurable loss" in near
+    assert "No measurable loss" not in far
+    assert "points below the best chip" in far
+
+
+def test_mistakes_and_confusion_come_from_the_chip_at_the_cut(store):
+    job = finished_run(store)
+    at = open_page("layers", run=job.run_id, cut="0", pooling="last")
+    mistakes = next(frame.value for frame in at.dataframe if "truth" in frame.value)
+    assert len(mistakes) == 50
+    assert (mistakes["truth"] != mistakes["the chip says"]).all()
+
+
+# tokens
+
+
+def test_the_first_test_text_is_shown_on_class_tints_with_its_label(store, asked):
+    job = finished_run(store)
+    at = open_page("tokens", run=job.run_id)
+    page = html_of(at)
+    assert asked[0]["text"].startswith("Shares rose")
+    assert re.search(r'class="cv-t cv-c0-\d" title="business \d+ %">Shares<', page)
+    assert "business</span>80.0 %, which is right" in page
+    assert 'Settled at layer <span class="cv-accent">7</span>' in page
+
+
+def test_moving_the_cut_recolours_without_asking_again(store, asked):
+    job = finished_run(store)
+    at = open_page("tokens", run=job.run_id)
+    before = html_of(at)
+    at.slider(key="cut").set_value(2).run()
+    assert html_of(at) != before
+    assert len(asked) == 1
+
+
+def test_another_text_is_asked_about_and_an_empty_one_is_not(store, asked):
+    job = finished_run(store)
+    at = open_page("tokens", run=job.run_id)
+    at.text_area[0].set_value("A new text").run()
+    assert asked[-1]["text"] == "A new text"
+    at.text_area[0].set_value("  ").run()
+    assert "Write or paste a text" in text_of(at)
+    assert len(asked) == 2
+
+
+def test_an_error_of_the_inference_process_is_shown_as_message_and_hint(store, monkeypatch):
+    def refuse(_self, _request):
+        raise JobError("The backbone is gone.", "Fetch it again.")
+
+    monkeypatch.setattr(jobs.Inference, "ask", refuse)
+    job = finished_run(store, text="A text nobody asked about before")
+    said = text_of(open_page("tokens", run=job.run_id)).replace("\\", "")
+    assert "The backbone is gone." in said
+    assert "Fetch it again." in said
+
+
+@pytest.mark.usefixtures("asked")
+def test_hostile_text_reaches_the_page_only_escaped(store):
+    job = finished_run(store, text=EVIL, label_names=[EVIL, *LABELS[1:]])
+    for page in ("runs", "layers", "tokens", "bundle"):
+        at = open_page(page, run=job.run_id)
+        body = re.sub(r"<style>.*?</style>", "", html_of(at), flags=re.S)
+        assert "<img" not in body
+        assert "<script" not in body
+        for element in at.get("markdown"):
+            assert "<img" not in element.value
+    assert "&lt;script&gt;" in html_of(open_page("tokens", run=job.run_id))
+
+
+def test_words_keep_the_text_whole_and_strike_what_was_not_read():
+    text = "one two <b>three</b> four"
+    answer = token_answer("one two <b>three</b>", 8)
+    shown = words.coloured(answer, text, 8, list(range(5)))
+    bare = re.sub(r"<[^>]+>", "", shown)
+    assert "one two &lt;b&gt;three&lt;/b&gt; four" in bare
+    assert '<span class="cv-rest" title="beyond the length limit: not read"> four</span>' in shown
+    assert '<span class="cv-frame">News:</span>' in shown
+
+
+def test_markdown_marks_in_foreign_text_show_as_written():
+    assert parts.plain("![x](http://y) :red[a] $b$") == (r"\!\[x\]\(http\://y\) \:red\[a\] \$b\$")
+
+
+# bundle
+
+
+def test_the_bundle_page_says_what_will_be_built_and_queues_it_with_the_rule(store):
+    job = finished_run(store)
+    best = job.report.selection["within"]
+    at = open_page("bundle", run=job.run_id)
+    assert "A **token** bundle, layers 0 to 7 of 30" in text_of(at)
+    button(at, "build").click().run()
+    (bundle,) = store.bundles(job.run_id)
+    assert (bundle.cut.cut_layer, bundle.cut.pooling) == (best.cut_layer, best.pooling)
+    assert bundle.cut.rule == "within"
+
+
+def test_a_last_token_cut_is_a_sequence_bundle(store):
+    job = finished_run(store)
+    said = text_of(open_page("bundle", run=job.run_id, cut="21", pooling="last"))
+    assert "A **sequence** bundle, layers 0 to 21 of 30" in said
+
+
+def test_a_build_at_work_shows_progress_and_can_be_stopped(store):
+    job = finished_run(store)
+    bundle = store.create_bundle(job.run_id, config.CutSpec(cut_layer=8, pooling="mean"))
+    store.claim(bundle.job_id)
+    store.report_progress(bundle.job_id, Progress("verifying", "checking 12 of 64 texts", 12, 64))
+    at = open_page("bundle", run=job.run_id)
+    assert "checking 12 of 64 texts" in html_of(at)
+    assert button(at, "stop_build")
+    assert not [b for b in at.button if b.key == "build"]
+
+
+def test_a_failed_build_says_why(store):
+    job = finished_run(store)
+    bundle = store.create_bundle(job.run_id, config.CutSpec(cut_layer=8, pooling="mean"))
+    store.claim(bundle.job_id)
+    store.finish(bundle.job_id, "failed", message="Text 7 differs by 0.2.", hint="Report it.")
+    said = text_of(open_page("bundle", run=job.run_id)).replace("\\", "")
+    assert "Text 7 differs by 0.2." in said
+
+
+def test_a_built_bundle_shows_verification_files_a_signed_link_and_code(store):
+    job = finished_run(store)
+    bundle = built_bundle(store, job.run_id)
+    at = open_page("bundle", run=job.run_id)
+    assert "64 of 64 texts agree, largest difference 2e-07" in text_of(at)
+    link = at.get("link_button")[0].proto
+    assert link.url.startswith("/bundles/")
+    assert "MB" in link.label
+    code = " ".join(block.value for block in at.code)
+    assert bundle.bundle.path in code
+    assert "AutoModelForTokenClassification" in code
+
+
+def test_a_text_is_classified_by_the_bundle_itself(store, asked):
+    job = finished_run(store)
+    bundle = built_bundle(store, job.run_id)
+    at = open_page("bundle", run=job.run_id)
+    at.text_area(key="try_text").set_value("Shares rose")
+    next(b for b in at.button if b.label == "Classify").click().run()
+    assert asked[-1] == {"op": "predict", "path": bundle.bundle.path, "texts": ["Shares rose"]}
+    assert "90.0 %" in html_of(at)
+
+
+# rules for all pages
+
+
+def test_pages_never_load_torch_or_transformers():
+    code = (
+        "import sys, pkgutil, importlib, chipviz.ui\n"
+        "names = [m.name for m in pkgutil.iter_modules(chipviz.ui.__path__)]\n"
+        "[importlib.import_module(f'chipviz.ui.{n}') for n in names if n != 'main']\n"
+        "assert len(names) > 5\n"
+        "bad = {'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'{bad} was loaded' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_page_switches_html_escaping_off():
+    sources = [*ROOT.glob("pages/*.py"), *ROOT.glob("chipviz/**/*.py"), ROOT / "app.py"]
+    for path in sources:
+        assert "unsafe_allow" not in path.read_text("utf-8"), path
