@@ -261,7 +261,7 @@ class Scheduler:
     def _tick_safely(self) -> None:
         try:
             self.tick()
-        except (OSError, sqlite3.Error, psutil.Error):  # a full disk or locked store may pass
+        except (OSError, sqlite3.Error, psutil.Error, ChipvizError):  # the next tick may do better
             _log.exception("the scheduler could not look after the queue; it tries again")
 
     def _start(self, job: Job, kind: Kind) -> None:

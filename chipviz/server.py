@@ -3,6 +3,7 @@
 Plain ASGI parts that `app.py` hands to Streamlit; knows nothing of pages.
 """
 
+import gc
 import logging
 import os
 import re
@@ -70,6 +71,7 @@ class Server:
     @asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncIterator[None]:
         """Schedule while the server runs; processes at work outlive it."""
+        gc.freeze()  # what is imported now stays: collections after a page's run skip it
         self.scheduler.start()
         try:
             yield

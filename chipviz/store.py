@@ -313,7 +313,8 @@ class Store:
         """Remove a run, its curve, its bundles and its folder.
 
         Raises:
-            JobError: If there is no such run, or it or one of its bundles is being computed.
+            JobError: If there is no such run, it or one of its bundles is being computed, or the
+                folder cannot be removed.
         """
         folder = self.run_dir(run_id)
         self.get(run_id)
@@ -326,8 +327,14 @@ class Store:
                 raise JobError(f"Run {run_id} is at work.", "Stop it first, then delete it.")
             db.execute("DELETE FROM points WHERE run_id = ?", (run_id,))
             db.execute("DELETE FROM jobs WHERE run_id = ?", (run_id,))
-        if folder.exists():
-            shutil.rmtree(folder)
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise JobError(
+                f"Run {run_id} is off the list, but its folder could not be removed: {error}.",
+                f"Remove {folder} by hand.",
+            ) from error
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

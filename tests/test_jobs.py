@@ -29,6 +29,7 @@ def run(config, *, home, run_id, progress, **_):
     with (home / "starts.txt").open("a") as file: file.write(run_id + "\\n")
     if config.data == "deaf": time.sleep(60)
     for n in range(config.max_length):
+        if config.data == "waits" and (home / "go").exists(): break
         progress(Progress("extracting", "reading", n, config.max_length))
         time.sleep(0.02)
     with (home / "ends.txt").open("a") as file: file.write(run_id + "\\n")
@@ -47,6 +48,7 @@ def toy(steps=1, data="toy"):
 
 
 ENDLESS = toy(steps=100_000)
+UNTIL_GO = toy(steps=100_000, data="waits")
 
 
 @pytest.fixture
@@ -277,7 +279,7 @@ def test_two_schedulers_start_each_job_exactly_once_one_at_a_time_in_order(
     store, fake_worker, monkeypatch
 ):
     monkeypatch.setattr(jobs, "TICK_S", 0.05)
-    queued = [jobs.enqueue_run(store, toy()).job_id for _ in range(4)]
+    queued = [jobs.enqueue_run(store, toy()).job_id for _ in range(3)]
     schedulers = [Scheduler(store), Scheduler(Store(store.home))]
     for scheduler in schedulers:
         scheduler.start()
@@ -287,7 +289,7 @@ def test_two_schedulers_start_each_job_exactly_once_one_at_a_time_in_order(
         scheduler.close()
     assert (store.home / "starts.txt").read_text().split() == queued
     assert (store.home / "ends.txt").read_text().split() == queued
-    assert len(fake_worker) == 4
+    assert len(fake_worker) == 3
 
 
 def test_when_the_leading_server_goes_the_other_takes_over(store, monkeypatch):
@@ -348,6 +350,22 @@ def test_a_worker_that_dies_before_it_takes_its_job_fails_it_and_is_not_started_
     assert len(fake_worker) == 1
 
 
+def test_a_job_deleted_under_the_scheduler_does_not_end_the_scheduler(store, monkeypatch):
+    def start(store, job):
+        store.delete(job.run_id)
+        raise FileNotFoundError("its folder went")
+
+    monkeypatch.setattr(jobs, "TICK_S", 0.01)
+    monkeypatch.setattr(jobs, "start", start)
+    scheduler = Scheduler(store)
+    scheduler.start()
+    jobs.enqueue_run(store, toy())
+    until(lambda: store.runs() == [])
+    time.sleep(0.1)
+    assert scheduler.alive
+    scheduler.close()
+
+
 def test_a_worker_outlives_its_killed_server_and_the_next_server_meets_it_again(store):
     serve = f"""
 import sys, time
@@ -360,7 +378,7 @@ jobs.worker_command = lambda store, job: [
 jobs.Scheduler(Store(Path(sys.argv[1]))).start()
 time.sleep(60)
 """
-    job = jobs.enqueue_run(store, toy(steps=150))
+    job = jobs.enqueue_run(store, UNTIL_GO)
     command = [sys.executable, "-c", serve, str(store.home)]
     server = subprocess.Popen(command, cwd=jobs.PROJECT, start_new_session=True)
     until(lambda: state(store, job) == "extracting")
@@ -371,6 +389,7 @@ time.sleep(60)
     scheduler.start()
     until(lambda: scheduler.leads)
     assert state(store, job) == "extracting"
+    (store.home / "go").touch()
     until(lambda: state(store, job) == "done")
     scheduler.close()
     assert store.get(job.job_id).pid == pid

@@ -230,7 +230,7 @@ for n in range(10**9):
     store.add_points(sys.argv[2], [CurvePoint(n, i, "last", "linear", 0.5) for i in range(3)])
     print(n, flush=True)
 """
-    for attempt in range(3):
+    for attempt in range(2):
         process = run_python(write, store.home, attempt)
         assert process.stdout is not None
         acknowledged = [int(process.stdout.readline()) for _ in range(40 + 13 * attempt)][-1]
@@ -280,6 +280,18 @@ def test_deleting_a_run_takes_its_curve_its_bundles_and_its_folder_and_no_others
     assert store.run_dir(other.run_id).exists()
     with pytest.raises(JobError):
         store.get(bundle.job_id)
+
+
+def test_a_folder_that_cannot_be_removed_is_named(store, monkeypatch):
+    def refuse(_folder):
+        raise PermissionError("not yours")
+
+    run = store.create_run(CONFIG)
+    store.run_dir(run.run_id).mkdir(parents=True)
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    with pytest.raises(JobError, match="not yours") as caught:
+        store.delete(run.run_id)
+    assert str(store.run_dir(run.run_id)) in caught.value.hint
 
 
 def test_a_run_at_work_or_with_a_bundle_at_work_is_not_deleted(store):
