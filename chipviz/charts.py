@@ -318,7 +318,7 @@ def token_map_figure(
     title(
         figure,
         "What every layer says at every token",
-        f"colour: class, strength: confidence; above the line: removed by the cut at {cut_layer}",
+        f"strength is confidence; what is above the line goes (cut {cut_layer})",
         look,
     )
     return figure

@@ -8,7 +8,7 @@ chart, side = st.columns([5, 3], gap="large")
 with side:
     chosen = cut.controls(report)
     findings.savings(report, chosen)
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, key="next"):
         nav.link("bundle", "Build the bundle", state.address(), ":material/inventory_2:")
         nav.link("tokens", "See it word by word", state.address(), ":material/text_fields:")
 with chart:

@@ -360,6 +360,15 @@ def test_hostile_text_reaches_the_page_only_escaped(store):
     assert "&lt;script&gt;" in html_of(open_page("tokens", run=job.run_id))
 
 
+def test_a_hostile_name_of_a_data_file_shows_as_written(store):
+    name = "<img src=x onerror=1>[x](javascript:1).csv"
+    job = store.create_run(RunConfig.checked(backbone="b", data=name))
+    assert "&lt;img src=x onerror=1&gt;" in html_of(open_page("runs"))
+    heading = open_page("train", run=job.run_id).header[0].value
+    assert "](" not in heading
+    assert "<img" not in heading.replace("\\<", "")
+
+
 def test_words_keep_the_text_whole_and_strike_what_was_not_read():
     text = "one two <b>three</b> four"
     answer = token_answer("one two <b>three</b>", 8)

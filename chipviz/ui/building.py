@@ -49,9 +49,10 @@ def plan(job: Job, report: RunReport, cut: Cut) -> None:
         live.watch_bundle(working[-1])
         return
     spec = CutSpec(cut_layer=cut.layer, pooling=cut.pooling, rule=cut_widgets.rule_of(report, cut))
+    there = any(_is_at(bundle, cut) for bundle in _done(job))
     st.button(
-        "Build the bundle",
-        type="primary",
+        "Build it again" if there else "Build the bundle",
+        type="secondary" if there else "primary",
         key="build",
         on_click=parts.act,
         args=(jobs.enqueue_bundle, state.store(), job.run_id, spec),
@@ -60,21 +61,15 @@ def plan(job: Job, report: RunReport, cut: Cut) -> None:
 
 def built(job: Job, cut: Cut) -> Job | None:
     """List what was built; the newest bundle at this cut (else the newest of all) is opened."""
-    done: dict[str, Job] = {}
     bundles = state.store().bundles(job.run_id)
-    for bundle in bundles:
-        if bundle.bundle:
-            done.setdefault(bundle.bundle.path, bundle)
     if bundles and bundles[0].status in ("failed", "stopped", "interrupted"):
         _ended_badly(bundles[0])
+    done = _done(job)
     if not done:
         return None
-    at_cut = [
-        b for b in done.values() if (b.cut.cut_layer, b.cut.pooling) == (cut.layer, cut.pooling)
-    ]
-    shown = at_cut[0] if at_cut else next(iter(done.values()))
+    shown = next((bundle for bundle in done if _is_at(bundle, cut)), done[0])
     st.subheader("Built", anchor=False)
-    for bundle in done.values():
+    for bundle in done:
         _built_row(bundle, opened=bundle is shown)
     return shown
 
@@ -99,6 +94,19 @@ def use(job: Job) -> None:
     if snippet:
         st.markdown("**Load it** anywhere, with torch and transformers alone")
         st.code(textwrap.dedent(snippet).strip().format(path=bundle.path), language="python")
+
+
+def _done(job: Job) -> list[Job]:
+    """Finished bundles, newest first; of one folder only the newest."""
+    by_folder: dict[str, Job] = {}
+    for bundle in state.store().bundles(job.run_id):
+        if bundle.bundle:
+            by_folder.setdefault(bundle.bundle.path, bundle)
+    return list(by_folder.values())
+
+
+def _is_at(bundle: Job, cut: Cut) -> bool:
+    return (bundle.cut.cut_layer, bundle.cut.pooling) == (cut.layer, cut.pooling)
 
 
 def _ended_badly(job: Job) -> None:

@@ -22,18 +22,14 @@ def savings(report: RunReport, cut: Cut) -> None:
         f"of {layers}</div>"
     )
     validation, test = _at(report, cut, "validation"), _at(report, cut, "test")
-    parts.facts(
-        [
-            (parts.percent(validation.accuracy), f"validation ({_interval(validation)})"),
-            (parts.percent(test.accuracy), f"test ({_interval(test)}, n = {test.n:,})"),
-        ]
-    )
+    scores = [
+        (parts.percent(validation.accuracy), f"validation ({_interval(validation)})"),
+        (parts.percent(test.accuracy), f"test ({_interval(test)}, n = {test.n:,})"),
+    ]
+    st.html(parts.facts(scores))
     st.caption(loss_words(report, cut))
-    drawing, numbers = st.columns([1, 3], wrap=False)
-    with drawing:
-        parts.stack(layers, cut.layer)
-    with numbers:
-        parts.facts(_saved(report, cut))
+    drawing = parts.stack(layers, cut.layer)
+    st.html(f'<div class="cv-side">{drawing}{parts.facts(_saved(report, cut))}</div>')
 
 
 def loss_words(report: RunReport, cut: Cut) -> str:
@@ -99,8 +95,8 @@ def _saved(report: RunReport, cut: Cut) -> list[tuple[str, str]]:
             f"{dense.flops_per_token / max(cost.flops_per_token, 1):.1f}x fewer",
             "FLOPs a token",
         ),
-        (parts.percent(cost.layer_ratio), "layer ratio (layers removed)"),
-        (parts.percent(cost.parameter_ratio), "parameter ratio (parameters removed)"),
+        (parts.percent(cost.layer_ratio), "of layers removed (layer ratio)"),
+        (parts.percent(cost.parameter_ratio), "of parameters removed (parameter ratio)"),
     ]
 
 

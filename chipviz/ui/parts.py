@@ -128,12 +128,12 @@ def progress(job: Job) -> None:
         st.progress(min(1.0, job.done / job.total) if job.total else 0.0)
 
 
-def facts(rows: Sequence[tuple[str, str]]) -> None:
-    """Pairs of a number and what it means, as two columns."""
+def facts(rows: Sequence[tuple[str, str]]) -> str:
+    """Pairs of a number and what it means, as two columns of HTML."""
     cells = "".join(
         f"<b>{html.escape(value)}</b><span>{html.escape(meaning)}</span>" for value, meaning in rows
     )
-    st.html(f'<div class="cv-fact">{cells}</div>')
+    return f'<div class="cv-fact">{cells}</div>'
 
 
 def bars(shares: Sequence[tuple[str, float]]) -> None:
@@ -147,14 +147,14 @@ def bars(shares: Sequence[tuple[str, float]]) -> None:
     st.html(f'<div class="cv-bars">{cells}</div>')
 
 
-def stack(n_layers: int, cut_layer: int) -> None:
-    """Draw the model as a stack: kept blocks in the accent, removed ones washed out."""
-    height = max(2, min(9, 260 // n_layers))
+def stack(n_layers: int, cut_layer: int) -> str:
+    """The model as a stack, in HTML: kept blocks in the accent, removed ones washed out."""
+    height = max(2, min(8, 250 // n_layers))
     block = f'style="height:{height}px"'
     gone = f'<div class="cv-gone" {block}></div>' * (n_layers - 1 - cut_layer)
     kept = f'<div class="cv-kept" {block}></div>' * (cut_layer + 1)
     says = f"{cut_layer + 1} of {n_layers} layers kept, {n_layers - 1 - cut_layer} removed"
-    st.html(
+    return (
         f'<div class="cv-stack" role="img" aria-label="{says}">{gone}'
         f'<div class="cv-chip">chip</div>{kept}<div class="cv-embed">embed</div></div>'
     )

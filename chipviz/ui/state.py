@@ -1,7 +1,7 @@
 """What a page looks at: the store, the run in the address, and the cut chosen for it.
 
-The cut of each run is kept once a session; the address and the widgets are views of it. A new
-value in the address (a pasted link, the browser's back button) wins over what was kept.
+The cut of each run is kept once a session and stands in the address; the widgets are views of it.
+The address wins where it names a cut (a reload, a pasted link, the browser's back button).
 """
 
 from collections.abc import Mapping
@@ -82,18 +82,14 @@ def current_cut(report: RunReport) -> Cut:
     """The cut chosen for a run: from the address, else kept, else what rule *within* says."""
     best = report.selection["within"]
     kept = _cuts().get(report.run_id, Cut(best.cut_layer, best.pooling))
-    asked = parse_cut(st.query_params.to_dict(), report, kept)
-    written = st.session_state.get("cut_written")
-    if asked and (report.run_id, asked) != written:
-        kept = asked
-    choose_cut(report, kept.layer, kept.pooling)
-    return kept
+    cut = parse_cut(st.query_params.to_dict(), report, kept) or kept
+    choose_cut(report, cut.layer, cut.pooling)
+    return cut
 
 
 def choose_cut(report: RunReport, layer: int, pooling: Pooling) -> None:
     """Keep a cut for this run and show it in the address."""
     _cuts()[report.run_id] = Cut(layer, pooling)
-    st.session_state["cut_written"] = (report.run_id, Cut(layer, pooling))
     _write_address({"run": report.run_id, "cut": str(layer), "pooling": pooling})
 
 

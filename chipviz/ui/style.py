@@ -14,6 +14,7 @@ ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
 _SHEET = """
 .stMainBlockContainer { padding-top:4.2rem; padding-bottom:3rem; }
 [data-testid="stBaseButton-primary"], [data-testid="stBaseLinkButton-primary"] { color:ON_FILL; }
+.st-key-next a { border:1px solid ACCENT; }
 .cv-line { display:flex; flex-wrap:wrap; gap:.2rem 1rem; align-items:baseline; }
 .cv-name { font-weight:600; overflow-wrap:anywhere; }
 .cv-muted { opacity:.68; font-size:.9rem; }
@@ -25,10 +26,13 @@ _SHEET = """
 @keyframes cv-pulse { 50% { opacity:.3; } }
 @media (prefers-reduced-motion: reduce) { .cv-dot.cv-work { animation:none; } }
 .cv-big { font-size:1.55rem; font-weight:650; line-height:1.25; }
-.cv-fact { display:grid; grid-template-columns:5.4rem 1fr; gap:.15rem .9rem; }
+.cv-side { display:flex; gap:1.4rem; align-items:center; }
+.cv-fact { display:grid; grid-template-columns:5.4rem 1fr; gap:.15rem .9rem;
+  align-content:start; }
 .cv-fact b { font-variant-numeric:tabular-nums; }
 .cv-accent { color:ACCENT; }
-.cv-stack { display:flex; flex-direction:column; gap:2px; width:5.4rem; font-size:.72rem; }
+.cv-stack { display:flex; flex-direction:column; gap:2px; flex:0 0 5rem;
+  font-size:.72rem; }
 .cv-stack div { border-radius:3px; text-align:center; overflow:hidden; line-height:1.35; }
 .cv-kept { background:ACCENT; }
 .cv-gone { background:currentColor; opacity:.13; }
