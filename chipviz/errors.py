@@ -1,4 +1,4 @@
-"""What can go wrong, in words a user can act on.
+r"""What can go wrong, in words a user can act on.
 
 ChipvizError
     ConfigError      a setting is missing, misspelt or out of range
@@ -13,12 +13,12 @@ Every one carries what happened (`message`: got, expected) and what to do next (
     try:
         ...
     except ChipvizError as error:
-        print(f"error: {error.message}\\nhint: {error.hint}")
+        print(f"error: {error.message}\nhint: {error.hint}")
 """
 
 
 class ChipvizError(Exception):
-    """Base of all errors a user can cause; shown as one sentence and one hint, never a traceback."""
+    """Base of all errors a user can cause: one sentence and one hint, never a traceback."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)

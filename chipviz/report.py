@@ -45,9 +45,9 @@ class TaskInfo(_Record):
     template: str
     max_length: int
     """Tokens a prompt may have, template included."""
-    max_chars: int | None
+    max_chars: int
     """Where a longer text is cut, in characters: the form of the limit that travels with the
-    tokenizer; None when no text had to be cut."""
+    tokenizer."""
     n_truncated: int
 
 
@@ -195,6 +195,6 @@ def load_predictions(run_dir: Path) -> dict[str, NDArray[np.int32]]:
     """Predicted classes of a finished run.
 
     Returns:
-        `labels.test` of shape (N,), and `test.POOLING.CHIP` of shape (L, N) (`validation` likewise).
+        `labels.test` of shape (N,) and `test.POOLING.CHIP` of shape (L, N); `validation` likewise.
     """
     return load_file(run_dir / "predictions.safetensors")

@@ -1,0 +1,116 @@
+"""The model card of a bundle, and the lines of stock `transformers` that run it."""
+
+from huggingface_hub import ModelCardData
+
+from chipviz.config import CutSpec
+from chipviz.report import RunReport
+
+USE = {
+    "sequence": """\
+from transformers import pipeline
+classify = pipeline("text-classification", "PATH")
+print(classify("TEXT"))""",
+    "token": """\
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+model, read = AutoModelForTokenClassification.from_pretrained("PATH"), AutoTokenizer.from_pretrained("PATH")
+scores = model(**read("TEXT", return_tensors="pt")).logits.mean(dim=1)[0].softmax(dim=0).tolist()
+print(max(zip(scores, model.config.id2label.values())))""",
+}
+"""Lines to copy: PATH is the bundle's folder. One text at a time needs no mask."""
+
+_READ = """\
+import json, sys, torch
+folder, rows = sys.argv[1], json.load(sys.stdin)
+texts, pairs = [row[0] for row in rows], [row[1] for row in rows]
+"""
+
+STOCK = {
+    "sequence": _READ
+    + """\
+from transformers import pipeline
+classify = pipeline("text-classification", folder, top_k=None, trust_remote_code=False)
+inputs = [{"text": t, "text_pair": p} if p is not None else t for t, p in zip(texts, pairs)]
+names = classify.model.config.id2label
+scores = [{s["label"]: s["score"] for s in found} for found in classify(inputs)]
+print(json.dumps([[found[names[c]] for c in sorted(names)] for found in scores]))
+""",
+    "token": _READ
+    + """\
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+model = AutoModelForTokenClassification.from_pretrained(folder, trust_remote_code=False).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+found = []
+with torch.inference_mode():
+    for text, pair in rows:
+        logits = model(**tokenizer(text, pair, return_tensors="pt")).logits
+        found.append(logits.float().mean(dim=1)[0].softmax(dim=0).tolist())
+print(json.dumps(found))
+""",
+}
+"""Programs for a fresh process: texts as JSON on standard input, probabilities on standard output."""
+
+
+def model_card(
+    cut: CutSpec, report: RunReport, kind: str, n_verified: int, difference: float
+) -> str:
+    """The README.md of a bundle, with the front matter that model hubs read."""
+    backbone, task = report.backbone, report.task
+    cost, dense = report.cost_at(cut.cut_layer, cut.pooling), report.dense
+    score = report.score_at(cut.cut_layer, cut.pooling, cut.chip, "test")
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=backbone.name,
+        datasets=[task.name],
+        metrics=["accuracy", "f1"],
+        tags=["chipviz", "chip-tuning", "arxiv:2410.06541", "layer-pruning"],
+    )
+    labels = ", ".join(f"`{name}`" for name in task.label_names[:50])
+    return f"""---
+{data.to_yaml()}
+---
+
+# {_plain(task.name)}, cut from {_plain(backbone.name)}
+
+A text classifier made of the first {cut.cut_layer + 1} of {backbone.n_layers} layers of
+`{_plain(backbone.name)}` and one linear chip on the {cut.pooling} hidden state.
+
+| | dense | this bundle |
+| --- | ---: | ---: |
+| parameters | {dense.n_parameters:,} | {cost.n_parameters:,} |
+| weights | {dense.weight_bytes / 1e6:,.1f} MB | {cost.weight_bytes / 1e6:,.1f} MB |
+| FLOPs per token | {dense.flops_per_token / 1e6:,.0f} M | {cost.flops_per_token / 1e6:,.0f} M |
+
+Layer ratio {100 * cost.layer_ratio:.1f} % removed, parameter ratio {100 * cost.parameter_ratio:.1f} % removed.
+
+Test accuracy {100 * score.accuracy:.1f} % (95 % interval {100 * score.accuracy_low:.1f} to
+{100 * score.accuracy_high:.1f}, n = {score.n}), macro-F1 {100 * score.macro_f1:.1f} %. The cut layer was
+chosen by rule *{cut.rule}* on {task.n_validation} validation texts, the chip fitted on {task.n_train} training texts.
+
+## Use
+
+No chipviz and no remote code:
+
+```python
+{USE[kind]}
+```
+
+Give raw texts: the prompt template and the length limit (texts are cut after {task.max_chars}
+characters, about {task.max_length} tokens with the template) are part of the tokenizer. Pad on the right.
+Weights are stored as published and computed in float32; pass `dtype="bfloat16"` for half the memory
+and slightly rounded scores.
+
+Labels: {labels}.
+
+## Verification
+
+A fresh process with plain `transformers` gave the probabilities of the run's own chip on {n_verified}
+validation texts; the largest difference was {difference:.1e}.
+
+Method: Chip-Tuning, arXiv:2410.06541. The licence of the backbone applies to this bundle.
+"""
+
+
+def _plain(text: str) -> str:
+    """Names come from users: keep them from acting as Markdown or front matter."""
+    return "".join(c for c in text if c.isalnum() or c in " ._-/")[:120]

@@ -1,0 +1,75 @@
+"""The process that answers pages: tokens of a text, predictions of a bundle.
+
+Reads one JSON object a line on standard input, answers with one a line on standard output, and ends
+when its input closes. Keeps the last run and the last bundle loaded.
+"""
+
+import argparse
+import json
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from chipviz import bundle, experiment, tokens
+from chipviz.errors import ChipvizError, JobError
+from chipviz.store import Store
+
+
+class Answerer:
+    """Answers requests about the runs of one home folder."""
+
+    def __init__(self, home: Path) -> None:
+        self._store = Store(home)
+        self._run = lru_cache(maxsize=1)(self._open_run)
+        self._bundle = lru_cache(maxsize=1)(bundle.load)
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer one request; what the user can mend comes back as `error` and `hint`."""
+        try:
+            if request["op"] == "tokens":
+                return self._tokens(request)
+            return self._predict(request)
+        except ChipvizError as error:
+            return {"error": error.message, "hint": error.hint}
+
+    def _tokens(self, request: dict[str, Any]) -> dict[str, Any]:
+        backbone, prompt, chips, names = self._run(request["run_id"])
+        read = tokens.read_tokens(
+            backbone,
+            prompt,
+            chips,
+            request["text"],
+            layer=request["layer"],
+            pooling=request["pooling"],
+            chip=request.get("chip", "linear"),
+            text_pair=request.get("text_pair"),
+        )
+        return {**read, "label_names": names}
+
+    def _predict(self, request: dict[str, Any]) -> dict[str, Any]:
+        found = self._bundle(Path(request["path"])).predict(request["texts"])
+        return {"predictions": [p.__dict__ for p in found]}
+
+    def _open_run(self, run_id: str) -> tuple[Any, Any, Any, list[str]]:
+        job = self._store.get(run_id)
+        if job.report is None:
+            raise JobError(f"Run {run_id} is {job.status}, not done.", "Wait until it is done.")
+        run_dir = self._store.run_dir(run_id)
+        opened = experiment.reopen(job.config, job.report, home=self._store.home, run_dir=run_dir)
+        return (*opened, job.report.task.label_names)
+
+
+def main() -> None:
+    """Answer until standard input closes."""
+    parser = argparse.ArgumentParser(prog="python -m chipviz.inference")
+    parser.add_argument("--home", type=Path, required=True)
+    answerer = Answerer(parser.parse_args().home)
+    for line in sys.stdin:
+        answer = answerer.answer(json.loads(line))
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

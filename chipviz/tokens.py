@@ -1,0 +1,99 @@
+"""What each layer's chip says at each token of one text."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chipviz.backbone import Backbone, watch_layers
+from chipviz.chips import Chips
+from chipviz.config import ChipKind, Pooling
+from chipviz.metrics import EMBEDDING_LAYER
+from chipviz.pooling import pool
+from chipviz.task import Prompt
+
+
+@torch.inference_mode()
+def read_tokens(
+    backbone: Backbone,
+    prompt: Prompt,
+    chips: Chips,
+    text: str,
+    *,
+    layer: int,
+    pooling: Pooling,
+    chip: ChipKind = "linear",
+    text_pair: str | None = None,
+) -> dict[str, Any]:
+    """Read one text with the chips of all layers, token by token.
+
+    In a causal model the answer at a token has seen only the text up to it; a chip on the mean was
+    trained on whole texts, so its answer at one token is an extrapolation.
+
+    Args:
+        backbone: The run's own.
+        prompt: The run's own.
+        chips: The run's own.
+        text: The user's text, without the template.
+        layer: The layer whose probabilities are wanted in full.
+        pooling: Which chips to ask.
+        chip: Which chips to ask.
+        text_pair: The second text, where the task has one.
+
+    Returns:
+        Plain JSON: `tokens` (text, start, end, in_text; offsets in characters of `text`), `layer`,
+        `label_index` and `confidence` (L x T), `at_cut` (T x C), `by_layer` (L x C, whole text),
+        `settled_layer` (from here on every layer gives the last layer's answer).
+    """
+    device = backbone.device
+    encoding = prompt.tokenizer(text, text_pair, return_offsets_mapping=True)
+    ids = torch.tensor([encoding["input_ids"]], device=device)
+    mask = torch.ones_like(ids)
+    at_tokens: list[Tensor] = []
+    for_text: list[Tensor] = []
+
+    def see(at: int, hidden: Tensor) -> None:
+        if at == EMBEDDING_LAYER:
+            return
+        weight = chips.weight(at, pooling, chip).to(device)
+        states = backbone.read(hidden).float()
+        at_tokens.append((states[0] @ weight.T).softmax(dim=-1).cpu())
+        for_text.append((pool(states, mask, pooling)[0] @ weight.T).softmax(dim=-1).cpu())
+
+    with watch_layers(backbone, see):
+        backbone.forward(ids, mask)
+    probabilities = torch.stack(at_tokens)  # (L, T, C)
+    whole = torch.stack(for_text)  # (L, C)
+    confidence, label = probabilities.max(dim=-1)
+    return {
+        "tokens": _pieces(prompt.tokenizer, encoding, text),
+        "layer": layer,
+        "label_index": label.tolist(),
+        "confidence": _rounded(confidence),
+        "at_cut": _rounded(probabilities[layer]),
+        "by_layer": _rounded(whole),
+        "settled_layer": settled_layer(whole.argmax(dim=-1)),
+    }
+
+
+def settled_layer(answers: Tensor) -> int:
+    """The shallowest layer from which on every answer is the last one; answers of shape (L,)."""
+    differs = (answers != answers[-1]).nonzero()
+    return int(differs[-1]) + 1 if len(differs) else 0
+
+
+def _rounded(values: Tensor) -> list[Any]:
+    return [[round(v, 4) for v in row] for row in values.tolist()]
+
+
+def _pieces(tokenizer: Any, encoding: Any, text: str) -> list[dict[str, Any]]:
+    """Every token as it stands in the prompt; those of the template have no place in the text."""
+    pieces = []
+    spans = zip(
+        encoding["input_ids"], encoding["offset_mapping"], encoding.sequence_ids(0), strict=True
+    )
+    for token, (start, end), sequence in spans:
+        in_text = sequence == 0
+        shown = text[start:end] if in_text else tokenizer.decode([token])
+        pieces.append({"text": shown, "start": start, "end": end, "in_text": in_text})
+    return pieces
