@@ -27,6 +27,13 @@ def stage_of(page: Page):
     return page.locator(".st-key-live_curve").get_by_text(STAGE)
 
 
+def wait_for(page: Page, wanted) -> None:
+    """Wait for something slow, but give up at once when the page reports an error instead."""
+    alert = page.get_by_role("alert")
+    expect(wanted.or_(alert).first).to_be_visible(timeout=RUN_MS)
+    assert alert.count() == 0, alert.first.inner_text()
+
+
 def texts_read(words: str) -> int:
     return int(re.search(r"after ([\d,]+) of", words).group(1).replace(",", ""))
 
@@ -58,7 +65,7 @@ def start_the_example(page: Page, app_url: str) -> str:
 
 def watch_it_grow(page: Page) -> list[str]:
     """Three different stages of the curve, with a reload in mid-run."""
-    expect(stage_of(page)).to_be_visible(timeout=RUN_MS)
+    wait_for(page, stage_of(page))
     seen = [stage_of(page).text_content()]
     while len(seen) < 3:
         expect(stage_of(page)).not_to_have_text(seen[-1], timeout=RUN_MS)
@@ -84,7 +91,7 @@ def cut_by_click(page: Page) -> None:
 
 def read_words(page: Page) -> None:
     page.get_by_role("link", name="See it word by word").click()
-    expect(page.locator(".cv-words .cv-t").first).to_be_visible(timeout=RUN_MS)
+    wait_for(page, page.locator(".cv-words .cv-t").first)
     assert page.locator(".cv-words .cv-t").count() > 10
     colours = page.locator(".cv-words .cv-t").evaluate_all(
         "spans => spans.map(span => getComputedStyle(span).backgroundColor)"
@@ -106,7 +113,7 @@ def take_the_bundle(page: Page, folder) -> None:
     page.get_by_role("link", name="Bundle", exact=True).first.click()
     page.get_by_role("button", name="Build the bundle").click()
     link = page.get_by_role("link", name=re.compile(r"Download \(.*MB\)"))
-    expect(link).to_be_visible(timeout=RUN_MS)
+    wait_for(page, link)
     expect(page.get_by_text(re.compile("64 of 64 texts agree"))).to_be_visible()
     assert page.evaluate("window.__pwn") is None
     with page.expect_download() as download:
@@ -131,7 +138,9 @@ def test_a_person_goes_from_the_first_page_to_a_bundle_in_hand(page, app_url, tm
     run_id = start_the_example(page, app_url)
     seen = watch_it_grow(page)
     assert len({texts_read(words) for words in seen}) == 3
-    page.get_by_role("link", name="Open the layers").click(timeout=RUN_MS)
+    done = page.get_by_role("link", name="Open the layers")
+    wait_for(page, done)
+    done.click()
     expect(page).to_have_url(re.compile(f"/layers.*run={run_id}"))
     cut_by_click(page)
     read_words(page)
