@@ -75,8 +75,9 @@ def _run_view(run_id: str, was_at_work: bool) -> None:
     job = state.store().get(run_id)
     if was_at_work and not parts.at_work(job):
         st.rerun()
-    parts.progress(job)
-    how_it_ended(job)
+    with st.container():  # a place of its own: what comes and goes here must not move the chart
+        parts.progress(job)
+        how_it_ended(job)
     points = state.store().points(run_id)
     if points or parts.at_work(job):
         st.plotly_chart(
