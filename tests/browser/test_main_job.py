@@ -130,7 +130,7 @@ def try_the_bundle(page: Page) -> None:
         "The striker scored twice as United won the cup final on Saturday."
     )
     page.get_by_role("button", name="Classify").click()
-    expect(page.locator(".cv-bars span").first).to_have_text("sport", timeout=RUN_MS)
+    expect(page.locator(".cv-bars span").first).to_have_text("sports", timeout=RUN_MS)
 
 
 def test_a_person_goes_from_the_first_page_to_a_bundle_in_hand(page, app_url, tmp_path):
