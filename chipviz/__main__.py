@@ -338,7 +338,7 @@ def _read_texts(file: Path) -> list[str]:
         raise ConfigError(
             f"{file} cannot be read: {error}", "Give a UTF-8 file, one text a line."
         ) from None
-    return [line for line in content.splitlines() if line.strip()]
+    return [line for line in content.split("\n") if line.strip()]
 
 
 def _printer() -> ProgressFn:

@@ -188,7 +188,9 @@ def load_examples(run_dir: Path) -> list[Example]:
     path = run_dir / "examples.jsonl"
     if not path.exists():
         return []
-    return [Example.model_validate_json(line) for line in path.read_text("utf-8").splitlines()]
+    # Not splitlines: a text may hold U+2028 and kin, which JSON does not escape.
+    lines = path.read_text("utf-8").split("\n")
+    return [Example.model_validate_json(line) for line in lines if line]
 
 
 def load_predictions(run_dir: Path) -> dict[str, NDArray[np.int32]]:

@@ -350,7 +350,8 @@ def _read_tsv(path: Path) -> pd.DataFrame:
 
 
 def _read_json_lines(path: Path) -> pd.DataFrame:
-    lines = path.read_text("utf-8").splitlines()
+    # Not splitlines: a text may hold U+2028 and kin, which JSON does not escape.
+    lines = path.read_text("utf-8").split("\n")
     return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
 
 
