@@ -33,15 +33,19 @@ def savings(report: RunReport, cut: Cut) -> None:
 
 
 def loss_words(report: RunReport, cut: Cut) -> str:
-    """Compare the cut with the best layer on test, claiming no more than the intervals allow."""
+    """Compare the cut with the best chip on test, claiming no more than the interval allows.
+
+    Overlapping intervals would be too weak a claim: two chips on the same texts can differ
+    for sure while their intervals still touch.
+    """
     best = report.selection["validate"]
     top = report.score_at(best.cut_layer, best.pooling, best.chip, "test")
     test = _at(report, cut, "test")
     name = f"the best chip (layer {best.cut_layer}, {best.pooling}: {parts.percent(top.accuracy)})"
     if (best.cut_layer, best.pooling) == (cut.layer, cut.pooling):
         return "This is the best chip on validation."
-    if test.accuracy_high >= top.accuracy_low:
-        return f"No measurable loss against {name}: the intervals overlap at n = {test.n:,}."
+    if test.accuracy >= top.accuracy_low:
+        return f"No measurable loss against {name}: inside its interval at n = {test.n:,}."
     return f"{100 * (top.accuracy - test.accuracy):.1f} points below {name}."
 
 

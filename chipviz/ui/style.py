@@ -40,7 +40,8 @@ _SHEET = """
 .cv-embed { border:1px solid currentColor; opacity:.7; }
 .cv-words { font-size:1.12rem; line-height:2.05; overflow-wrap:anywhere; white-space:pre-wrap; }
 .cv-words .cv-t { border-radius:4px; padding:.14em 0; color:#16201f; }
-.cv-words .cv-frame { opacity:.6; font-family:monospace; font-size:.88em; }
+.cv-words .cv-frame { opacity:.6; font-family:monospace; font-size:.88em;
+  margin-right:.3em; }
 .cv-words .cv-rest { opacity:.45; text-decoration:line-through; }
 .cv-key { display:inline-block; border-radius:4px; padding:.05rem .5rem; color:#16201f;
   margin:0 .3rem .3rem 0; font-size:.88rem; overflow-wrap:anywhere; }

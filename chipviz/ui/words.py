@@ -78,6 +78,7 @@ def show(answer: dict[str, Any], text: str, cut: Cut, truth: int | None) -> None
         f"{_verdict(names, said, best, slots, truth)}"
     )
     st.html(_legend(names, slots))
+    st.caption("A tint is what the chip says at that token, having read the text up to there.")
     settled = answer["settled_layer"]
     where = "at or below the cut" if settled <= cut.layer else "above the cut"
     st.html(
