@@ -290,9 +290,9 @@ def test_an_address_names_a_cut_or_the_kept_one_fills_in():
 def test_loss_is_called_unmeasurable_only_inside_the_interval_of_the_best(store):
     job = finished_run(store)
     near = text_of(open_page("layers", run=job.run_id, cut="7", pooling="mean"))
-    far = text_of(open_page("layers", run=job.run_id, cut="4", pooling="mean"))
+    far = text_of(open_page("layers", run=job.run_id, cut="5", pooling="mean"))
     best = job.report.score_at(8, "mean", "linear", "test")
-    cut = job.report.score_at(4, "mean", "linear", "test")
+    cut = job.report.score_at(5, "mean", "linear", "test")
     assert cut.accuracy < best.accuracy_low < cut.accuracy_high
     assert "No measurable loss" in near
     assert "No measurable loss" not in far
