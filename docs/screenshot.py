@@ -20,7 +20,7 @@ def main(url: str = URL, run: str = "") -> None:
     chromium = os.environ.get("CHIPVIZ_CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 760}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
         page.goto(f"{url}/layers{f'?run={run}' if run else ''}")
         page.locator(".st-key-curve .scatterlayer path.point").first.wait_for(state="attached")
         page.wait_for_selector(
