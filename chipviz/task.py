@@ -92,26 +92,30 @@ def make_task(table: Table, config: RunConfig) -> Task:
     """
     frames = {split: _columns(frame, split, config) for split, frame in table.frames.items()}
     label_column = next(iter(frames.values())).label_column
-    names = _label_names(frames, table.label_names.get(label_column))
-    examples = {split: _examples(frame, names) for split, frame in frames.items()}
+    declared = table.label_names.get(label_column)
+    names = _label_names(frames, declared)
+    examples = {
+        split: _examples(frame, split, names, numbered=declared is not None)
+        for split, frame in frames.items()
+    }
     splits = _make_splits(examples, np.random.default_rng(config.seed))
     limits = (config.max_train, config.max_validation, config.max_test)
     taken: dict[Split, Examples] = {
         split: rows.take(range(min(len(rows), limit or len(rows))))
         for (split, rows), limit in zip(splits.items(), limits, strict=True)
     }
-    if len(set(taken["train"].labels.tolist())) < 2:
-        raise TaskError(
-            f"The training texts of {table.name} have one class only, {names[0]!r}; "
-            "a classifier needs two.",
-            "Give data with at least two labels, or another --label column.",
-        )
     for split, rows in taken.items():
         if not len(rows):
             raise TaskError(
                 f"No text is left for the {split} split of {table.name}.",
-                "Give more rows: three splits are needed to fit, to choose and to report.",
+                "Give more different texts: three splits are needed to fit, choose and report.",
             )
+    if len(present := set(taken["train"].labels.tolist())) < 2:
+        raise TaskError(
+            f"The training texts of {table.name} have one class only, {names[present.pop()]!r}; "
+            "a classifier needs two.",
+            "Give data with at least two labels, or another --label column.",
+        )
     return Task(table.name, tuple(names), taken)
 
 
@@ -131,17 +135,41 @@ def _columns(frame: pd.DataFrame, split: str, config: RunConfig) -> _Frame:
     pair = _named(frame, config.text_pair, "text-pair")
     labels = frame[label]
     for column in [label, text, *([pair] if pair else [])]:
-        missing = frame[column].isna().to_numpy()
-        if missing.any():
-            row = int(missing.argmax())
-            raise TaskError(
-                f"Row {row + 1} of {split} has no value in column {column!r} "
-                f"({int(missing.sum())} rows lack one).",
-                "Fill or remove these rows.",
-            )
+        _check_values(frame[column], f"in column {column!r}", split)
     texts = frame[text].astype(str).tolist()
     pairs = frame[pair].astype(str).tolist() if pair else None
     return _Frame(texts, pairs, labels, label)
+
+
+def _check_values(values: Any, where: str, split: str) -> None:
+    """Every row has a value, and it is one value, of characters that have an encoding."""
+    missing = values.isna().to_numpy()
+    if missing.any():
+        raise TaskError(
+            f"{_row(int(missing.argmax()), split)} has no value {where} "
+            f"({int(missing.sum())} rows lack one).",
+            "Fill or remove these rows.",
+        )
+    if not pd.api.types.is_object_dtype(values):
+        return
+    for row, value in enumerate(values):
+        if isinstance(value, (list, tuple, set, dict, np.ndarray)):
+            raise TaskError(
+                f"{_row(row, split)} has a {type(value).__name__} {where}, expected one value.",
+                "Give a column of plain values: one text, one label a row.",
+            )
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            raise TaskError(
+                f"{_row(row, split)} has half of a surrogate pair {where}.",
+                "Write the file anew as UTF-8, or remove this row.",
+            ) from None
+
+
+def _row(row: int, split: str) -> str:
+    """A row as the user counts it."""
+    return f"Row {row + 1}" if split == "all" else f"Row {row + 1} of {split}"
 
 
 def _named(frame: pd.DataFrame, wanted: str | None, option: str) -> str | None:
@@ -197,19 +225,18 @@ def _label_names(frames: dict[str, _Frame], declared: list[str] | None) -> list[
     return sorted({str(v) for v in values})
 
 
-def _examples(frame: _Frame, names: list[str]) -> Examples:
+def _examples(frame: _Frame, split: str, names: list[str], *, numbered: bool) -> Examples:
+    """Class indices from values; integers are class numbers where the source declares names."""
     index = {name: i for i, name in enumerate(names)}
-    if pd.api.types.is_integer_dtype(frame.labels) and not set(map(str, frame.labels)) <= set(
-        index
-    ):
-        labels = frame.labels.to_numpy(dtype=np.int64)  # class numbers of declared names
+    if numbered and pd.api.types.is_integer_dtype(frame.labels):
+        labels = frame.labels.to_numpy(dtype=np.int64)
     else:
         labels = np.array([index.get(str(v), -1) for v in frame.labels], dtype=np.int64)
     outside = (labels < 0) | (labels >= len(names))
     if outside.any():
         row = int(outside.argmax())
         raise TaskError(
-            f"Row {row + 1} has label {frame.labels.iloc[row]!r}, "
+            f"{_row(row, split)} has label {str(frame.labels.iloc[row])[:80]!r}, "
             f"which is none of the {len(names)} classes.",
             "Remove rows without a class, or name another label column.",
         )
