@@ -236,9 +236,16 @@ def _find_final_norm(model: nn.Module, blocks: nn.ModuleList) -> nn.Module | Non
     finally:
         for handle in handles:
             handle.remove()
-    after = made[1 + max(i for i, (m, _) in enumerate(made) if m is blocks[-1]) :]
-    makers = [m for m, out in after if isinstance(out, Tensor) and out is output]
-    return makers[-1] if makers else None
+    at = max(i for i, (module, _) in enumerate(made) if module is blocks[-1])
+    if torch.equal(made[at][1], output):
+        return None
+    # By value: some families reshape after the norm, so the output is another tensor object.
+    makers = [m for m, out in made[at + 1 :] if isinstance(out, Tensor) and _same(out, output)]
+    return makers[0] if makers else None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _count_published(folder: Path, model: nn.Module) -> int:

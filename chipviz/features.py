@@ -9,13 +9,15 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from chipviz.backbone import Backbone, pad, watch_layers
 from chipviz.config import Pooling, Split
 from chipviz.metrics import EMBEDDING_LAYER
 from chipviz.pooling import last_positions, pool
-from chipviz.progress import Meter, ProgressFn, silent
+from chipviz.progress import Meter, Progress, ProgressFn, silent
 from chipviz.task import Prompt, Task
 
 FORMAT = 1
@@ -105,19 +107,20 @@ def extract(
     features = Features(folder, poolings, backbone.n_layers)
     ids = {s: prompt.encode(task.splits[s].texts, task.splits[s].pairs) for s in ORDER}
     chunks = [chunk for split in ORDER for chunk in plan(split, ids[split])]
-    done = _open_store(folder, identity, sizes, poolings, backbone)
     meter = Meter("extracting", sum(sizes.values()), progress)
     n_tokens = 0
-    for chunk in chunks:
-        rows = chunk.stop - chunk.start
-        if chunk.key in done and done[chunk.key] == _checksum(folder, chunk, poolings):
-            meter.skip(rows)
-        else:
-            part = ids[chunk.split][chunk.start : chunk.stop]
-            n_tokens += _extract_chunk(backbone, part, prompt, chunk, features, meter)
-            done[chunk.key] = _checksum(folder, chunk, poolings)
-            _write_manifest(folder, identity, done)
-        on_chunk(features, chunk)
+    with _alone_in(folder, progress):
+        done = _open_store(folder, identity, sizes, poolings, backbone)
+        for chunk in chunks:
+            rows = chunk.stop - chunk.start
+            if chunk.key in done and done[chunk.key] == _checksum(folder, chunk, poolings):
+                meter.skip(rows)
+            else:
+                part = ids[chunk.split][chunk.start : chunk.stop]
+                n_tokens += _extract_chunk(backbone, part, prompt, chunk, features, meter)
+                done[chunk.key] = _checksum(folder, chunk, poolings)
+                _write_manifest(folder, identity, done)
+            on_chunk(features, chunk)
     return features, n_tokens
 
 
@@ -175,6 +178,23 @@ def forward_pooled(
     with watch_layers(backbone, see):
         backbone.forward(tokens, mask)
     return pooled
+
+
+@contextmanager
+def _alone_in(folder: Path, progress: ProgressFn) -> Iterator[None]:
+    """Hold the folder; a run that needs the same features waits here and then reads them."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f"{folder.name}.lock")
+    while True:
+        try:
+            lock.acquire(timeout=0.5)
+            break
+        except Timeout:
+            progress(Progress("extracting", "waiting for another run that reads the same texts"))
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _extract_chunk(
@@ -241,7 +261,7 @@ def _open_store(
             path = _path(folder, split, pooling)
             if not _is_array(path, shape):
                 done = {}
-                np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+                _create(path, shape)
     return done
 
 
@@ -269,6 +289,14 @@ def _is_array(path: Path, shape: tuple[int, ...]) -> bool:
     except (OSError, ValueError):
         return False
     return stored.shape == shape and stored.dtype == np.float32
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> None:
+    """An empty array that owns its disk space: a full disk is an error here, not a crash later."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
 
 
 def _open(folder: Path, split: Split, pooling: Pooling, mode: str) -> Any:

@@ -1,0 +1,169 @@
+"""Backbone: the parts are found by structure, and watching sees what transformers computes."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from chipviz.backbone import find_blocks, load_backbone, pad, watch_layers
+from chipviz.errors import BackboneError
+
+SMALL = {"vocab_size": 99, "max_position_embeddings": 64}
+FAMILIES = {
+    "llama": (
+        LlamaForCausalLM,
+        LlamaConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            **SMALL,
+        ),
+    ),
+    "qwen2": (
+        Qwen2ForCausalLM,
+        Qwen2Config(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            **SMALL,
+        ),
+    ),
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=99, n_positions=64),
+    ),
+    "neox": (
+        GPTNeoXForCausalLM,
+        GPTNeoXConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            **SMALL,
+        ),
+    ),
+    "opt": (
+        OPTForCausalLM,
+        OPTConfig(
+            hidden_size=16,
+            ffn_dim=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+            **SMALL,
+        ),
+    ),
+    "bert": (
+        BertModel,
+        BertConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            **SMALL,
+        ),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request, tmp_path_factory):
+    """A random model of one family on disk, and its folder."""
+    torch.manual_seed(0)
+    model_class, config = FAMILIES[request.param]
+    model = model_class(config)
+    for p in model.parameters():  # norms of a fresh model are ones: make them tell
+        p.data.add_(0.1 * torch.randn_like(p))
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    return request.param, folder, model.eval()
+
+
+def test_watched_and_read_layers_are_the_hidden_states_of_transformers(family):
+    """hidden_states holds block outputs, and after the last block the normed output."""
+    name, folder, model = family
+    backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
+    ids, mask = pad([[5, 6, 7, 8], [9, 10]], 1, backbone.device)
+    seen = {}
+    with torch.inference_mode(), watch_layers(backbone, lambda layer, h: seen.update({layer: h})):
+        backbone.forward(ids, mask)
+        expected = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    assert sorted(seen) == [-1, 0, 1, 2]
+    real = mask.bool()
+    for layer in (-1, 0, 1):
+        got = seen[layer][real]
+        torch.testing.assert_close(got, expected.hidden_states[layer + 1][real], atol=1e-5, rtol=0)
+    last = backbone.read(seen[2])[real]
+    torch.testing.assert_close(last, expected.hidden_states[3][real], atol=1e-5, rtol=0)
+
+
+def test_encoders_have_no_final_norm_and_decoders_have_one(family):
+    name, folder, _ = family
+    backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
+    assert (backbone.final_norm is None) == (name == "bert")
+
+
+def test_published_parameters_count_a_tied_head_once(family):
+    name, folder, _ = family
+    backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
+    if name == "bert":
+        return
+    published = AutoModelForCausalLM.from_pretrained(folder)
+    assert backbone.n_published == published.num_parameters()
+
+
+def test_watching_leaves_no_hook_behind_even_after_an_error(family):
+    name, folder, _ = family
+    backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
+    with pytest.raises(RuntimeError, match="stop"), watch_layers(backbone, lambda *_: None):
+        raise RuntimeError("stop")
+    hooks = [len(b._forward_hooks) + len(b._forward_pre_hooks) for b in backbone.blocks]
+    assert hooks == [0, 0, 0]
+
+
+def test_the_fingerprint_changes_with_one_weight_matrix(family, tmp_path):
+    name, folder, model = family
+    before = load_backbone(folder, name, dtype=torch.float32, device="cpu").fingerprint
+    assert before == load_backbone(folder, name, dtype=torch.bfloat16, device="cpu").fingerprint
+    other = type(model)(model.config)
+    other.load_state_dict(model.state_dict())
+    next(other.parameters()).data.mul_(1.01)
+    other.save_pretrained(tmp_path)
+    assert before != load_backbone(tmp_path, name, dtype=torch.float32, device="cpu").fingerprint
+
+
+def test_a_model_without_a_block_list_is_refused():
+    model = torch.nn.Module()
+    model.config = LlamaConfig(num_hidden_layers=7)
+    with pytest.raises(BackboneError, match="no list of 7 blocks"):
+        find_blocks(model, "x")
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path):
+    FAMILIES["llama"][1].save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        load_backbone(tmp_path, "pickled", device="cpu")
+
+
+def test_padding_stands_on_the_right_with_a_mask():
+    tokens, mask = pad([[3, 4, 5], [6]], 0, torch.device("cpu"))
+    assert tokens.tolist() == [[3, 4, 5], [6, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]

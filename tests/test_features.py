@@ -1,0 +1,165 @@
+"""Features: streamed equals whole, batch mates change nothing, and a broken run goes on."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from chipviz import features as features_module
+from chipviz.backbone import load_backbone
+from chipviz.features import ORDER, batches, extract, forward_pooled, plan
+from chipviz.progress import Cancelled
+from chipviz.task import Examples, Task, bake, load_tokenizer
+
+POOLINGS = ("last", "mean")
+
+
+@pytest.fixture
+def line(tiny_backbone_folder, monkeypatch):
+    """A tiny backbone, a prompt and a task of texts of many lengths, in small chunks."""
+    monkeypatch.setattr(features_module, "CHUNK_TOKENS", 60)
+    backbone = load_backbone(tiny_backbone_folder, "tiny", dtype=torch.float32, device="cpu")
+    words = ["red", "green", "blue", "one", "two", "three", "sun", "moon"]
+    random = np.random.default_rng(0)
+
+    def some(n):
+        texts = [" ".join(random.choice(words, random.integers(1, 14))) for _ in range(n)]
+        return Examples(texts, None, random.integers(0, 2, n))
+
+    task = Task("toy", ("a", "b"), {"train": some(30), "validation": some(11), "test": some(9)})
+    prompt = bake(load_tokenizer(tiny_backbone_folder), "say {text} now", 40, task.splits["train"])
+    return backbone, prompt, task
+
+
+def everything(features):
+    return {
+        (split, pooling, layer): features.read(split, pooling, layer)
+        for split in ORDER
+        for pooling in POOLINGS
+        for layer in range(-1, features.n_layers)
+    }
+
+
+def test_streamed_features_equal_transformers_own_hidden_states(line, home):
+    backbone, prompt, task = line
+    features, n_tokens = extract(backbone, prompt, task, home, poolings=POOLINGS)
+    total = 0
+    for split in ORDER:
+        for row, ids in enumerate(prompt.encode(task.splits[split].texts)):
+            total += len(ids)
+            output = backbone.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+            for layer in range(-1, backbone.n_layers):
+                state = output.hidden_states[layer + 1][0]
+                if layer < backbone.n_layers - 1:  # the last entry is normed already
+                    state = backbone.read(state)
+                for pooling, truth in (("last", state[-1]), ("mean", state.mean(dim=0))):
+                    got = features.read(split, pooling, layer)[row]
+                    torch.testing.assert_close(got, truth, atol=1e-5, rtol=0)
+    assert n_tokens == total
+
+
+def test_a_texts_features_do_not_depend_on_its_batch_mates(line):
+    backbone, prompt, task = line
+    ids = prompt.encode(task.splits["train"].texts)
+    together = forward_pooled(backbone, ids, prompt.tokenizer.pad_token_id, POOLINGS)
+    for row, alone in enumerate(ids):
+        single = forward_pooled(backbone, [alone], prompt.tokenizer.pad_token_id, POOLINGS)
+        torch.testing.assert_close(single[:, :, 0], together[:, :, row], atol=1e-5, rtol=0)
+
+
+def test_every_row_is_in_exactly_one_batch_within_the_budget():
+    lengths = [5, 90, 1, 30, 30, 30, 7, 64, 2, 100]
+    grouped = batches(lengths, budget=100)
+    assert sorted(row for batch in grouped for row in batch) == list(range(10))
+    assert all(len(b) * max(lengths[i] for i in b) <= 100 for b in grouped)
+    assert batches([500], budget=100) == [[0]]
+
+
+def test_chunks_cover_a_split_in_order_without_gaps():
+    chunks = plan("train", [[0] * n for n in (3000, 3000, 10, 9000, 1)])
+    edges = [(c.start, c.stop) for c in chunks]
+    assert edges[0][0] == 0
+    assert edges[-1][1] == 5
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 7, 12])
+def test_a_stopped_extraction_goes_on_and_ends_with_the_same_bytes(line, tmp_path, stop_after):
+    backbone, prompt, task = line
+    whole, n_tokens = extract(backbone, prompt, task, tmp_path / "a", poolings=POOLINGS)
+    seen = []
+
+    def stop(progress):
+        seen.append(progress)
+        if len(seen) > stop_after:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        extract(backbone, prompt, task, tmp_path / "b", poolings=POOLINGS, progress=stop)
+    again, rest = extract(backbone, prompt, task, tmp_path / "b", poolings=POOLINGS)
+    assert 0 < rest <= n_tokens
+    for split in ORDER:
+        for pooling in POOLINGS:
+            name = f"{split}-{pooling}.npy"
+            assert (whole.folder / name).read_bytes() == (again.folder / name).read_bytes()
+
+
+def test_a_second_run_reads_what_is_there(line, home):
+    backbone, prompt, task = line
+    extract(backbone, prompt, task, home, poolings=POOLINGS)
+    chunks = []
+    _, n_tokens = extract(
+        backbone, prompt, task, home, poolings=POOLINGS, on_chunk=lambda _, c: chunks.append(c)
+    )
+    assert n_tokens == 0
+    assert [c.split for c in chunks] == sorted((c.split for c in chunks), key=ORDER.index)
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "manifest"])
+def test_harmed_features_are_noticed_and_made_again(line, home, harm):
+    backbone, prompt, task = line
+    features, _ = extract(backbone, prompt, task, home, poolings=POOLINGS)
+    before = everything(features)
+    victim = features.folder / "train-mean.npy"
+    content = bytearray(victim.read_bytes())
+    if harm == "flip":
+        content[-40] ^= 1
+        victim.write_bytes(content)
+    elif harm == "truncate":
+        victim.write_bytes(content[: len(content) // 2])
+    elif harm == "delete":
+        victim.unlink()
+    else:
+        manifest = features.folder / "manifest.json"
+        manifest.write_text(manifest.read_text()[:100])
+    again, n_tokens = extract(backbone, prompt, task, home, poolings=POOLINGS)
+    assert n_tokens > 0
+    for key, value in everything(again).items():
+        torch.testing.assert_close(value, before[key], atol=1e-6, rtol=0)
+
+
+def test_other_texts_prompts_or_precision_never_share_features(line, home):
+    backbone, prompt, task = line
+    folders = [extract(backbone, prompt, task, home, poolings=POOLINGS)[0].folder]
+    train = task.splits["train"]
+    other = Examples([*train.texts[:-1], "changed"], None, train.labels)
+    other_task = replace(task, splits={**task.splits, "train": other})
+    folders.append(extract(backbone, prompt, other_task, home, poolings=POOLINGS)[0].folder)
+    fresh = load_tokenizer(backbone.folder)
+    other_prompt = bake(fresh, "say {text} then", 40, train)
+    folders.append(extract(backbone, other_prompt, task, home, poolings=POOLINGS)[0].folder)
+    coarse = load_backbone(backbone.folder, "tiny", dtype=torch.bfloat16, device="cpu")
+    folders.append(extract(coarse, prompt, task, home, poolings=POOLINGS)[0].folder)
+    assert len(set(folders)) == 4
+
+
+def test_a_layer_outside_of_the_model_is_refused(line, home):
+    backbone, prompt, task = line
+    features, _ = extract(backbone, prompt, task, home, poolings=POOLINGS)
+    with pytest.raises(IndexError, match="-1 to 3"):
+        features.read("train", "last", 4)
+    manifest = json.loads((features.folder / "manifest.json").read_text())
+    assert manifest["identity"]["dtype"] == "torch.float32"
