@@ -115,21 +115,15 @@ def save(
         BundleError: If the family has no fitting class, `out` is in the way, or the verification
             finds a difference; nothing is left at `out` then.
     """
-    if out.exists() and (
-        out.is_file() or (any(out.iterdir()) and not (out / "chip.json").exists())
-    ):
-        raise BundleError(
-            f"{out} exists and is no bundle.", "Give another --out; nothing was overwritten."
-        )
+    _refuse_in_the_way(out)
     with publish(out) as folder:
         kind = _write_model(backbone, prompt, weight, cut, report, folder)
-        difference = _compare(folder, kind, check, expected)
+        found = _in_fresh_process(folder, kind, [*check, *_bare(SELF_TEST)])
+        difference = _compare(check, found[: len(check)], expected)
         chip = _about(cut, report, kind, len(check), difference)
         chip["self_test"] = [
             {"text": text, "probabilities": row}
-            for text, row in zip(
-                SELF_TEST, _in_fresh_process(folder, kind, _bare(SELF_TEST)), strict=True
-            )
+            for text, row in zip(SELF_TEST, found[len(check) :], strict=True)
         ]
         (folder / "chip.json").write_text(json.dumps(chip, indent=2, ensure_ascii=False), "utf-8")
         card = cards.model_card(cut, report, kind, len(check), difference)
@@ -195,7 +189,8 @@ def verify(path: Path) -> dict[str, Any]:
         raise BundleError(f"{absent[0]} is missing.", "Build or download the bundle again.")
     tests = about["self_test"]
     expected = torch.tensor([list(t["probabilities"]) for t in tests])
-    difference = _compare(path, about["kind"], _bare([t["text"] for t in tests]), expected)
+    texts = _bare([test["text"] for test in tests])
+    difference = _compare(texts, _in_fresh_process(path, about["kind"], texts), expected)
     return {
         "path": str(path),
         "kind": about["kind"],
@@ -319,16 +314,23 @@ def _bare(texts: Sequence[str]) -> list[tuple[str, str | None]]:
     return [(text, None) for text in texts]
 
 
+def _refuse_in_the_way(out: Path) -> None:
+    """A folder that is neither empty nor a bundle belongs to somebody."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "chip.json").exists()):
+        raise BundleError(
+            f"{out} exists and is no bundle.", "Give another --out; nothing was overwritten."
+        )
+
+
 def _compare(
-    folder: Path, kind: Kind, check: Sequence[tuple[str, str | None]], expected: Tensor
+    check: Sequence[tuple[str, str | None]], found: list[list[float]], expected: Tensor
 ) -> float:
-    """Largest probability difference between a fresh process and what is expected.
+    """Largest probability difference between what a fresh process found and what is expected.
 
     Raises:
         BundleError: If a difference is above `TOLERANCE`, naming the text.
     """
-    found = torch.tensor(_in_fresh_process(folder, kind, check))
-    differences = (found - expected).abs().amax(dim=1)
+    differences = (torch.tensor(found) - expected).abs().amax(dim=1)
     worst = int(differences.argmax())
     if not differences[worst] <= TOLERANCE:
         raise BundleError(

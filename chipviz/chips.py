@@ -269,7 +269,8 @@ class Chips:
             strengths = torch.tensor(self.strengths[chip, pooling], dtype=torch.float64)
             tensors[f"{chip}.{pooling}.strength"] = strengths
         temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary, {"format": FORMAT, "backbone": fingerprint})
+        # One key: safetensors writes several in any order, and equal chips are to be equal bytes.
+        save_file(tensors, temporary, {"chipviz": f"{FORMAT} {fingerprint}"})
         temporary.replace(path)
 
     @classmethod
@@ -282,8 +283,7 @@ class Chips:
         weights: dict[tuple[ChipKind, Pooling], Tensor] = {}
         strengths: dict[tuple[ChipKind, Pooling], list[float]] = {}
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT or about.get("backbone") != fingerprint:
+            if (file.metadata() or {}).get("chipviz") != f"{FORMAT} {fingerprint}":
                 raise SourceError(
                     f"{path.name} was trained on another backbone than the one at hand.",
                     "The backbone's folder changed since the run; train again.",

@@ -225,9 +225,9 @@ class _LiveCurve:
 
     def on_chunk(self, features: Features, chunk: Chunk) -> None:
         n_train = len(self.task.splits["train"])
-        enough = LIVE_GROWTH * self._n_fitted
-        if chunk.split != "train" or chunk.stop < enough or chunk.stop >= n_train:
-            return  # the last state is the final fit's
+        enough = min(n_train, LIVE_GROWTH * self._n_fitted)
+        if chunk.split != "train" or chunk.stop < enough:
+            return
         start = time.perf_counter()
         self._n_fitted = chunk.stop
         labels = _labels(self.task, "train")[: chunk.stop]

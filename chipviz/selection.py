@@ -74,7 +74,7 @@ def select(
         shallowest = min(s.layer for s in near)
         chosen = _best([s for s in near if s.layer == shallowest])
         why = (
-            f"shallowest layer within {100 * tolerance:g} points of the best validation accuracy "
+            f"shallowest layer within {_points(tolerance)} of the best validation accuracy "
             f"({_percent(best.accuracy)} at layer {best.layer}, {best.pooling})"
         )
     elif rule == "fixed":
@@ -106,6 +106,10 @@ def _at(table: Sequence[Score], layer: int) -> Score:
             "Give the last layer to keep, counted from 0.",
         )
     return _best(here)
+
+
+def _points(tolerance: float) -> str:
+    return f"{100 * tolerance:g} point{'' if tolerance == 0.01 else 's'}"
 
 
 def _percent(value: float) -> str:

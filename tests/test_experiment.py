@@ -1,0 +1,169 @@
+"""The line, whole: planted labels are learned, shuffled ones are not, the test split waits."""
+
+import json
+import random
+
+import pytest
+
+from chipviz import experiment, features
+from chipviz.chips import Chips
+from chipviz.config import RunConfig
+from chipviz.progress import Cancelled, silent
+from chipviz.report import RunReport, load_examples, load_predictions
+from tests.conftest import planted_rows
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(features, "CHUNK_TOKENS", 800)
+
+
+def run(folder, backbone, data, *, progress=silent, name="one", on_points=lambda _: None, **more):
+    run_dir = folder / "runs" / name
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config = RunConfig.checked(
+        backbone=str(backbone),
+        data=str(data),
+        **{"template": "{text} :", "max_length": 24, **more},
+    )
+    report = experiment.run(
+        config,
+        home=folder,
+        run_id=name,
+        run_dir=run_dir,
+        progress=progress,
+        on_points=on_points,
+    )
+    return report, run_dir
+
+
+def write_csv(path, rows):
+    path.write_text("text,label\n" + "\n".join(f"{t},{label}" for t, label in rows) + "\n", "utf-8")
+    return path
+
+
+def test_a_planted_label_is_learned_and_beats_the_majority(tiny_backbone_folder, toy_csv, tmp_path):
+    report, run_dir = run(tmp_path, tiny_backbone_folder, toy_csv)
+    best = report.selection["validate"]
+    assert best.test_accuracy > report.controls.majority + 0.3
+    assert report.controls.tfidf > 0.9
+    assert len(load_examples(run_dir)) == report.task.n_test
+    assert load_predictions(run_dir)["test.mean.linear"].shape == (4, report.task.n_test)
+
+
+def test_shuffled_labels_score_at_chance(tiny_backbone_folder, tmp_path):
+    """90 test texts in 3 equal classes: above 0.5 has a chance of about 1 in 2,000 a chip."""
+    rows = planted_rows(450)
+    labels = [label for _, label in rows]
+    random.Random(1).shuffle(labels)
+    data = write_csv(tmp_path / "noise.csv", zip((t for t, _ in rows), labels, strict=True))
+    report, _ = run(tmp_path, tiny_backbone_folder, data)
+    test = [s.accuracy for s in report.scores if s.split == "test"]
+    assert max(test) < 0.52
+    assert sum(test) / len(test) == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_the_test_split_is_untouched_until_the_end(
+    tiny_backbone_folder, toy_csv, tmp_path, monkeypatch
+):
+    """With other test labels every chip and every choice stays the same to the bit."""
+    honest, honest_dir = run(tmp_path, tiny_backbone_folder, toy_csv)
+    make_task = experiment.make_task
+
+    def with_other_test_labels(table, config):
+        task = make_task(table, config)
+        task.splits["test"].labels[:] = (task.splits["test"].labels + 1) % 3
+        return task
+
+    monkeypatch.setattr(experiment, "make_task", with_other_test_labels)
+    other, other_dir = run(tmp_path, tiny_backbone_folder, toy_csv, name="other")
+    names = ("chips.safetensors", "checked.jsonl")
+    assert all((honest_dir / n).read_bytes() == (other_dir / n).read_bytes() for n in names)
+    for rule, chosen in honest.selection.items():
+        assert other.selection[rule].model_dump(exclude={"test_accuracy"}) == chosen.model_dump(
+            exclude={"test_accuracy"}
+        )
+    assert [s for s in honest.scores if s.split == "validation"] == [
+        s for s in other.scores if s.split == "validation"
+    ]
+    assert [s for s in honest.scores if s.split == "test"] != [
+        s for s in other.scores if s.split == "test"
+    ]
+
+
+@pytest.mark.parametrize("stop_at", [6, 14, 25])
+def test_a_stopped_run_resumed_ends_with_the_scores_of_an_unbroken_one(
+    tiny_backbone_folder, toy_csv, tmp_path, stop_at
+):
+    whole, whole_dir = run(tmp_path / "a", tiny_backbone_folder, toy_csv)
+    calls = []
+
+    def stop(progress):
+        calls.append(progress)
+        if len(calls) == stop_at:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        run(tmp_path / "b", tiny_backbone_folder, toy_csv, progress=stop)
+    again, again_dir = run(tmp_path / "b", tiny_backbone_folder, toy_csv)
+    assert again.scores == whole.scores
+    assert again.selection == whole.selection
+    name = "chips.safetensors"
+    assert (again_dir / name).read_bytes() == (whole_dir / name).read_bytes()
+
+
+def test_the_curve_grows_while_features_still_arrive(tiny_backbone_folder, toy_csv, tmp_path):
+    events = []
+    report, _ = run(
+        tmp_path,
+        tiny_backbone_folder,
+        toy_csv,
+        progress=lambda p: events.append(p.stage),
+        on_points=lambda points: events.append(sorted({p.n_train for p in points})),
+    )
+    sizes = [e[0] for e in events if isinstance(e, list) and e]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) >= 3
+    assert sizes[-1] == report.task.n_train
+    first, last_read = events.index([sizes[0]]), len(events) - events[::-1].index("extracting")
+    assert first < last_read
+
+
+def test_every_layer_and_pooling_is_scored_on_both_splits(tiny_backbone_folder, toy_csv, tmp_path):
+    report, run_dir = run(tmp_path, tiny_backbone_folder, toy_csv)
+    keys = {(s.layer, s.pooling, s.split) for s in report.scores}
+    assert keys == {
+        (layer, pooling, split)
+        for layer in (-1, 0, 1, 2, 3)
+        for pooling in ("last", "mean")
+        for split in ("validation", "test")
+    }
+    assert RunReport.model_validate_json(report.model_dump_json()) == report
+    stored = load_predictions(run_dir)
+    hits = (stored["test.last.linear"][2] == stored["labels.test"]).mean()
+    assert hits == pytest.approx(report.score_at(2, "last", "linear", "test").accuracy)
+    chips = Chips.load(run_dir / "chips.safetensors", _fingerprint(tiny_backbone_folder))
+    assert len(chips.weights["linear", "mean"]) == 5
+
+
+def test_limits_take_a_stratified_sample_and_one_pooling_is_enough(
+    tiny_backbone_folder, toy_csv, tmp_path
+):
+    report, _ = run(
+        tmp_path,
+        tiny_backbone_folder,
+        toy_csv,
+        poolings=("mean",),
+        max_train=30,
+        max_validation=12,
+        max_test=15,
+    )
+    assert (report.task.n_train, report.task.n_validation, report.task.n_test) == (30, 12, 15)
+    assert {s.pooling for s in report.scores} == {"mean"}
+    assert json.loads(report.model_dump_json())["selection"]["fixed"]["cut_layer"] == 2
+
+
+def _fingerprint(folder):
+    from chipviz.backbone import load_backbone
+
+    return load_backbone(folder, "tiny", device="cpu").fingerprint

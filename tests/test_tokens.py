@@ -1,0 +1,56 @@
+"""Tokens: what a layer's chip says at each token, against chips applied by hand."""
+
+import pytest
+import torch
+
+from chipviz.backbone import load_backbone
+from chipviz.chips import Chips
+from chipviz.task import Examples, bake, load_tokenizer
+from chipviz.tokens import read_tokens, settled_layer
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_backbone_folder):
+    import numpy as np
+
+    backbone = load_backbone(tiny_backbone_folder, "tiny", dtype=torch.float32, device="cpu")
+    rows = Examples(["we saw the old house", "a goal"] * 20, None, np.zeros(40, dtype=np.int64))
+    prompt = bake(load_tokenizer(tiny_backbone_folder), "say {text} now", 60, rows)
+    torch.manual_seed(3)
+    weights = {("linear", p): torch.randn(5, 3, 32) for p in ("last", "mean")}
+    return backbone, prompt, Chips(weights, {key: [1.0] * 5 for key in weights})
+
+
+def test_the_answer_for_the_text_is_the_chip_on_the_pooled_states(opened):
+    backbone, prompt, chips = opened
+    text = "we saw a goal"
+    ids = torch.tensor(prompt.encode([text]))
+    states = backbone.model(input_ids=ids, output_hidden_states=True).hidden_states
+    for pooling in ("last", "mean"):
+        read = read_tokens(backbone, prompt, chips, text, layer=1, pooling=pooling)
+        normed = backbone.read(states[2])[0]
+        pooled = normed[-1] if pooling == "last" else normed.mean(dim=0)
+        truth = (chips.weight(1, pooling) @ pooled).softmax(dim=0)
+        torch.testing.assert_close(torch.tensor(read["by_layer"][1]), truth, atol=1e-4, rtol=0)
+        at_token = (normed @ chips.weight(1, pooling).T).softmax(dim=-1)
+        torch.testing.assert_close(torch.tensor(read["at_cut"]), at_token, atol=1e-4, rtol=0)
+        assert read["label_index"][1] == at_token.argmax(dim=-1).tolist()
+
+
+def test_the_pieces_of_the_text_join_to_the_text_and_the_template_stands_around(opened):
+    backbone, prompt, chips = opened
+    text = "Résumé: <script>alert(1)</script> 汉字"
+    read = read_tokens(backbone, prompt, chips, text, layer=0, pooling="last")
+    inside = [t for t in read["tokens"] if t["in_text"]]
+    covered = sorted({i for t in inside for i in range(t["start"], t["end"])})
+    assert covered == list(range(len(text)))
+    assert all(t["text"] == text[t["start"] : t["end"]] for t in inside)
+    outside = "".join(t["text"] for t in read["tokens"] if not t["in_text"])
+    assert outside.split() == ["say", "now"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "settled"), [([1, 1, 1], 0), ([0, 1, 1], 1), ([1, 0, 1], 2), ([0, 0, 1], 2)]
+)
+def test_an_answer_is_settled_where_it_no_longer_changes(answers, settled):
+    assert settled_layer(torch.tensor(answers)) == settled
