@@ -1,0 +1,351 @@
+"""The command line: one JSON object or two lines of error, and the right exit status."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from chipviz import worker
+from chipviz.__main__ import run_command_line
+from chipviz.config import RunConfig
+from chipviz.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE = "News: {text}\nTopic of this article:"
+
+
+@dataclass(frozen=True)
+class Ended:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        """The one object on standard output."""
+        assert self.out.endswith("\n")
+        assert self.out.count("\n") == 1
+        return json.loads(self.out)
+
+    @property
+    def refusal(self):
+        """The one `error:` and the one `hint:` line of a refused command."""
+        assert self.status == 1, self.err
+        assert self.out == ""
+        assert "Traceback" not in self.err
+        *_, error, hint = self.err.splitlines()
+        assert error.startswith("error: ")
+        assert hint.startswith("hint: ")
+        assert self.err.count("error: ") == self.err.count("hint: ") == 1
+        return error
+
+
+def chipviz(home, *arguments):
+    """Run one command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["chipviz", "--home", str(home), *map(str, arguments)]
+    with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = run_command_line()
+        except SystemExit as end:
+            status = end.code
+    return Ended(int(status or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_backbone_folder, toy_csv):
+    """A home with one finished run, and what `train --json` printed in a process of its own."""
+    home = tmp_path_factory.mktemp("cli") / "home"
+    command = [sys.executable, "-m", "chipviz", "--home", home, "train", "--json"]
+    command += ["--backbone", tiny_backbone_folder, "--data", toy_csv, "--template", TEMPLATE]
+    command += ["--max-length", "40", "--max-test", "40"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return home, Ended(done.returncode, done.stdout, done.stderr).json
+
+
+@pytest.fixture(scope="module")
+def bundle(trained, tmp_path_factory):
+    """The folder that `cut --rule within --pooling mean` wrote, and what it printed."""
+    home, run = trained
+    out = tmp_path_factory.mktemp("cut") / "bundle"
+    options = ["--rule", "within", "--pooling", "mean", "--out", out, "--json"]
+    return out, chipviz(home, "cut", run["run_id"], *options).json
+
+
+def test_train_prints_the_whole_report_and_learns_the_planted_word(trained):
+    _, run = trained
+    assert run["status"] == "done"
+    assert (run["preset"], run["backbone"]["n_layers"], run["task"]["n_classes"]) == ("sound", 4, 3)
+    assert (run["task"]["template"], run["task"]["max_length"]) == (TEMPLATE, 40)
+    assert set(run["task"]["label_names"]) == {"sport", "money", "science"}
+    sizes = [run["task"][f"n_{split}"] for split in ("train", "validation", "test")]
+    assert sizes == [210, 30, 40]
+    keys = {(s["layer"], s["pooling"], s["chip"], s["split"]) for s in run["scores"]}
+    assert keys == {
+        (layer, pooling, "linear", split)
+        for layer in range(-1, 4)
+        for pooling in ("last", "mean")
+        for split in ("validation", "test")
+    }
+    assert run["controls"]["embedding"] == run["controls"]["tfidf"] == 1.0  # the word is there
+    assert run["controls"]["majority"] == pytest.approx(1 / 3, abs=0.02)
+    assert set(run["selection"]) == {"validate", "within", "fixed"}
+    assert run["timing"]["n_tokens"] > 0
+
+
+def test_both_ratios_follow_from_the_shape_of_the_model(trained):
+    _, run = trained
+    for rule in run["selection"].values():
+        assert rule["layer_ratio"] == pytest.approx((3 - rule["cut_layer"]) / 4)
+        (cost,) = (
+            cost
+            for cost in run["costs"]
+            if (cost["layer"], cost["pooling"]) == (rule["cut_layer"], rule["pooling"])
+        )
+        dense = run["backbone"]["n_parameters"]
+        assert rule["parameter_ratio"] == pytest.approx(1 - cost["n_parameters"] / dense)
+
+
+def test_show_says_what_train_said_and_runs_lists_it(trained):
+    home, run = trained
+    shown = chipviz(home, "show", run["run_id"], "--json").json
+    assert {key: shown[key] for key in run if key != "bundles"} == {
+        key: run[key] for key in run if key != "bundles"
+    }
+    (listed,) = chipviz(home, "runs", "--json").json["runs"]
+    assert (listed["run_id"], listed["status"]) == (run["run_id"], "done")
+
+
+def test_without_json_a_person_reads_the_same_numbers(trained):
+    home, run = trained
+    shown = chipviz(home, "show", run["run_id"]).out
+    for rule, chosen in run["selection"].items():
+        assert f"{rule}: layer {chosen['cut_layer']} {chosen['pooling']}" in shown
+        assert chosen["why"] in shown
+    assert run["run_id"] in chipviz(home, "runs").out
+    assert "No runs yet" in chipviz(home / "other", "runs").out
+
+
+def test_a_cut_is_a_bundle_of_the_size_that_the_run_promised(trained, bundle):
+    _, run = trained
+    out, cut = bundle
+    (cost,) = (
+        cost
+        for cost in run["costs"]
+        if (cost["layer"], cost["pooling"]) == (cut["cut_layer"], "mean")
+    )
+    assert (cut["kind"], cut["rule"], cut["path"]) == ("token", "within", str(out))
+    assert (cut["n_parameters"], cut["weight_bytes"]) == (
+        cost["n_parameters"],
+        cost["weight_bytes"],
+    )
+    assert cut["n_verified"] == 30
+    assert cut["max_difference"] < 1e-3
+    assert {path.name for path in out.iterdir()} == set(cut["files"])
+
+
+def test_a_bundle_is_verified_and_an_altered_one_is_refused(trained, bundle, tmp_path):
+    home, _ = trained
+    out, cut = bundle
+    assert chipviz(home, "verify", out, "--json").json["n_files"] == len(cut["files"]) - 1
+    altered = tmp_path / "altered"
+    altered.mkdir()
+    for file in out.iterdir():
+        (altered / file.name).write_bytes(file.read_bytes())
+    (altered / "config.json").write_text((out / "config.json").read_text() + " ")
+    refused = chipviz(home, "verify", altered)
+    assert "config.json is not what its checksum says" in refused.refusal
+
+
+def test_predict_names_the_class_of_each_text_in_order(trained, bundle, tmp_path):
+    home, run = trained
+    out, _ = bundle
+    options = ["--text", "we saw the old goal near a river", "--text", "the red bank went on"]
+    found = chipviz(home, "predict", out, *options, "--json").json["predictions"]
+    assert [set(line) for line in found] == [{"label", "score"}] * 2
+    assert all(line["label"] in run["task"]["label_names"] for line in found)
+    (tmp_path / "texts.txt").write_text(f"{options[1]}\n\n{options[3]}\n")
+    (tmp_path / "texts.json").write_text(json.dumps([options[1], options[3]]))
+    for name in ("texts.txt", "texts.json"):
+        written = tmp_path / f"{name}.jsonl"
+        ended = chipviz(home, "predict", out, "--file", tmp_path / name, "--out", written)
+        assert (ended.status, ended.out) == (0, "")
+        lines = [json.loads(line) for line in written.read_text().splitlines()]
+        assert [line["label"] for line in lines] == [line["label"] for line in found]
+
+
+def test_tokens_gives_every_layers_answer_at_every_token(trained):
+    home, run = trained
+    text = "the red <s> bank"
+    said = chipviz(home, "tokens", run["run_id"], "--text", text, "--layer", 2, "--json").json
+    n_tokens = len(said["tokens"])
+    assert "".join(t["text"] for t in said["tokens"] if t["in_text"]).strip() == text
+    assert [len(row) for row in said["label_index"]] == [n_tokens] * 4
+    assert [len(row) for row in said["confidence"]] == [n_tokens] * 4
+    assert [len(row) for row in said["at_cut"]] == [3] * n_tokens
+    assert [len(row) for row in said["by_layer"]] == [3] * 4
+    assert said["layer"] == 2
+    assert 0 <= said["settled_layer"] < 4
+    assert said["label_names"] == run["task"]["label_names"]
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def train(home, tiny_backbone_folder, toy_csv):
+    """Try to train with some options other than good ones."""
+
+    def attempt(**options):
+        good = {"backbone": tiny_backbone_folder, "data": toy_csv}
+        pairs = [(f"--{k.replace('_', '-')}", v) for k, v in {**good, **options}.items()]
+        return chipviz(home, "train", *(part for pair in pairs for part in pair), "--json")
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"backbone": "nosuch"}, "backbone nosuch"),
+        ({"backbone": "two\nlines"}, "is no embedded backbone"),
+        ({"data": "nosuch.csv"}, "no file or folder nosuch.csv"),
+        ({"data": "x" * 300}, "data set xxx"),
+        ({"label": "topic"}, "no column 'topic'; columns are 'text', 'label'"),
+        ({"template": "Topic:"}, "holds {text} 0 times, expected 1"),
+        ({"template": TEMPLATE, "max_length": 3}, "no room for text within --max-length 3"),
+        ({"pooling": "median"}, "'last' or 'mean' (got 'median')"),
+        ({"chip": "forest"}, "'linear' (got 'forest')"),
+        ({"max_train": 1}, "max_train"),
+        ({"preset": "loud"}, "preset"),
+    ],
+)
+def test_bad_input_to_train_is_one_error_and_one_hint(train, options, said):
+    assert said in train(**options).refusal
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("text,topic\na b,\n", "Row 1 has no value in column 'topic'"),
+        ("text,kind\na,b\n", "No label column was found; columns are 'text', 'kind'"),
+        ("text,label\n" + "".join(f"text {i},x\n" for i in range(40)), "one class only, 'x'"),
+        ("text,label\n", "holds no rows"),
+        ("", "cannot be read"),
+    ],
+)
+def test_bad_data_is_one_error_and_one_hint(train, tmp_path, content, said):
+    path = tmp_path / "bad.csv"
+    path.write_text(content)
+    assert said in train(data=path).refusal
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--layer", "4"], "Layer 4 does not exist, layers are 0 to 3"),
+        (["--layer", "-1"], "Layer -1 does not exist"),
+        ([], "either --layer or --rule"),
+        (["--layer", "1", "--rule", "within"], "either --layer or --rule"),
+        (["--rule", "best"], "no rule 'best'"),
+        (["--rule", "manual"], "needs a layer"),
+        (["--rule", "within", "--pooling", "max"], "pooling max"),
+        (["--rule", "within", "--chip", "mlp"], "chip mlp"),
+    ],
+)
+def test_a_cut_that_does_not_exist_is_refused(trained, tmp_path, options, said):
+    home, run = trained
+    ended = chipviz(home, "cut", run["run_id"], *options, "--out", tmp_path / "cut")
+    assert said in ended.refusal
+    assert not (tmp_path / "cut").exists()
+
+
+def test_a_cut_never_overwrites_what_is_no_bundle(trained, tmp_path):
+    home, run = trained
+    (tmp_path / "thesis.txt").write_text("three years")
+    for out, said in ((tmp_path, "is no bundle"), (tmp_path / "thesis.txt" / "x", "thesis.txt")):
+        ended = chipviz(home, "cut", run["run_id"], "--rule", "fixed", "--out", out)
+        assert said in ended.refusal
+    assert (tmp_path / "thesis.txt").read_text() == "three years"
+
+
+@pytest.mark.parametrize("run", ["nosuch", "../../etc", "20990101-000000-ffff", "", "a\nb"])
+@pytest.mark.parametrize("command", ["show", "resume", "tokens", "cut"])
+def test_a_run_that_does_not_exist_is_refused(home, tmp_path, command, run):
+    more = {"tokens": ["--text", "x"], "cut": ["--rule", "fixed", "--out", tmp_path / "x"]}
+    ended = chipviz(home, command, run, *more.get(command, []))
+    assert "no run" in ended.refusal
+
+
+def test_a_run_that_is_not_done_gives_no_cut_and_no_tokens(home, tmp_path):
+    store = Store(home)
+    job = store.create_run(RunConfig(backbone="tiny", data="toy"))
+    for command in (
+        ["cut", job.run_id, "--rule", "within", "--out", tmp_path / "x"],
+        ["tokens", job.run_id, "--text", "x"],
+    ):
+        assert "is queued, not done" in chipviz(home, *command).refusal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["verify", "nosuch"], "is no bundle"),
+        (["predict", "nosuch", "--text", "x"], "is no bundle"),
+        (["predict", "nosuch"], "no text to classify"),
+        (["predict", "nosuch", "--file", "nosuch.txt"], "nosuch.txt cannot be read"),
+        (["fetch", "nosuch"], "Nothing is embedded under the name 'nosuch'"),
+    ],
+)
+def test_what_is_not_there_is_refused(home, arguments, said):
+    assert said in chipviz(home, *arguments).refusal
+
+
+def test_a_home_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot be opened" in chipviz(tmp_path / "file", "runs").refusal
+
+
+def test_predictions_that_cannot_be_written_are_refused_by_path(trained, bundle, tmp_path):
+    home, _ = trained
+    out, _ = bundle
+    ended = chipviz(home, "predict", out, "--text", "x", "--out", tmp_path / "no" / "such.jsonl")
+    assert "such.jsonl" in ended.refusal
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["train"], ["train", "--colour", "red"], ["show"], ["runs", "--json=1"]],
+)
+def test_wrong_usage_is_status_2_and_prints_nothing_on_standard_output(home, arguments):
+    ended = chipviz(home, *arguments)
+    assert ended.status == 2
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+
+
+def test_a_number_that_is_none_is_wrong_usage(train):
+    assert train(seed="many").status == 2
+
+
+def test_an_interrupt_is_status_130(train, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker, "work", interrupted)
+    ended = train()
+    assert ended.status == 130
+    assert "Traceback" not in ended.err
+
+
+def test_the_exit_status_is_that_of_the_process(home):
+    command = [sys.executable, "-m", "chipviz", "--home", home, "show", "nosuch", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "no run 'nosuch'" in Ended(done.returncode, done.stdout, done.stderr).refusal
