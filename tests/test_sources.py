@@ -321,10 +321,11 @@ def only_frame(table):
 
 
 def test_a_csv_keeps_every_value_as_it_was_written(tmp_path, home):
-    written = 'text,label\nNA,007\nnull,1.50\n"a ""quoted"", line\nbreak",nan\nN/A,True\n'
+    written = 'text,label,n\nNA,007,007\nnull,1.50,1.50\n"a ""quoted"", line\nbreak",nan,1e5\n'
     frame = only_frame(read_table(write(tmp_path, "a.csv", written), home))
-    assert frame["text"].tolist() == ["NA", "null", 'a "quoted", line\nbreak', "N/A"]
-    assert frame["label"].tolist() == ["007", "1.50", "nan", "True"]
+    assert frame["text"].tolist() == ["NA", "null", 'a "quoted", line\nbreak']
+    assert frame["label"].tolist() == ["007", "1.50", "nan"]
+    assert frame["n"].tolist() == ["007", "1.50", "1e5"]
 
 
 def test_an_empty_cell_of_a_csv_is_missing(tmp_path, home):

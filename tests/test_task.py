@@ -133,10 +133,10 @@ def test_labels_stay_with_their_texts():
 
 def test_labels_that_look_like_numbers_keep_their_spelling(tmp_path, home):
     path = tmp_path / "a.csv"
-    lines = [f"text {i},{('007', 'NA', '7')[i % 3]}" for i in range(60)]
+    lines = [f"text {i},{('007', '1.50', '7')[i % 3]}" for i in range(60)]
     path.write_text("text,label\n" + "\n".join(lines))
     table = read_table(str(path), home)
-    assert make_task(table, RunConfig(backbone="x", data="y")).label_names == ("007", "7", "NA")
+    assert make_task(table, RunConfig(backbone="x", data="y")).label_names == ("007", "1.50", "7")
 
 
 def test_integers_are_class_numbers_where_the_source_declares_names_even_if_names_are_digits():
