@@ -14,6 +14,7 @@ from chipviz.errors import ConfigError, SourceError, TaskError
 from chipviz.sources import Table, read_table
 from chipviz.task import (
     Examples,
+    Task,
     bake,
     load_prompt,
     load_tokenizer,
@@ -64,6 +65,15 @@ def test_of_two_classes_each_is_within_one_row_of_its_share_in_every_prefix():
         order = stratified_order(labels, np.random.default_rng(seed))
         rare = np.cumsum(labels[order])
         assert np.abs(rare - 0.1 * np.arange(1, 101)).max() <= 1.0
+
+
+def test_rows_of_one_class_are_shuffled_and_evenly_so():
+    """The first row of ten must come first about once in ten orders."""
+    labels = np.repeat([0, 1], 10)
+    orders = [stratified_order(labels, np.random.default_rng(seed)) for seed in range(300)]
+    firsts = [next(row for row in order if row < 10) for order in orders]
+    assert all(10 <= count <= 60 for count in Counter(firsts).values())
+    assert len(set(firsts)) == 10
 
 
 def test_made_splits_share_no_text_and_lose_none():
@@ -164,6 +174,11 @@ def test_a_fingerprint_changes_with_any_text_label_or_name():
         assert task_of(changed).fingerprint != before
     renamed = {split: frame.replace({"label": {"no": "nein"}}) for split, frame in frames.items()}
     assert task_of(renamed).fingerprint != before
+    splits: list[dict] = [
+        {"test": Examples(["a", "b"], None, np.array(y))} for y in ([0, 1], [1, 0])
+    ]
+    one, other = (Task("toy", ("no", "yes"), rows) for rows in splits)
+    assert one.fingerprint != other.fingerprint
 
 
 # --- columns ------------------------------------------------------------------------------------
@@ -325,7 +340,7 @@ def test_the_suffix_of_a_very_long_text_is_never_truncated(tokenizer, model_max_
         assert len(ids) <= (model_max_length or 4 * prompt.max_chars + 40)
 
 
-@given(text=ANY_TEXT)
+@given(text=ANY_TEXT | st.sampled_from(["red\n" * 100, "a\r\nb\u2028" * 100, "\n" * 200]))
 def test_the_character_limit_cuts_the_text_and_nothing_else(tokenizer, text):
     prompt = bake(tokenizer, "News:\n{text}\nTopic of this article:", 24, SAMPLE)
     assert prompt.encode([text]) == prompt.encode([text[: prompt.max_chars]])
@@ -363,6 +378,7 @@ def saved(tokenizer, tmp_path_factory):
     """A prompt and what plain transformers makes of its folder."""
     folder = tmp_path_factory.mktemp("prompt")
     prompt = bake(tokenizer, "News: {text}\nTopic of this article:", 40, SAMPLE)
+    prompt.tokenizer.chat_template = "{{ messages }}"
     prompt.save(folder)
     return prompt, AutoTokenizer.from_pretrained(folder), folder
 
@@ -434,10 +450,21 @@ def test_a_limit_that_cannot_hold_the_template_is_refused_with_both_numbers(toke
         bake(tokenizer, template, fixed, SAMPLE)
 
 
-def test_truncated_texts_are_counted_over_all_splits(tokenizer):
-    task = task_of(frame_of().assign(text=[f"{i} " + "red " * (i % 2 * 100) for i in range(60)]))
-    prompt = bake(tokenizer, "{text}", 32, task.splits["train"])
-    assert n_truncated(prompt, task) == 30
+def test_texts_longer_than_the_limit_are_counted_over_all_splits(tokenizer):
+    prompt = bake(tokenizer, "{text}", 32, SAMPLE)
+    texts = ["x" * (prompt.max_chars + more) for more in (-1, 0, 1, 2)]
+    task = Task("toy", ("no", "yes"), {"train": rows_of(texts), "test": rows_of(texts)})
+    assert n_truncated(prompt, task) == 4
+
+
+def test_a_tokenizer_pads_on_the_right_and_with_something_whatever_its_folder_says(
+    tiny_tokenizer_folder, tmp_path
+):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder, padding_side="left")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.padding_side, loaded.pad_token) == ("right", "</s>")
 
 
 def test_no_texts_are_no_prompts(tokenizer):
