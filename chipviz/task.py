@@ -276,8 +276,9 @@ def _first_of_each_text(rows: Examples) -> list[int]:
 
 
 def stratified_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """A random order of which every prefix holds the classes in their shares, to within one row.
+    """A random order of which every prefix holds the classes nearly in their shares.
 
+    Of two classes, each is within one row of its share; of more, each may add one to the others.
     Each class's rows are spread evenly over [0, 1) with a random phase; sorting mixes them.
     """
     order = rng.permutation(len(labels))

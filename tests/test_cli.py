@@ -298,6 +298,7 @@ def test_a_run_that_is_not_done_gives_no_cut_and_no_tokens(home, tmp_path):
     ("arguments", "said"),
     [
         (["verify", "nosuch"], "is no bundle"),
+        (["verify", "two\nlines"], "two lines is no bundle"),
         (["predict", "nosuch", "--text", "x"], "is no bundle"),
         (["predict", "nosuch"], "no text to classify"),
         (["predict", "nosuch", "--file", "nosuch.txt"], "nosuch.txt cannot be read"),

@@ -45,7 +45,7 @@ TASK = TaskInfo(
     label_names=["no", "yes"],
     template="{text}",
     max_length=8,
-    max_chars=None,
+    max_chars=200,
     n_truncated=0,
 )
 CONTROLS = Controls(majority=0.5, embedding=0.5, tfidf=0.5)
