@@ -22,9 +22,12 @@ from transformers import (
     AutoTokenizer,
     GgufConfig,
 )
+from transformers.utils import logging as transformers_logging
 
 from chipviz.errors import BackboneError
 from chipviz.metrics import EMBEDDING_LAYER
+
+transformers_logging.disable_progress_bar()  # standard error belongs to our own progress
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """How every file is loaded here: nothing in a model folder may run, nothing is fetched."""

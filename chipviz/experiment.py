@@ -116,12 +116,10 @@ def build(
             f"Layer {cut.cut_layer} does not exist, the last is {report.backbone.n_layers - 1}.",
             "Give the last layer to keep, counted from 0.",
         )
-    progress(Progress("building", f"loading {config.backbone}"))
+    progress(Progress("building", f"loading {sources.public_name(config.backbone)}"))
     backbone, prompt, chips = reopen(config, report, home=home, run_dir=run_dir, stored=True)
     weight = chips.weight(cut.cut_layer, cut.pooling, cut.chip)
-    rows = [
-        json.loads(line) for line in (run_dir / "checked.jsonl").read_text("utf-8").splitlines()
-    ]
+    rows = [json.loads(line) for line in (run_dir / "checked.jsonl").read_text("utf-8").split("\n")]
     check = [(row["text"], row["text_pair"]) for row in rows]
     progress(Progress("verifying", f"asking the dense model about {len(check)} texts"))
     expected = _expected(backbone, prompt, weight, cut, check)
@@ -146,7 +144,7 @@ def reopen(
     """
     folder = sources.find_backbone(config.backbone, home, convert_gguf)
     place: dict[str, str] = {"dtype": "auto", "device": "cpu"} if stored else {}
-    backbone = load_backbone(folder, config.backbone, **place)  # type: ignore[arg-type]
+    backbone = load_backbone(folder, sources.public_name(config.backbone), **place)  # type: ignore[arg-type]
     task = report.task
     prompt = load_prompt(run_dir / "prompt", task.template, task.max_length, task.max_chars)
     return backbone, prompt, Chips.load(run_dir / "chips.safetensors", backbone.fingerprint)
@@ -285,8 +283,8 @@ def _load(
     progress(Progress("loading", "baking the prompt into the tokenizer"))
     tokenizer = load_tokenizer(folder)
     prompt = bake(tokenizer, config.template, config.max_length, task.splits["train"])
-    progress(Progress("loading", f"loading {config.backbone}"))
-    return load_backbone(folder, config.backbone), prompt
+    progress(Progress("loading", f"loading {sources.public_name(config.backbone)}"))
+    return load_backbone(folder, sources.public_name(config.backbone)), prompt
 
 
 def _labels(task: Task, split: Split) -> Tensor:

@@ -308,6 +308,11 @@ def _on_disk(source: str) -> Path | None:
         return None
 
 
+def public_name(source: str) -> str:
+    """What a backbone is called in reports and cards: a folder's last part, never where it lies."""
+    return Path(source).name if _looks_like_path(source) else source
+
+
 def _looks_like_path(source: str) -> bool:
     return (
         source.startswith((".", "~", "/", "\\"))

@@ -465,3 +465,9 @@ def test_column_names_that_are_numbers_become_names(tmp_path, home):
     pd.DataFrame({0: ["a"], 1: ["b"]}).to_parquet(tmp_path / "a.parquet")
     frame = only_frame(read_table(str(tmp_path / "a.parquet"), home))
     assert list(frame.columns) == ["0", "1"]
+
+
+def test_a_folder_backbone_is_called_by_its_last_part_and_others_by_their_name():
+    assert sources.public_name("/home/somebody/secret/my-llama") == "my-llama"
+    assert sources.public_name("smollm2-135m") == "smollm2-135m"
+    assert sources.public_name("owner/name") == "owner/name"
