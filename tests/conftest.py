@@ -17,6 +17,23 @@ settings.register_profile(
 )
 settings.load_profile("chipviz")
 
+
+def shared_home(tmp_path_factory):
+    """A fresh home; what was fetched outlives the session, features are shared within it.
+
+    Fetching and converting the real backbone takes half a minute, reading the example another one:
+    the browser's story and the test of the example's figures need both.
+    """
+    home = tmp_path_factory.mktemp("home")
+    cache = Path(os.environ.get("CHIPVIZ_TEST_CACHE") or "~/.cache/chipviz-tests").expanduser()
+    places = {name: cache / name for name in ("backbones", "data")}
+    places["features"] = tmp_path_factory.getbasetemp() / "shared-features"
+    for name, place in places.items():
+        place.mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(place)
+    return home
+
+
 CLASSES = {"sport": "goal", "money": "bank", "science": "atom"}
 """Class -> the one word that plants it in a text."""
 

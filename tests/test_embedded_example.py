@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from chipviz.config import EXAMPLE
+from tests.conftest import shared_home
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,11 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    home = tmp_path_factory.mktemp("home")
-    cache = Path(os.environ.get("CHIPVIZ_TEST_CACHE") or "~/.cache/chipviz-tests").expanduser()
-    for name in ("backbones", "data"):
-        (cache / name).mkdir(parents=True, exist_ok=True)
-        (home / name).symlink_to(cache / name)
+    home = shared_home(tmp_path_factory)
     command = [sys.executable, "-m", "chipviz", "--home", str(home), "train", "--json"]
     for option, value in EXAMPLE.items():
         command += [f"--{option.replace('_', '-')}", str(value)]

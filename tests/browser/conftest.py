@@ -14,6 +14,7 @@ import pytest
 
 from chipviz import jobs
 from chipviz.store import Store
+from tests.conftest import shared_home
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,13 +48,7 @@ def browser_context_args(browser_context_args):
 
 @pytest.fixture(scope="session")
 def app_home(tmp_path_factory):
-    """A fresh home whose `backbones` and `data` outlive the session: conversion takes long."""
-    home = tmp_path_factory.mktemp("home")
-    cache = Path(os.environ.get("CHIPVIZ_TEST_CACHE") or "~/.cache/chipviz-tests").expanduser()
-    for name in ("backbones", "data"):
-        (cache / name).mkdir(parents=True, exist_ok=True)
-        (home / name).symlink_to(cache / name)
-    return home
+    return shared_home(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from tests.browser.conftest import ROOT, _free_port, _wait_for
 from tests.conftest import planted_rows
 
 pytestmark = pytest.mark.slow
-TEXTS = 16_000
+TEXTS = 10_000
 
 
 @pytest.fixture(scope="module")
