@@ -1,7 +1,5 @@
 """Hidden states of a text -> one vector: (B, T, D) and a mask -> (B, D)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -40,8 +38,3 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling, *, last: Tensor | None 
     weights = mask.to(torch.float32)
     total = torch.bmm(weights[:, None, :], hidden.float())[:, 0]  # (B, D)
     return total / weights.sum(dim=1, keepdim=True)
-
-
-def pool_all(hidden: Tensor, mask: Tensor, poolings: Sequence[Pooling]) -> Tensor:
-    """Every pooling of one layer: shape (P, B, D)."""
-    return torch.stack([pool(hidden, mask, pooling) for pooling in poolings])

@@ -7,7 +7,7 @@ from chipviz.ui import nav, parts, run_list, state
 title, example, new = st.columns([5, 4, 2], vertical_alignment="center")
 title.header("Find the layer your classifier needs", anchor=False)
 if example.button(
-    "Try it: BBC news on SmolLM2 (about 1 min)",
+    "Try it: BBC news on SmolLM2 (about 2 min)",
     type="primary",
     key="try_it",
     width="stretch",
