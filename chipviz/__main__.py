@@ -3,15 +3,17 @@
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
-from chipviz import jobs, selection, sources, worker
-from chipviz.config import CutSpec, Pooling, Rule, RunConfig, home_dir
+from chipviz import jobs, sources, team, worker
+from chipviz.config import ChipKind, CutSpec, Pooling, Rule, RunConfig, home_dir
 from chipviz.errors import ChipvizError, ConfigError, JobError
 from chipviz.progress import Progress, ProgressFn
+from chipviz.report import RunReport, SelectionInfo, load_correct
 from chipviz.store import Job, Store
 
 app = typer.Typer(
@@ -22,7 +24,12 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Layer = Annotated[int | None, typer.Option(help="The last layer to keep, from 0.")]
+PoolingName = Annotated[str | None, typer.Option(help="Take a chip on this pooling.")]
+ChipName = Annotated[str | None, typer.Option(help="Take a chip of this kind.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `runs` lists it.")]
+RULES = ", ".join(rule for rule in get_args(Rule) if rule != "manual")
+_RULE_OF = {"tolerance": "within", "margin": "non-inferior", "budget": "budget"}
 
 
 @app.callback()
@@ -45,13 +52,24 @@ def train(
     text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="Column of the second texts.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
-    pooling: Annotated[str, typer.Option(help="Comma-separated: last, mean.")] = "last,mean",
-    chip: Annotated[str, typer.Option(help="Comma-separated: linear.")] = "linear",
+    pooling: Annotated[
+        str, typer.Option(help="Comma-separated: last, mean, first, max.")
+    ] = "last,mean",
+    chip: Annotated[str, typer.Option(help="Comma-separated: linear, mlp.")] = "linear",
     max_train: Annotated[int | None, typer.Option(help="Training texts at most.")] = None,
     max_validation: Annotated[int | None, typer.Option(help="Validation texts at most.")] = None,
     max_test: Annotated[int | None, typer.Option(help="Test texts at most.")] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a prompt, template included.")] = 256,
-    preset: Annotated[str, typer.Option(help="sound.")] = "sound",
+    preset: Annotated[
+        str, typer.Option(help="sound, or published: the paper's recipe beside it.")
+    ] = "sound",
+    class_weight: Annotated[
+        str, typer.Option(help="none, or balanced: every class counts alike.")
+    ] = "none",
+    repeats: Annotated[int, typer.Option(help="Fits of each chip; their spread is the band.")] = 1,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread a model too large for one device.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Orders and splits the texts.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -70,8 +88,14 @@ def train(
         max_test=max_test,
         max_length=max_length,
         preset=preset,
+        class_weight=class_weight,
+        repeats=repeats,
+        device_map=device_map,
         seed=seed,
     )
+    if team.is_helper():
+        _help(config, context.obj)
+        return
     store = Store(context.obj)
     _work(store, store.create_run(config, claim=True), as_json)
 
@@ -121,32 +145,30 @@ def cut(
     context: typer.Context,
     run: RunId,
     out: Annotated[Path, typer.Option(help="The bundle's folder.")],
-    layer: Annotated[int | None, typer.Option(help="The last layer to keep, from 0.")] = None,
-    rule: Annotated[str | None, typer.Option(help="validate, within or fixed.")] = None,
-    pooling: Annotated[str | None, typer.Option(help="Take a chip on this pooling.")] = None,
-    chip: Annotated[str | None, typer.Option(help="Take a chip of this kind.")] = None,
+    layer: Layer = None,
+    rule: Annotated[str | None, typer.Option(help=f"{RULES}.")] = None,
+    pooling: PoolingName = None,
+    chip: ChipName = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Of rule within: accuracy given up, such as 0.01.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Of rule non-inferior: accuracy not to lose.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Of rule budget: parameters=80M, memory=50%, latency=20ms.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Cut a finished run's backbone and write a verified bundle."""
     store = Store(context.obj)
-    job = store.get(run)
-    report = job.report
-    if report is None:
-        raise JobError(f"Run {run} is {job.status}, not done.", "Resume it, or wait for it.")
+    job, report = _finished(store, run)
     if (layer is None) == (rule is None):
         raise ConfigError("Give either --layer or --rule.", "For example --rule within.")
-    if rule is not None and rule not in get_args(Rule):
-        raise ConfigError(f"There is no rule {rule!r}.", "Rules: validate, within, fixed.")
-    chosen = selection.select(
-        report.scores,
-        cast("Rule", rule or "manual"),
-        layer=layer,
-        pooling=cast("Pooling | None", pooling),
-        chip=cast("Any", chip),
-    )
-    spec = CutSpec(
-        cut_layer=chosen.cut_layer, pooling=chosen.pooling, chip=chosen.chip, rule=chosen.rule
-    )
+    options = {"layer": layer, "pooling": pooling, "chip": chip}
+    options |= {"tolerance": tolerance, "margin": margin, "budget": budget}
+    said, chosen = _choose(report, rule or "manual", store.run_dir(run), options)
+    spec = CutSpec(cut_layer=chosen.cut_layer, pooling=chosen.pooling, chip=chosen.chip, rule=said)
     from chipviz import experiment
 
     built = experiment.build(
@@ -160,7 +182,7 @@ def cut(
     )
     _end_progress()
     if as_json:
-        _print_json({**built.model_dump(), "why": chosen.why, "rule": chosen.rule})
+        _print_json({**built.model_dump(), "why": chosen.why, "rule": said})
         return
     print(f"{built.path}: {built.kind} bundle, layers 0 to {built.cut_layer} ({chosen.why}).")
     print(f"{built.n_parameters:,} parameters, {built.weight_bytes / 1e6:,.1f} MB of weights.")
@@ -217,19 +239,14 @@ def tokens(
     run: RunId,
     text: Annotated[str, typer.Option(help="The text to read.")],
     layer: Annotated[int | None, typer.Option(help="Defaults to rule within's layer.")] = None,
-    pooling: Annotated[str | None, typer.Option(help="Defaults to rule within's.")] = None,
+    pooling: PoolingName = None,
+    chip: ChipName = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a layer's chip reads at each token of a text."""
-    job = Store(context.obj).get(run)
-    if job.report is None:
-        raise JobError(f"Run {run} is {job.status}, not done.", "Resume it, or wait for it.")
-    chosen = selection.select(
-        job.report.scores,
-        "within" if layer is None else "manual",
-        layer=layer,
-        pooling=cast("Pooling | None", pooling),
-    )
+    _, report = _finished(Store(context.obj), run)
+    options: dict[str, Any] = {"layer": layer, "pooling": pooling, "chip": chip}
+    chosen = report.select("within" if layer is None else "manual", **options)
     from chipviz.inference import Answerer
 
     request = {"op": "tokens", "run_id": run, "text": text}
@@ -264,6 +281,39 @@ def fetch(
     folder = sources.fetch_backbone(name, context.obj, convert_gguf, _printer())
     _end_progress()
     print(folder)
+
+
+def _finished(store: Store, run: str) -> tuple[Job, RunReport]:
+    job = store.get(run)
+    if job.report is None:
+        raise JobError(f"Run {run} is {job.status}, not done.", "Resume it, or wait for it.")
+    return job, job.report
+
+
+def _choose(
+    report: RunReport, name: str, run_dir: Path, options: dict[str, Any]
+) -> tuple[Rule, SelectionInfo]:
+    """Apply the rule a user named; a number that belongs to another rule is refused."""
+    rule: Rule | None = next((rule for rule in get_args(Rule) if rule == name), None)
+    if rule is None:
+        raise ConfigError(f"There is no rule {name!r}.", f"Rules: {RULES}.")
+    for number, owner in _RULE_OF.items():
+        if rule != owner and options[number] is not None:
+            raise ConfigError(
+                f"--{number} belongs to rule {owner}, not to {rule}.",
+                f"Leave it out, or give --rule {owner}.",
+            )
+    given = {name: value for name, value in options.items() if value is not None}
+    correct = load_correct(run_dir) if rule == "non-inferior" else None
+    return rule, report.select(rule, correct=correct, **given)
+
+
+def _help(config: RunConfig, home: Path) -> None:
+    """Read texts for the leader of this launch; what goes wrong is the leader's to say."""
+    from chipviz import experiment
+
+    with suppress(ChipvizError):
+        experiment.help_leader(config, home=home)
 
 
 def _work(store: Store, job: Job, as_json: bool) -> None:
@@ -311,24 +361,48 @@ def _print_run(job: Job) -> None:
     report = job.report
     if report is None:
         return
-    poolings: list[Pooling] = list(dict.fromkeys(s.pooling for s in report.scores))
-    print("\nTest accuracy by layer\n layer  " + "  ".join(f"{p:>6}" for p in poolings))
-    for layer in range(-1, report.backbone.n_layers):
-        row = (report.score_at(layer, p, "linear", "test").accuracy for p in poolings)
-        name = "embed" if layer < 0 else f"{layer:>5}"
-        print(f" {name}  " + "  ".join(f"{100 * value:5.1f}%" for value in row))
+    print(f"\nTest accuracy by layer, preset {report.preset}")
+    _print_curves(report)
     print(
         f"\nControls: majority {100 * report.controls.majority:.1f}%, "
         f"embedding {100 * report.controls.embedding:.1f}%, "
-        f"TF-IDF {100 * report.controls.tfidf:.1f}%"
+        f"TF-IDF {100 * report.controls.tfidf:.1f}%\n\nRules, on validation"
     )
-    for rule, chosen in report.selection.items():
-        print(
-            f"{rule:>9}: layer {chosen.cut_layer} {chosen.pooling}, "
-            f"test {100 * chosen.test_accuracy:.1f}%, "
-            f"layer ratio {100 * chosen.layer_ratio:.1f}%, "
-            f"parameter ratio {100 * chosen.parameter_ratio:.1f}%: {chosen.why}"
+    choices = dict(report.selection)
+    oracle = choices.pop("oracle", None)
+    for rule, chosen in choices.items():
+        _print_choice(report, rule, chosen)
+    if oracle:
+        print("\nFor comparison only, chosen on test")
+        _print_choice(report, "oracle", oracle)
+
+
+def _print_curves(report: RunReport) -> None:
+    """One column a chip; embedding first."""
+    chips: list[tuple[Pooling, ChipKind]] = [(s.pooling, s.chip) for s in report.scores]
+    chips = list(dict.fromkeys(chips))
+    heads = [f"{pooling}{'*' * (pooling == 'raw')} {chip}" for pooling, chip in chips]
+    print(" layer  " + "  ".join(f"{head:>7}" for head in heads))
+    for layer in range(-1, report.backbone.n_layers):
+        row = (report.score_at(layer, p, chip, "test").accuracy for p, chip in chips)
+        cells = (
+            f"{100 * value:.1f}%".rjust(max(7, len(head)))
+            for value, head in zip(row, heads, strict=True)
         )
+        print(f" {'embed' if layer < 0 else f'{layer:>5}'}  " + "  ".join(cells))
+    if any(pooling == "raw" for pooling, _ in chips):
+        print(" * as published: the paper's own recipe, on the last token's raw state")
+
+
+def _print_choice(report: RunReport, rule: Rule, chosen: SelectionInfo) -> None:
+    test = report.score_at(chosen.cut_layer, chosen.pooling, chosen.chip, "test")
+    print(
+        f"{rule:>12}: layer {chosen.cut_layer} {chosen.pooling} {chosen.chip}, "
+        f"test {100 * test.accuracy:.1f}% "
+        f"({100 * test.accuracy_low:.1f} to {100 * test.accuracy_high:.1f}), "
+        f"layer ratio {100 * chosen.layer_ratio:.1f}%, "
+        f"parameter ratio {100 * chosen.parameter_ratio:.1f}%: {chosen.why}"
+    )
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -3,8 +3,14 @@
 The blocks are found by structure, never by the name of an architecture.
 """
 
+import atexit
 import hashlib
+import json
 import math
+import os
+import platform
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -68,12 +76,17 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
+        """Where the model is, or its first part that is not put away to disk."""
+        return _place(self.model)
 
     def read(self, hidden: Tensor) -> Tensor:
         """What a model cut at this point would output: the final norm of the hidden states."""
-        return hidden if self.final_norm is None else self.final_norm(hidden)
+        if self.final_norm is None:
+            return hidden
+        home = next(self.final_norm.parameters()).device
+        # Where the model is spread over devices, the norm may be on another one than the block;
+        # one that was put away to disk ("meta") moves its inputs itself.
+        return self.final_norm(hidden if home.type == "meta" else hidden.to(home))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> None:
         """Run all blocks and drop the output; what is wanted is taken by `watch_layers`."""
@@ -84,32 +97,41 @@ def load_backbone(
     folder: Path,
     name: str,
     *,
-    dtype: torch.dtype | Literal["auto"] | None = None,
+    dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> Backbone:
     """Load a model folder, frozen, without its LM head.
 
     Args:
         folder: As written by `save_pretrained`; weights in safetensors only.
         name: What the user calls it.
-        dtype: What to compute in; None takes bfloat16 where this device multiplies it fast, "auto"
-            what the files hold.
+        dtype: What to compute in; "auto" is what the files hold.
         device: None takes CUDA, then MPS, then the CPU.
+        device_map: For a model too large for one device: "auto", or where each part goes, as
+            accelerate reads it; what fits nowhere is read from disk for every pass.
 
     Raises:
         BackboneError: If the folder cannot be loaded or has no list of blocks.
     """
     place = torch.device(device) if device is not None else best_device()
+    spread: dict[str, Any] = {}
+    if device_map is not None:
+        away = tempfile.mkdtemp(prefix="chipviz-offload-")
+        atexit.register(shutil.rmtree, away, ignore_errors=True)
+        spread = {"device_map": device_map, "offload_folder": away}
     try:
         model: Any = AutoModel.from_pretrained(
-            folder, dtype=dtype or fast_dtype(place), use_safetensors=True, **SAFE
+            folder, dtype=dtype, use_safetensors=True, **spread, **SAFE
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise BackboneError(
             f"{name} cannot be loaded: {' '.join(str(error).split())[:200]}",
             "Give a folder or id of a transformers model with safetensors weights.",
         ) from None
-    model.to(place).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if device_map is None:
+        model.to(place)
     blocks = find_blocks(model, name)
     return Backbone(
         name=name,
@@ -131,8 +153,28 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where this device multiplies it clearly faster than float32; measured, in 0.1 s."""
+def fast_dtype(device: torch.device, home: Path) -> torch.dtype:
+    """What to compute in on a device: measured once, then read from `home`.
+
+    A resumed run must not choose otherwise because the machine is busier today.
+    """
+    memory = home / "fast_dtype.json"
+    key = f"{device.type}, torch {torch.__version__}, {platform.processor() or platform.machine()}"
+    try:
+        known = json.loads(memory.read_text("utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if known.get(key) not in ("float32", "bfloat16"):
+        known[key] = str(_measure_dtype(device)).removeprefix("torch.")
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memory.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(known, indent=1), "utf-8")
+        temporary.replace(memory)
+    return torch.bfloat16 if known[key] == "bfloat16" else torch.float32
+
+
+def _measure_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where this device multiplies it clearly faster than float32; in 0.1 s."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
     seconds = {}
@@ -212,6 +254,11 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _place(model: nn.Module) -> torch.device:
+    places = (p.device for p in model.parameters())
+    return next((device for device in places if device.type != "meta"), torch.device("cpu"))
+
+
 def _first(output: Any) -> Tensor:
     """Blocks return a tensor, or a tuple that begins with it."""
     return output if isinstance(output, Tensor) else output[0]
@@ -232,7 +279,7 @@ def _find_final_norm(model: nn.Module, blocks: nn.ModuleList) -> nn.Module | Non
         and (id(module) not in inside or module is blocks[-1])
         and not any(child is blocks for child in module.modules())
     ]
-    ids = torch.tensor([[1, 2]], device=next(model.parameters()).device)
+    ids = torch.tensor([[1, 2]], device=_place(model))
     try:
         with torch.inference_mode():
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
@@ -289,12 +336,14 @@ def _fingerprint(folder: Path, samples: int = 64, width: int = 1 << 16) -> str:
     return digest.hexdigest()
 
 
-def pad(ids: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad(
+    ids: Sequence[Sequence[int] | NDArray[np.int32]], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, padded on the right; both (B, T), int64."""
     longest = max(len(row) for row in ids)
     tokens = torch.full((len(ids), longest), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(ids), longest), dtype=torch.int64)
     for i, row in enumerate(ids):
-        tokens[i, : len(row)] = torch.tensor(row)
+        tokens[i, : len(row)] = torch.as_tensor(row)
         mask[i, : len(row)] = 1
     return tokens.to(device), mask.to(device)

@@ -1,33 +1,36 @@
-"""A pruned classifier as a folder that plain `transformers` loads: save, verify, load, predict.
+"""A pruned classifier as a folder: write it, and verify it in a fresh process.
 
-Only safetensors and JSON, a tokenizer, a card and checksums; nothing in it is ever run.
+Only safetensors and JSON, a tokenizer, a card and checksums; nothing in it is ever run. Two kinds
+are stock classes of `transformers`, which loads them without chipviz; the third holds what those
+cannot: other poolings, chips with more than one matrix, families whose class has layers of its own.
 """
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor
 
 from chipviz import __version__, cards
-from chipviz.backbone import SAFE, Backbone, pad
-from chipviz.config import CutSpec
+from chipviz.backbone import Backbone
+from chipviz.chips import Chip
+from chipviz.classifier import CHIP_FILE, FORMAT, read_about
+from chipviz.classifier import load as load  # reading and writing are one subject to callers
+from chipviz.config import CutSpec, Pooling
 from chipviz.errors import BundleError
-from chipviz.features import batches
 from chipviz.pruning import cut_config, cut_weights
-from chipviz.report import BundleReport, RunReport
+from chipviz.report import BundleKind, BundleReport, RunReport
 from chipviz.sources import publish
 from chipviz.task import Prompt
 
-Kind = Literal["sequence", "token"]
-FORMAT = 1
 TOLERANCE = 1e-3
 """Largest probability difference between a bundle and its run's own chip, both in float32."""
 MAX_SHARD = "5GB"
@@ -37,62 +40,30 @@ SELF_TEST = (
     "I would not watch this film again.",
 )
 """Texts whose probabilities stand in every bundle, so that `verify` needs nothing else."""
-
-FILES = {".safetensors", ".json", ".md", ".txt", ".model"}
-"""What a bundle may hold, beside SHA256SUMS."""
+_STOCK: dict[Pooling, BundleKind] = {"last": "sequence", "mean": "token"}
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a bundle says of one text."""
+def kind_of(backbone: Backbone, pooling: Pooling, chip: Chip) -> BundleKind:
+    """Which class can hold a chip: the stock one that computes the same, else our own.
 
-    label: str
-    score: float
-    """Probability of `label`."""
-    probabilities: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A loaded bundle."""
-
-    kind: Kind
-    model: Any
-    tokenizer: Any
-
-    @torch.inference_mode()
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
-        """Classify raw texts: template and length limit are part of the tokenizer."""
-        if not texts:
-            return []
-        ids = self.tokenizer(list(texts), list(pairs) if pairs is not None else None)["input_ids"]
-        names = self.model.config.id2label
-        found: list[Prediction | None] = [None] * len(ids)
-        for rows in batches([len(sequence) for sequence in ids]):
-            probabilities = self._probabilities([ids[i] for i in rows])
-            for i, row in zip(rows, probabilities.tolist(), strict=True):
-                best = max(range(len(row)), key=row.__getitem__)
-                by_name = {names[c]: p for c, p in enumerate(row)}
-                found[i] = Prediction(names[best], row[best], by_name)
-        return [p for p in found if p is not None]
-
-    def _probabilities(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        tokens, mask = pad(ids, self.tokenizer.pad_token_id, self.model.device)
-        logits = self.model(input_ids=tokens, attention_mask=mask).logits.float()
-        if self.kind == "token":  # the mean of the token logits is the chip's logit
-            logits = (logits * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        return logits.softmax(dim=-1)
-
-
-def kind_of(cut: CutSpec) -> Kind:
-    """Which stock class can hold a chip: see DESIGN of the bundle in the README."""
-    return "sequence" if cut.pooling == "last" else "token"
+    Args:
+        backbone: What is cut; its family may have no such class, or one with layers of its own.
+        pooling: What the chip reads.
+        chip: One chip, or a stack of them.
+    """
+    kind = _STOCK.get(pooling)
+    if kind is None or set(chip.tensors()) != {"weight"}:
+        return "chipviz"
+    model = _empty_model(backbone, cut_config(backbone, 0), kind)
+    if model is None or set(model.state_dict()) != set(_stock_weights(model, backbone, 0, chip)):
+        return "chipviz"
+    return kind
 
 
 def save(
     backbone: Backbone,
     prompt: Prompt,
-    weight: Tensor,
+    chip: Chip,
     cut: CutSpec,
     report: RunReport,
     out: Path,
@@ -104,7 +75,7 @@ def save(
     Args:
         backbone: In the dtype its weights are stored in.
         prompt: The run's own.
-        weight: The chip, shape (C, D).
+        chip: What reads the last layer kept.
         cut: What to keep.
         report: The run the chip comes from.
         out: The bundle's folder; must not exist, or be an older bundle.
@@ -112,24 +83,27 @@ def save(
         expected: Probabilities of the run's own chip for them, in float32, shape (N, C).
 
     Raises:
-        BundleError: If the family has no fitting class, `out` is in the way, or the verification
-            finds a difference; nothing is left at `out` then.
+        BundleError: If `out` is in the way, or the verification finds a difference; nothing is left
+            at `out` then.
     """
     _refuse_in_the_way(out)
+    kind = kind_of(backbone, cut.pooling, chip)
     with publish(out) as folder:
-        kind = _write_model(backbone, prompt, weight, cut, report, folder)
+        _write_model(backbone, prompt, chip, cut, report, kind, folder)
+        about = _about(cut, report, kind)
+        _write_about(folder, about)  # our own kind is loaded by it
         found = _in_fresh_process(folder, kind, [*check, *_bare(SELF_TEST)])
         difference = _compare(check, found[: len(check)], expected)
-        chip = _about(cut, report, kind, len(check), difference)
-        chip["self_test"] = [
+        about["verification"] = {"n_texts": len(check), "max_difference": difference}
+        about["self_test"] = [
             {"text": text, "probabilities": row}
             for text, row in zip(SELF_TEST, found[len(check) :], strict=True)
         ]
-        (folder / "chip.json").write_text(json.dumps(chip, indent=2, ensure_ascii=False), "utf-8")
+        _write_about(folder, about)
         card = cards.model_card(cut, report, kind, len(check), difference)
         (folder / "README.md").write_text(card, "utf-8")
         _write_sums(folder)
-        cost = report.cost_at(cut.cut_layer, cut.pooling)
+        cost = report.cost_at(cut.cut_layer, cut.pooling, cut.chip)
         files = {f.name: f.stat().st_size for f in sorted(folder.iterdir())}
     return BundleReport(
         path=str(out),
@@ -144,29 +118,6 @@ def save(
         max_difference=difference,
         files=files,
     )
-
-
-def load(path: Path) -> Classifier:
-    """Load a bundle.
-
-    Raises:
-        BundleError: If the folder is no bundle, or holds what a bundle may not hold.
-    """
-    about = read_about(path)
-    task = (
-        transformers.AutoModelForSequenceClassification
-        if about["kind"] == "sequence"
-        else transformers.AutoModelForTokenClassification
-    )
-    try:
-        model: Any = task.from_pretrained(path, use_safetensors=True, **SAFE)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **SAFE)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BundleError(
-            f"{path.name} cannot be loaded: {' '.join(str(error).split())[:200]}",
-            "Run `python -m chipviz verify` on it, and build it again if a file was altered.",
-        ) from None
-    return Classifier(about["kind"], model.eval(), tokenizer)
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -200,92 +151,64 @@ def verify(path: Path) -> dict[str, Any]:
     }
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """The `chip.json` of a bundle.
-
-    Raises:
-        BundleError: If the folder is no bundle, or holds what a bundle may not hold.
-    """
-    if not (path / "chip.json").is_file():
-        raise BundleError(
-            f"{path} is no bundle: it has no chip.json.", "Give a folder written by `chipviz cut`."
-        )
-    for file in path.iterdir():
-        if file.name != "SHA256SUMS" and (file.suffix not in FILES or not file.is_file()):
-            raise BundleError(
-                f"{path.name} holds {file.name}, which no bundle has.",
-                "Remove it, or do not trust it.",
-            )
-    try:
-        about = json.loads((path / "chip.json").read_text("utf-8"))
-        config = json.loads((path / "config.json").read_text("utf-8"))
-        known = about["format"] == FORMAT and about["kind"] in ("sequence", "token")
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BundleError(
-            f"{path.name} has an unreadable chip.json or config.json.", "Build the bundle again."
-        ) from None
-    if not known or "auto_map" in config:
-        raise BundleError(
-            f"{path.name} has a format this version of chipviz does not read.",
-            "Update chipviz, or build the bundle again.",
-        )
-    return about
-
-
 def _write_model(
     backbone: Backbone,
     prompt: Prompt,
-    weight: Tensor,
+    chip: Chip,
     cut: CutSpec,
     report: RunReport,
+    kind: BundleKind,
     folder: Path,
-) -> Kind:
-    kind = kind_of(cut)
+) -> None:
     config = cut_config(backbone, cut.cut_layer)
     config.id2label = dict(enumerate(report.task.label_names))
     config.label2id = {name: i for i, name in enumerate(report.task.label_names)}
-    config.problem_type = "single_label_classification"
     config.get_text_config().pad_token_id = prompt.tokenizer.pad_token_id
-    mapping = (
-        transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-        if kind == "sequence"
-        else transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
-    )
-    family: Any = mapping.get(type(config), None)
-    if family is None or backbone.final_norm is None:
-        raise BundleError(
-            f"transformers has no class that can hold a {cut.pooling} chip on {config.model_type}.",
-            "Choose another pooling, or another backbone.",
-        )
-    with torch.device("meta"):
-        model: Any = family(config)
-    weights = {
-        f"{model.base_model_prefix}.{k}": v for k, v in cut_weights(backbone, cut.cut_layer).items()
-    }
-    weights["score.weight"] = weight.to(torch.float32)
-    if kind == "token":  # the class insists on a bias
-        weights["score.bias"] = torch.zeros(len(weight))
-    missing = set(model.state_dict()) ^ set(weights)
-    if missing:
-        raise BundleError(
-            f"{family.__name__} does not take this chip ({sorted(missing)[0]}).",
-            "Choose another pooling, or another backbone.",
-        )
+    if kind != "chipviz":
+        config.problem_type = "single_label_classification"
+    model = _empty_model(backbone, config, kind)
+    if kind == "chipviz":
+        weights = cut_weights(backbone, cut.cut_layer)
+        tensors = {name: value.float().contiguous() for name, value in chip.tensors().items()}
+        save_file(tensors, folder / CHIP_FILE)
+    else:
+        weights = _stock_weights(model, backbone, cut.cut_layer, chip)
     model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD)
     (folder / "generation_config.json").unlink(missing_ok=True)
     # Stored as published, computed in float32 unless the user asks otherwise: rounding the chip's
     # logits to bfloat16 would move probabilities by a percent.
     written = json.loads((folder / "config.json").read_text("utf-8"))
-    written |= {"dtype": "float32", "architectures": [family.__name__]}
+    written |= {"dtype": "float32", "architectures": [type(model).__name__]}
     (folder / "config.json").write_text(json.dumps(written, indent=2, ensure_ascii=False), "utf-8")
     prompt.save(folder)
-    return kind
 
 
-def _about(
-    cut: CutSpec, report: RunReport, kind: Kind, n_verified: int, difference: float
-) -> dict[str, Any]:
-    cost = report.cost_at(cut.cut_layer, cut.pooling)
+def _empty_model(backbone: Backbone, config: Any, kind: BundleKind) -> Any:
+    """A model of this kind without its weights; None where the family has no such class."""
+    family: Any = {
+        "sequence": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "token": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+        "chipviz": {type(config): type(backbone.model)},
+    }[kind].get(type(config), None)
+    if family is None:
+        return None
+    with torch.device("meta"):
+        return family(config)
+
+
+def _stock_weights(model: Any, backbone: Backbone, cut_layer: int, chip: Chip) -> dict[str, Tensor]:
+    """A stock classifier's weights under the names it would have for them."""
+    kept = cut_weights(backbone, cut_layer)
+    weights = {f"{model.base_model_prefix}.{name}": value for name, value in kept.items()}
+    weights["score.weight"] = chip.weight
+    if "score.bias" in model.state_dict():  # the class for tokens insists on a bias
+        weights["score.bias"] = torch.zeros(len(chip.weight))
+    return weights
+
+
+def _about(cut: CutSpec, report: RunReport, kind: BundleKind) -> dict[str, Any]:
+    """What was cut from what; its verification is yet to come."""
+    cost = report.cost_at(cut.cut_layer, cut.pooling, cut.chip)
     scores = [
         report.score_at(cut.cut_layer, cut.pooling, cut.chip, split).__dict__
         for split in ("validation", "test")
@@ -301,13 +224,16 @@ def _about(
         "cost": cost.model_dump(),
         "dense": report.dense.model_dump(),
         "scores": scores,
-        "verification": {"n_texts": n_verified, "max_difference": difference},
         "versions": {
             "chipviz": __version__,
             "transformers": transformers.__version__,
             "torch": torch.__version__,
         },
     }
+
+
+def _write_about(folder: Path, about: dict[str, Any]) -> None:
+    (folder / "chip.json").write_text(json.dumps(about, indent=2, ensure_ascii=False), "utf-8")
 
 
 def _bare(texts: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -342,19 +268,24 @@ def _compare(
 
 
 def _in_fresh_process(
-    folder: Path, kind: Kind, check: Sequence[tuple[str, str | None]]
+    folder: Path, kind: BundleKind, check: Sequence[tuple[str, str | None]]
 ) -> list[list[float]]:
-    """What stock transformers says of texts, without a line of chipviz: probabilities by class."""
+    """Probabilities by class of texts; of the stock kinds, without a line of chipviz."""
+    environment = dict(os.environ)
+    if kind == "chipviz":  # which may not be installed, only be at hand
+        places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     done = subprocess.run(
-        [sys.executable, "-c", cards.STOCK[kind], str(folder)],
+        [sys.executable, "-c", cards.PROGRAMS[kind], str(folder)],
         input=json.dumps(check).encode(),
         capture_output=True,
         check=False,
+        env=environment,
     )
     if done.returncode != 0:
         last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
         raise BundleError(
-            f"transformers could not load the bundle: {last[:200]}",
+            f"A fresh process could not load the bundle: {last[:200]}",
             "This is a fault of chipviz or of the model's family; the bundle was not kept.",
         )
     return json.loads(done.stdout.decode().strip().splitlines()[-1])

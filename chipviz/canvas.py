@@ -11,9 +11,17 @@ import plotly.graph_objects as go
 
 from chipviz.config import ChipKind, Pooling
 
-SERIES: dict[Pooling, str] = {"last": "#0072b2", "mean": "#d55e00"}
+SERIES: dict[Pooling, str] = {
+    "last": "#0072b2",
+    "mean": "#d55e00",
+    "first": "#cc79a7",
+    "max": "#009e73",
+    "raw": "#56b4e9",
+}
 """Line colour of a pooling. Source: Okabe and Ito 2008, safe for colour-blind readers."""
-DASHES: dict[ChipKind, str] = {"linear": "solid"}
+DASHES: dict[ChipKind, str] = {"linear": "solid", "mlp": "dash"}
+SYMBOLS: dict[ChipKind, str] = {"linear": "circle", "mlp": "diamond-open"}
+"""Between neighbouring layers a line is too short for its dashes to show: markers differ too."""
 CLASS_COLOURS = (
     "#e69f00",
     "#56b4e9",
@@ -31,6 +39,8 @@ FONT = "'Source Sans', 'Source Sans Pro', sans-serif"
 """The page's own font."""
 MARKER_PX = 9
 BAND_OPACITY = 0.15
+FITS_OPACITY = 0.38
+"""Of the band that several fits span: it stands out on the interval's."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,10 @@ class Look:
     def series(self, pooling: Pooling) -> str:
         """The line colour of a pooling on this theme."""
         return mix_white(SERIES[pooling], self.lift)
+
+    def ink(self, pooling: Pooling) -> str:
+        """The same colour nearer to the text's, for letters: pale ones could not be read."""
+        return mix(self.series(pooling), self.text, 0.35)
 
 
 @dataclass(frozen=True)
@@ -114,22 +128,24 @@ def title(figure: go.Figure, text: str, subtitle: str, look: Look) -> None:
 
 
 def end_labels(
-    figure: go.Figure, ends: Sequence[End], look: Look, *, x: float, y_range: tuple[float, float]
+    figure: go.Figure, ends: Sequence[End], *, x: float, y_range: tuple[float, float]
 ) -> None:
     """Name each line at its right end `x`, instead of a legend."""
     low, high = y_range
-    places = spread([end.value for end in ends], gap=(high - low) / 21)
-    over = max(0.0, max(places, default=0.0) - high)
+    # Room for the letters of the outermost labels, which stand half above and half below.
+    room = (high - low) / 40
+    places = spread(
+        [end.value for end in ends], gap=(high - low) / 21, low=low + room, high=high - room
+    )
     for end, place in zip(ends, places, strict=True):
         name = f"<b>{end.name}</b>" if end.bold else end.name
         figure.add_annotation(
             x=x,
             xanchor="left",
-            y=place - over if place > high - (high - low) / 2 else place,
+            y=place,
             text=f"{name} {end.value:.1f}",
             showarrow=False,
             font={"size": 13 if end.bold else 12, "color": end.colour},
-            bgcolor=look.paper,
         )
 
 
@@ -149,29 +165,26 @@ def wash(figure: go.Figure, look: Look, **box: float) -> None:
     )
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Move labels apart until neighbours differ by `gap`, each cluster around its own mean."""
+def spread(values: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """Move labels apart until neighbours differ by `gap`, each cluster around its own mean.
+
+    All stay between `low` and `high`; where that is too tight, the gap shrinks.
+    """
     order = sorted(range(len(values)), key=lambda i: values[i])
-    clusters: list[list[int]] = []
-    for i in order:
-        clusters.append([i])
-        while len(clusters) > 1 and _touch(clusters[-2], clusters[-1], values, gap):
-            above = clusters.pop()
-            clusters[-1] += above
+    gap = min(gap, (high - low) / max(1, len(values) - 1))
+    # Less their share of gaps, places need only rise: neighbours that fall are pooled.
+    clusters: list[tuple[float, int]] = []
+    for step, i in enumerate(order):
+        mean, size = values[i] - step * gap, 1
+        while clusters and clusters[-1][0] > mean:
+            other, n = clusters.pop()
+            mean, size = (mean * size + other * n) / (size + n), size + n
+        clusters.append((mean, size))
+    flat = [mean for mean, size in clusters for _ in range(size)]
     places = list(values)
-    for cluster in clusters:
-        for i, place in zip(cluster, _ladder(cluster, values, gap), strict=True):
-            places[i] = place
+    for step, (i, place) in enumerate(zip(order, flat, strict=True)):
+        places[i] = min(max(place, low), high - (len(values) - 1) * gap) + step * gap
     return places
-
-
-def _ladder(cluster: Sequence[int], values: Sequence[float], gap: float) -> list[float]:
-    middle = sum(values[i] for i in cluster) / len(cluster)
-    return [middle + (step - (len(cluster) - 1) / 2) * gap for step in range(len(cluster))]
-
-
-def _touch(low: Sequence[int], high: Sequence[int], values: Sequence[float], gap: float) -> bool:
-    return _ladder(high, values, gap)[0] - _ladder(low, values, gap)[-1] < gap
 
 
 def tint(colour: str, strength: float) -> str:
@@ -181,14 +194,31 @@ def tint(colour: str, strength: float) -> str:
 
 def mix_white(colour: str, share: float) -> str:
     """Mix a share of white, in [0, 1], into `colour` (#rrggbb)."""
-    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
+    return mix(colour, "#ffffff", share)
+
+
+def mix(colour: str, other: str, share: float) -> str:
+    """Mix a share of `other`, in [0, 1], into `colour` (both #rrggbb)."""
+    pairs = ((int(colour[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(own + (new - own) * share):02x}" for own, new in pairs)
 
 
 def rgba(colour: str, opacity: float) -> str:
     """Give `colour` (#rrggbb) an opacity in [0, 1]."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
+
+
+def chip_name(pooling: Pooling, chip: ChipKind) -> str:
+    """What people call a chip: `mean`, `mean, MLP`, `raw, as published`."""
+    name = pooling if chip == "linear" else f"{pooling}, MLP"
+    return f"{name}, as published" if pooling == "raw" else name
+
+
+def end_name(pooling: Pooling, chip: ChipKind) -> str:
+    """The same, short enough for the end of a line."""
+    name = "published" if pooling == "raw" else pooling
+    return name if chip == "linear" else f"{name}, MLP"
 
 
 def safe(text: str) -> str:

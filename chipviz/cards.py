@@ -1,11 +1,11 @@
-"""The model card of a bundle, and the lines of stock `transformers` that run it."""
+"""The model card of a bundle, and the lines that run it."""
 
 from huggingface_hub import ModelCardData
 
-from chipviz.config import CutSpec
-from chipviz.report import RunReport
+from chipviz.config import CutSpec, Pooling
+from chipviz.report import BundleKind, CutCost, LayerCost, RunReport
 
-USE = {
+USE: dict[BundleKind, str] = {
     "sequence": """\
 from transformers import pipeline
 classify = pipeline("text-classification", "PATH")
@@ -15,6 +15,10 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 model, read = AutoModelForTokenClassification.from_pretrained("PATH"), AutoTokenizer.from_pretrained("PATH")
 scores = model(**read("TEXT", return_tensors="pt")).logits.mean(dim=1)[0].softmax(dim=0).tolist()
 print(max(zip(scores, model.config.id2label.values())))""",
+    "chipviz": """\
+from pathlib import Path
+from chipviz import bundle
+print(bundle.load(Path("PATH")).predict(["TEXT"])[0])""",
 }
 """Lines to copy: PATH is the bundle's folder. One text at a time needs no mask."""
 
@@ -24,7 +28,7 @@ folder, rows = sys.argv[1], json.load(sys.stdin)
 texts, pairs = [row[0] for row in rows], [row[1] for row in rows]
 """
 
-STOCK = {
+PROGRAMS: dict[BundleKind, str] = {
     "sequence": _READ
     + """\
 from transformers import pipeline
@@ -46,24 +50,49 @@ with torch.inference_mode():
         found.append(logits.float().mean(dim=1)[0].softmax(dim=0).tolist())
 print(json.dumps(found))
 """,
+    "chipviz": _READ
+    + """\
+from pathlib import Path
+from chipviz import bundle
+classifier = bundle.load(Path(folder))
+found = []
+for text, pair in rows:
+    (said,) = classifier.predict([text], [pair] if pair is not None else None)
+    found.append(list(said.probabilities.values()))
+print(json.dumps(found))
+""",
 }
 """Programs for a fresh process: texts as JSON on standard input, probabilities on standard output."""
 
+_STATES: dict[Pooling, str] = {
+    "last": "the last token's hidden state",
+    "first": "the first token's hidden state",
+    "mean": "the mean of the hidden states",
+    "max": "the largest value of each hidden dimension",
+    "raw": "the last token's raw hidden state (trained as published)",
+}
+
 
 def model_card(
-    cut: CutSpec, report: RunReport, kind: str, n_verified: int, difference: float
+    cut: CutSpec, report: RunReport, kind: BundleKind, n_verified: int, difference: float
 ) -> str:
     """The README.md of a bundle, with the front matter that model hubs read."""
     backbone, task = report.backbone, report.task
-    cost, dense = report.cost_at(cut.cut_layer, cut.pooling), report.dense
+    cost, dense = report.cost_at(cut.cut_layer, cut.pooling, cut.chip), report.dense
     score = report.score_at(cut.cut_layer, cut.pooling, cut.chip, "test")
+    stock = kind != "chipviz"
     data = ModelCardData(
-        library_name="transformers",
+        library_name="transformers" if stock else "chipviz",
         pipeline_tag="text-classification",
         base_model=backbone.name,
         datasets=[task.name],
         metrics=["accuracy", "f1"],
         tags=["chipviz", "chip-tuning", "arxiv:2410.06541", "layer-pruning"],
+    )
+    rounded = (
+        '; pass `dtype="bfloat16"` for\nhalf the memory and slightly rounded scores'
+        if stock
+        else ""
     )
     labels = ", ".join(f"`{name}`" for name in task.label_names[:50])
     return f"""---
@@ -73,23 +102,23 @@ def model_card(
 # {_plain(task.name)}, cut from {_plain(backbone.name)}
 
 A text classifier made of the first {cut.cut_layer + 1} of {backbone.n_layers} layers of
-`{_plain(backbone.name)}` and one linear chip on the {cut.pooling} hidden state.
+`{_plain(backbone.name)}` and one {"linear" if cut.chip == "linear" else "MLP"} chip on {_STATES[cut.pooling]}.
 
 | | dense | this bundle |
 | --- | ---: | ---: |
 | parameters | {dense.n_parameters:,} | {cost.n_parameters:,} |
 | weights | {dense.weight_bytes / 1e6:,.1f} MB | {cost.weight_bytes / 1e6:,.1f} MB |
-| FLOPs per token | {dense.flops_per_token / 1e6:,.0f} M | {cost.flops_per_token / 1e6:,.0f} M |
+| FLOPs per token | {dense.flops_per_token / 1e6:,.0f} M | {cost.flops_per_token / 1e6:,.0f} M |{_measured(report, cost)}
 
 Layer ratio {100 * cost.layer_ratio:.1f} % removed, parameter ratio {100 * cost.parameter_ratio:.1f} % removed.
 
 Test accuracy {100 * score.accuracy:.1f} % (95 % interval {100 * score.accuracy_low:.1f} to
 {100 * score.accuracy_high:.1f}, n = {score.n}), macro-F1 {100 * score.macro_f1:.1f} %. The cut layer was
-chosen by rule *{cut.rule}* on {task.n_validation} validation texts, the chip fitted on {task.n_train} training texts.
+chosen {_chosen(cut, report)}, the chip fitted on {task.n_train} training texts.
 
 ## Use
 
-No chipviz and no remote code:
+{"No chipviz and no remote code" if stock else "With chipviz, no remote code"}:
 
 ```python
 {USE[kind]}
@@ -97,18 +126,37 @@ No chipviz and no remote code:
 
 Give raw texts: the prompt template and the length limit (texts are cut after {task.max_chars}
 characters, about {task.max_length} tokens with the template) are part of the tokenizer. Pad on the right.
-Weights are stored as published and computed in float32; pass `dtype="bfloat16"` for half the memory
-and slightly rounded scores.
+Weights are stored as published and computed in float32{rounded}.
 
 Labels: {labels}.
 
 ## Verification
 
-A fresh process with plain `transformers` gave the probabilities of the run's own chip on {n_verified}
+A fresh process with {"plain `transformers`" if stock else "chipviz"} gave the probabilities of the run's own chip on {n_verified}
 validation texts; the largest difference was {difference:.1e}.
 
 Method: Chip-Tuning, arXiv:2410.06541. The licence of the backbone applies to this bundle.
 """
+
+
+def _measured(report: RunReport, cost: LayerCost) -> str:
+    """Rows of the table for what was measured, if it was."""
+    how, dense = report.measured, report.dense
+    if how is None:
+        return ""
+
+    def row(of: CutCost) -> tuple[str, str]:
+        return f"{1e3 * (of.latency_s or 0):,.1f} ms", f"{(of.peak_bytes or 0) / 1e6:,.1f} MB"
+
+    (slow, large), (fast, small) = row(dense), row(cost)
+    pass_ = f"{how.batch} x {how.n_tokens} tokens, {how.dtype}, {how.device}"
+    return f"\n| latency ({pass_}) | {slow} | {fast} |\n| peak memory | {large} | {small} |"
+
+
+def _chosen(cut: CutSpec, report: RunReport) -> str:
+    if cut.rule == "oracle":  # never let it pass for an honest choice
+        return "by rule *oracle* on the test texts themselves, so its accuracy is too good"
+    return f"by rule *{cut.rule}* on {report.task.n_validation} validation texts"
 
 
 def _plain(text: str) -> str:

@@ -1,36 +1,36 @@
 """Score table -> plotly Figure; pure functions that know neither files nor the page.
 
-Colours, washes and labels follow one visual language: a series keeps its colour everywhere, the
-cut is the one accent line, what lies beyond it is washed out because it is what gets removed.
+Colours, washes and labels follow one visual language: a pooling keeps its colour everywhere and a
+kind of chip its dash; the cut is the one accent line, what lies beyond it is washed out because it
+is what gets removed.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
 from chipviz.canvas import (
     BAND_OPACITY,
-    CLASS_COLOURS,
     DASHES,
+    FITS_OPACITY,
     LIGHT,
     MARKER_PX,
     SERIES,
+    SYMBOLS,
     End,
     Look,
-    class_scale,
+    chip_name,
     control_lines,
     cut_line,
     end_labels,
+    end_name,
     frame,
     kept_axis,
     rgba,
     safe,
-    short,
     title,
-    wash,
 )
 from chipviz.config import ChipKind, Pooling, Split
 from chipviz.metrics import CurvePoint, Score
@@ -38,8 +38,10 @@ from chipviz.report import RunReport
 
 TOP = 101.5
 """Upper end of every accuracy axis, in %: markers at 100 stay whole."""
-MAX_TICK_TOKENS = 48
-"""Longer texts get no token labels under the map: they would only overlap."""
+FEW = 4
+"""Up to so many curves all are drawn in full; of more only the one that is cut."""
+
+Key = tuple[Pooling, ChipKind]
 
 
 def curve_figure(
@@ -47,6 +49,7 @@ def curve_figure(
     *,
     cut_layer: int,
     pooling: Pooling,
+    chip: ChipKind = "linear",
     split: Split = "validation",
     look: Look = LIGHT,
 ) -> go.Figure:
@@ -58,42 +61,44 @@ def curve_figure(
         report: A finished run.
         cut_layer: The last layer kept; everything right of it is washed out.
         pooling: The pooling of the chip at the cut; its point is ringed.
+        chip: The kind of the chip at the cut.
         split: Whose scores to draw.
         look: Colours of the page's theme.
     """
     layers = report.backbone.n_layers
+    curves = _curves(report.scores, split)
     figure = go.Figure()
-    ends: list[End] = []
-    for series in _series(report.scores, split):
-        figure.add_traces(_band_and_line(series, report, look))
-        name = series[0].pooling
-        ends.append(End(100 * series[-1].accuracy, _series_name(series[0]), look.series(name)))
+    for key in curves:
+        if _is_strong(key, curves, (pooling, chip)):
+            figure.add_traces(_bands(curves[key], look))
+    for key, scores in curves.items():
+        strong = _is_strong(key, curves, (pooling, chip))
+        layer = [s.layer for s in scores]
+        figure.add_trace(_line(scores, layer, _hover(scores, report), look, strong=strong))
     y_range = (_floor(report, split), TOP)
-    kept = [100 * (1 - report.cost_at(layer, pooling).parameter_ratio) for layer in range(layers)]
+    kept = [
+        100 * (1 - report.cost_at(layer, pooling, chip).parameter_ratio) for layer in range(layers)
+    ]
     kept_axis(figure, kept, look)
     frame(figure, look, n_layers=layers, y_range=y_range)
-    figure.update_layout(margin_t=116)
-    ends += control_lines(figure, _control_values(report, split, pooling), look)
-    end_labels(figure, ends, look, x=layers - 0.2, y_range=y_range)
+    ends = _ends(curves, (pooling, chip), look)
+    values = _control_values(report, split, curves[pooling, chip][-1])
+    ends += control_lines(figure, values, look)
+    end_labels(figure, ends, x=layers - 0.2, y_range=y_range)
     cut_line(figure, cut_layer, layers, look)
-    at = report.score_at(cut_layer, pooling, "linear", split)
-    _ring(figure, at, look)
-    n = at.n
-    title(
-        figure,
-        f"Accuracy of a chip on every layer: {safe(report.task.name)}",
-        f"{split}, n = {n:,}, preset {report.preset}, 95 % interval shaded",
-        look,
-    )
+    _ring(figure, report.score_at(cut_layer, pooling, chip, split), look)
+    subtitle = _subtitle(report, curves, (pooling, chip))
+    title(figure, f"Accuracy of a chip on every layer: {safe(report.task.name)}", subtitle, look)
+    figure.update_layout(margin_t=132 if "<br>" in subtitle else 116)
     return figure
 
 
 def live_figure(
     points: Sequence[CurvePoint], *, total: int | None = None, look: Look = LIGHT
 ) -> go.Figure:
-    """Draw the newest state of a growing curve, with the state before it as a faint ghost.
+    """Draw the newest state of growing curves, with the state before each as a faint ghost.
 
-    The axes depend only on the first state, so nothing jumps while the curve grows.
+    The axes depend only on each curve's first state, so nothing jumps while it grows.
 
     Args:
         points: The history of a run, in any order; may be empty.
@@ -101,22 +106,24 @@ def live_figure(
         look: Colours of the page's theme.
     """
     figure = go.Figure()
-    steps = sorted({p.n_train for p in points})
     layers = 1 + max((p.layer for p in points), default=29)
     ends: list[End] = []
-    for name in _poolings(points):
-        own = [p for p in points if p.pooling == name and p.layer >= 0]
+    first: list[float] = []
+    for key in _keys_of(points):
+        own = [p for p in points if (p.pooling, p.chip) == key and p.layer >= 0]
+        steps = sorted({p.n_train for p in own})
+        first += [p.accuracy for p in own if p.n_train == steps[0]]
         for step in steps[-2:-1]:
-            figure.add_trace(_live_line(own, step, name, look, ghost=True))
-        line = _live_line(own, steps[-1], name, look, ghost=False)
-        figure.add_trace(line)
-        ends.append(End(_last(line), name, look.series(name)))
-    first = [p.accuracy for p in points if steps and p.n_train == steps[0]]
+            figure.add_trace(_live_line(own, step, key, look, ghost=True))
+        figure.add_trace(_live_line(own, steps[-1], key, look, ghost=False))
+        last = max((p for p in own if p.n_train == steps[-1]), key=lambda p: p.layer)
+        ends.append(End(100 * last.accuracy, end_name(*key), look.ink(key[0])))
     y_range = (_below(min(first, default=0.0)), TOP)
     frame(figure, look, n_layers=layers, y_range=y_range)
-    end_labels(figure, ends, look, x=layers - 0.2, y_range=y_range)
+    end_labels(figure, ends, x=layers - 0.2, y_range=y_range)
     of = f" of {total:,}" if total else ""
-    seen = f"after {steps[-1]:,}{of} texts" if steps else "waiting for the first texts"
+    newest = max((p.n_train for p in points), default=0)
+    seen = f"after {newest:,}{of} texts" if newest else "waiting for the first texts"
     title(figure, "Accuracy of a chip on every layer, growing", f"validation, {seen}", look)
     return figure
 
@@ -126,291 +133,224 @@ def size_figure(
     *,
     cut_layer: int,
     pooling: Pooling,
+    chip: ChipKind = "linear",
     split: Split = "validation",
     look: Look = LIGHT,
 ) -> go.Figure:
     """Draw accuracy against the share of parameters a cut keeps, in %."""
+    curves = _curves(report.scores, split)
     figure = go.Figure()
-    ends: list[End] = []
-    for series in _series(report.scores, split):
-        name = series[0].pooling
-        costs = [report.cost_at(s.layer, name) for s in series]
+    for key, scores in curves.items():
+        strong = _is_strong(key, curves, (pooling, chip))
+        costs = [report.cost_at(s.layer, *key) for s in scores]
         kept = [100 * (1 - c.parameter_ratio) for c in costs]
-        figure.add_trace(
-            go.Scatter(
-                x=kept,
-                y=[100 * s.accuracy for s in series],
-                mode="lines+markers",
-                name=_series_name(series[0]),
-                line={"color": look.series(name), "dash": DASHES[series[0].chip]},
-                marker={"size": MARKER_PX - 2},
-                customdata=[[s.layer, name, s.chip] for s in series],
-                text=[
-                    f"layer {s.layer} - {name} - {100 * s.accuracy:.1f} % - "
-                    f"{c.weight_bytes / 1e6:,.0f} MB"
-                    for s, c in zip(series, costs, strict=True)
-                ],
-                hoverinfo="text",
-            )
-        )
-        ends.append(End(100 * series[-1].accuracy, _series_name(series[0]), look.series(name)))
+        words = [
+            f"{text} - {c.weight_bytes / 1e6:,.0f} MB"
+            for text, c in zip(_hover(scores, report), costs, strict=True)
+        ]
+        figure.add_trace(_line(scores, kept, words, look, strong=strong))
     y_range = (_floor(report, split), TOP)
     frame(figure, look, n_layers=None, y_range=y_range)
     figure.update_xaxes(title_text="parameters kept, %", range=[0, 102])
-    end_labels(figure, ends, look, x=102, y_range=y_range)
-    cost = report.cost_at(cut_layer, pooling)
-    at = report.score_at(cut_layer, pooling, "linear", split)
-    figure.add_vline(x=100 * (1 - cost.parameter_ratio), line_color=look.accent, line_width=2)
-    _ring(figure, at, look, x=100 * (1 - cost.parameter_ratio))
+    end_labels(figure, _ends(curves, (pooling, chip), look), x=102, y_range=y_range)
+    place = 100 * (1 - report.cost_at(cut_layer, pooling, chip).parameter_ratio)
+    at = report.score_at(cut_layer, pooling, chip, split)
+    figure.add_vline(x=place, line_color=look.accent, line_width=2)
+    _ring(figure, at, look, x=place)
     title(figure, "Accuracy against size", f"{split}, n = {at.n:,}; the line is the cut", look)
     return figure
 
 
 def learning_figure(
-    points: Sequence[CurvePoint], *, cut_layer: int, look: Look = LIGHT
+    points: Sequence[CurvePoint],
+    *,
+    cut_layer: int,
+    pooling: Pooling,
+    chip: ChipKind = "linear",
+    look: Look = LIGHT,
 ) -> go.Figure:
-    """Draw accuracy against training texts: at the cut in colour, at the last layer in grey."""
+    """Draw one chip's accuracy against training texts: strong at the cut, faint at the end."""
     figure = go.Figure()
-    last = max((p.layer for p in points), default=0)
-    for name in _poolings(points):
-        for layer in dict.fromkeys((last, cut_layer)):
-            own = sorted(
-                (p for p in points if (p.pooling, p.layer) == (name, layer)),
-                key=lambda p: p.n_train,
-            )
-            here = layer == cut_layer
-            figure.add_trace(
-                go.Scatter(
-                    x=[p.n_train for p in own],
-                    y=[100 * p.accuracy for p in own],
-                    mode="lines+markers",
-                    name=f"{name}, layer {layer}",
-                    line={"color": look.series(name), "width": 2.5 if here else 1},
-                    opacity=1 if here else 0.4,
-                    marker={"size": MARKER_PX if here else 4},
-                    hovertemplate="%{x:,} texts: %{y:.1f} %<extra>%{fullData.name}</extra>",
-                )
-            )
-    low = _below(min((p.accuracy for p in points), default=0.0))
-    frame(figure, look, n_layers=None, y_range=(low, TOP))
-    figure.update_xaxes(title_text="training texts", rangemode="tozero")
-    figure.update_layout(
-        showlegend=True, legend={"orientation": "h", "y": -0.22, "font": {"color": look.text}}
+    own = sorted(
+        (p for p in points if (p.pooling, p.chip) == (pooling, chip)), key=lambda p: p.n_train
     )
+    last = max((p.layer for p in own), default=0)
+    ends: list[End] = []
+    for layer in dict.fromkeys((last, cut_layer)):
+        here = [p for p in own if p.layer == layer]
+        strong = layer == cut_layer
+        figure.add_trace(
+            go.Scatter(
+                x=[p.n_train for p in here],
+                y=[100 * p.accuracy for p in here],
+                mode="lines+markers",
+                name=f"{chip_name(pooling, chip)}, layer {layer}",
+                line={"color": look.series(pooling), "width": 2.5 if strong else 1},
+                opacity=1 if strong else 0.5,
+                marker={"size": MARKER_PX if strong else 5},
+                hovertemplate="%{x:,} texts: %{y:.1f} %<extra>%{fullData.name}</extra>",
+            )
+        )
+        if here:
+            value = 100 * here[-1].accuracy
+            ends.append(End(value, f"layer {layer}", look.ink(pooling), bold=strong))
+    y_range = (_below(min((p.accuracy for p in own), default=0.0)), TOP)
+    end = max((p.n_train for p in own), default=1)
+    frame(figure, look, n_layers=None, y_range=y_range)
+    figure.update_xaxes(title_text="training texts", range=[0, 1.03 * end])
+    end_labels(figure, ends, x=1.03 * end, y_range=y_range)
     title(
         figure,
-        "How many texts the chip needs",
+        f"How many texts the chip needs: {chip_name(pooling, chip)}",
         f"validation; strong: layer {cut_layer} (the cut), faint: layer {last} (the last)",
         look,
     )
     return figure
 
 
-def confusion_figure(
-    counts: NDArray[np.int64], label_names: Sequence[str], *, subtitle: str, look: Look = LIGHT
-) -> go.Figure:
-    """Draw counts of (true class, predicted class), shape (C, C); the diagonal is right."""
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [short(name, 24) for name in label_names]
-    places = list(range(len(names)))
-    figure = go.Figure(
-        go.Heatmap(
-            z=share,
-            x=places,
-            y=places,
-            text=counts,
-            texttemplate="%{text}" if len(names) <= 20 else None,
-            colorscale=[[0, look.paper], [1, look.accent]],
-            zmin=0,
-            zmax=1,
-            showscale=False,
-            xgap=2,
-            ygap=2,
-            customdata=[[f"{row} read as {column}" for column in names] for row in names],
-            hovertemplate="%{customdata}: %{text}<extra></extra>",
-        )
-    )
-    frame(figure, look, n_layers=None, y_range=(len(names) - 0.5, -0.5))
-    ticks = {"tickmode": "array", "tickvals": places, "ticktext": names, "showgrid": False}
-    figure.update_xaxes(title_text="the chip says", **ticks)
-    figure.update_yaxes(title_text="true class", automargin=True, **ticks)
-    figure.update_layout(height=max(360, 34 * len(names) + 160), margin_r=20)
-    title(figure, "Confusion at the cut", subtitle, look)
-    return figure
-
-
-def class_slots(n_classes: int, *, answer: int, truth: int | None) -> list[int]:
-    """Place of each class in `CLASS_COLOURS`.
-
-    Up to eight classes have a colour each. More cannot be told apart: then the true class is
-    green, a wrong answer vermilion, everything else grey; with no truth known the answer is green.
-    """
-    if n_classes <= len(CLASS_COLOURS):
-        return list(range(n_classes))
-    slots = [7] * n_classes
-    slots[answer] = 2 if truth in (None, answer) else 5
-    if truth is not None:
-        slots[truth] = 2
-    return slots
-
-
-def token_map_figure(
-    tokens: Sequence[str],
-    label_index: Sequence[Sequence[int]],
-    confidence: Sequence[Sequence[float]],
-    label_names: Sequence[str],
-    *,
-    cut_layer: int,
-    slots: Sequence[int],
-    look: Look = LIGHT,
-) -> go.Figure:
-    """Draw the class each layer's chip says at each token: colour is class, strength confidence.
-
-    Args:
-        tokens: Token texts, shape (T,).
-        label_index: Class per layer and token, shape (L, T).
-        confidence: Its probability, in [0, 1], shape (L, T).
-        label_names: Class names, shape (C,).
-        cut_layer: The last layer kept; layers above are washed out.
-        slots: Colour of each class, from `class_slots`.
-        look: Colours of the page's theme.
-    """
-    classes = np.asarray(label_index)
-    strength = np.clip(np.asarray(confidence, dtype=float), 0.0, 0.999)
-    shown = [short(token, 14) for token in tokens]
-    names = [short(name, 40) for name in label_names]
-    layers, n_tokens = classes.shape
-    hover = [
-        [
-            f"layer {layer} - {shown[t]} - {names[classes[layer, t]]} "
-            f"{100 * strength[layer, t]:.0f} %"
-            for t in range(n_tokens)
-        ]
-        for layer in range(layers)
-    ]
-    figure = go.Figure(
-        go.Heatmap(
-            z=np.asarray(slots)[classes] + strength,
-            colorscale=class_scale(),
-            zmin=0,
-            zmax=len(CLASS_COLOURS),
-            showscale=False,
-            xgap=1,
-            ygap=1,
-            text=hover,
-            hoverinfo="text",
-        )
-    )
-    frame(figure, look, n_layers=None, y_range=(-0.5, layers - 0.5))
-    few = n_tokens <= MAX_TICK_TOKENS
-    figure.update_xaxes(
-        title_text="token",
-        showgrid=False,
-        tickmode="array",
-        tickvals=list(range(n_tokens)) if few else [],
-        ticktext=shown if few else [],
-        tickangle=-60,
-    )
-    figure.update_yaxes(title_text="layer", showgrid=False)
-    figure.update_layout(height=480, margin={"t": 70, "r": 20, "b": 90})
-    wash(figure, look, y0=cut_layer + 0.5, y1=layers - 0.5)
-    figure.add_hline(y=cut_layer + 0.5, line_color=look.accent, line_width=2)
-    title(
-        figure,
-        "What every layer says at every token",
-        f"strength is confidence; what is above the line goes (cut {cut_layer})",
-        look,
-    )
-    return figure
-
-
-def picked(points: Sequence[Any]) -> tuple[int, Pooling] | None:
-    """The layer and pooling of a clicked point; None for an empty or foreign selection."""
+def picked(points: Sequence[Any]) -> tuple[int, Pooling, ChipKind] | None:
+    """Layer, pooling and kind of a clicked point; None for an empty or foreign selection."""
     for point in points:
         data = point.get("customdata") or []
-        if len(data) >= 2 and data[1] in SERIES:
-            return int(data[0]), data[1]
+        if len(data) >= 3 and data[1] in SERIES and data[2] in DASHES:
+            return int(data[0]), data[1], data[2]
     return None
 
 
-def _series(scores: Sequence[Score], split: Split) -> list[list[Score]]:
-    """The scores of one split, one list a (pooling, chip), each ordered by layer."""
-    groups: dict[tuple[Pooling, ChipKind], list[Score]] = {}
-    for score in scores:
+def _curves(scores: Iterable[Score], split: Split) -> dict[Key, list[Score]]:
+    """The scores of one split by chip, each ordered by layer."""
+    curves: dict[Key, list[Score]] = {}
+    for score in sorted(scores, key=lambda s: s.layer):
         if score.split == split and score.layer >= 0:
-            groups.setdefault((score.pooling, score.chip), []).append(score)
-    return [sorted(group, key=lambda s: s.layer) for group in groups.values()]
+            curves.setdefault((score.pooling, score.chip), []).append(score)
+    return {key: curves[key] for key in _in_order(curves)}
 
 
-def _poolings(points: Sequence[CurvePoint]) -> list[Pooling]:
-    return [name for name in SERIES if any(p.pooling == name for p in points)]
+def _keys_of(points: Iterable[CurvePoint]) -> list[Key]:
+    return _in_order({(p.pooling, p.chip) for p in points if p.layer >= 0})
 
 
-def _series_name(score: Score) -> str:
-    return score.pooling if score.chip == "linear" else f"{score.pooling}, {score.chip}"
+def _in_order(keys: Iterable[Key]) -> list[Key]:
+    """Chips as they are drawn and named: by pooling, linear first."""
+    kinds, there = get_args(ChipKind), set(keys)
+    return [(name, kind) for name in SERIES for kind in kinds if (name, kind) in there]
 
 
-def _band_and_line(series: Sequence[Score], report: RunReport, look: Look) -> list[go.Scatter]:
-    pooling, chip = series[0].pooling, series[0].chip
+def _is_strong(key: Key, curves: Iterable[Key], cut: Key) -> bool:
+    """Whether a curve is drawn in full: of many, only the one that is cut."""
+    return key == cut or len(list(curves)) <= FEW
+
+
+def _ends(curves: dict[Key, list[Score]], cut: Key, look: Look) -> list[End]:
+    return [
+        End(
+            100 * scores[-1].accuracy,
+            end_name(*key),
+            look.ink(key[0]),
+            bold=_is_strong(key, curves, cut),
+        )
+        for key, scores in curves.items()
+    ]
+
+
+def _subtitle(report: RunReport, curves: dict[Key, list[Score]], cut: Key) -> str:
+    """Split, n, preset, and what the bands are: in one line where that fits a phone."""
+    own = curves[cut][0]
+    preset = "sound, beside it as published" if report.preset == "published" else "sound"
+    scored = f"{own.split}, n = {own.n:,}, preset {preset}"
+    of = "" if len(curves) <= FEW else f" of {chip_name(*cut)}"
+    n_again = max(len(curves[k][0].repeats) for k in curves if _is_strong(k, curves, cut))
+    if n_again:
+        return f"{scored}<br>pale: 95 % interval{of}; strong: spread of {1 + n_again} fits"
+    gap = "<br>" if of or report.preset == "published" else ", "
+    return f"{scored}{gap}95 % interval{of} shaded"
+
+
+def _bands(scores: Sequence[Score], look: Look) -> list[go.Scatter]:
+    """What another draw of texts would do: scored ones (interval), training ones (fits)."""
+    name = chip_name(scores[0].pooling, scores[0].chip)
+    spans = [([s.accuracy_low for s in scores], [s.accuracy_high for s in scores])]
+    names, opacities = [f"{name}, 95 % interval"], [BAND_OPACITY]
+    n_again = len(scores[0].repeats)
+    if n_again:
+        fits = [(s.accuracy, *s.repeats) for s in scores]
+        spans.append(([min(f) for f in fits], [max(f) for f in fits]))
+        names.append(f"{name}, {1 + n_again} fits")
+        opacities.append(FITS_OPACITY)
+    layers = [s.layer for s in scores]
+    return [
+        go.Scatter(
+            x=[*layers, *reversed(layers)],
+            y=[100 * value for value in (*high, *reversed(low))],
+            fill="toself",
+            fillcolor=rgba(look.series(scores[0].pooling), opacity),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            name=label,
+        )
+        for (low, high), label, opacity in zip(spans, names, opacities, strict=True)
+    ]
+
+
+def _line(
+    scores: Sequence[Score], x: Sequence[float], hover: Sequence[str], look: Look, *, strong: bool
+) -> go.Scatter:
+    pooling, chip = scores[0].pooling, scores[0].chip
     colour = look.series(pooling)
-    layers = [s.layer for s in series]
-    band = go.Scatter(
-        x=[*layers, *reversed(layers)],
-        y=[
-            *(100 * s.accuracy_high for s in series),
-            *(100 * s.accuracy_low for s in reversed(series)),
-        ],
-        fill="toself",
-        fillcolor=rgba(colour, BAND_OPACITY),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        name=f"{_series_name(series[0])}, 95 % interval",
-    )
-    line = go.Scatter(
-        x=layers,
-        y=[100 * s.accuracy for s in series],
+    return go.Scatter(
+        x=list(x),
+        y=[100 * s.accuracy for s in scores],
         mode="lines+markers",
-        name=_series_name(series[0]),
-        line={"color": colour, "width": 2, "dash": DASHES[chip]},
-        marker={"size": MARKER_PX, "color": colour},
+        name=chip_name(pooling, chip),
+        opacity=1 if strong else 0.85,
+        line={"color": colour, "width": 2 if strong else 1.2, "dash": DASHES[chip]},
+        marker={
+            "size": MARKER_PX if strong else MARKER_PX - 3,
+            "color": colour,
+            "symbol": SYMBOLS[chip],
+        },
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 1}},
-        customdata=[[s.layer, s.pooling, s.chip] for s in series],
-        text=[_hover(s, report) for s in series],
+        customdata=[[s.layer, s.pooling, s.chip] for s in scores],
+        text=list(hover),
         hoverinfo="text",
     )
-    return [band, line]
 
 
-def _hover(score: Score, report: RunReport) -> str:
-    kept = 100 * (1 - report.cost_at(score.layer, score.pooling).parameter_ratio)
+def _hover(scores: Iterable[Score], report: RunReport) -> list[str]:
+    return [_point_words(score, report) for score in scores]
+
+
+def _point_words(score: Score, report: RunReport) -> str:
+    kept = 100 * (1 - report.cost_at(score.layer, score.pooling, score.chip).parameter_ratio)
+    kind = "MLP" if score.chip == "mlp" else "linear"
+    fits = [100 * accuracy for accuracy in (score.accuracy, *score.repeats)]
     return (
-        f"layer {score.layer} - {score.pooling}, {score.chip} - {100 * score.accuracy:.1f} % "
+        f"layer {score.layer} - {score.pooling}, {kind}"
+        f"{', as published' if score.pooling == 'raw' else ''} - {100 * score.accuracy:.1f} % "
         f"({100 * score.accuracy_low:.1f}-{100 * score.accuracy_high:.1f}, n = {score.n:,}) - "
+        f"{f'{len(fits)} fits {min(fits):.1f}-{max(fits):.1f} - ' if score.repeats else ''}"
         f"keeps {kept:.0f} %"
     )
 
 
 def _live_line(
-    points: Sequence[CurvePoint], step: int, pooling: Pooling, look: Look, *, ghost: bool
+    points: Sequence[CurvePoint], step: int, key: Key, look: Look, *, ghost: bool
 ) -> go.Scatter:
     own = sorted((p for p in points if p.n_train == step), key=lambda p: p.layer)
+    name, dash, symbol = chip_name(*key), DASHES[key[1]], SYMBOLS[key[1]]
     return go.Scatter(
         x=[p.layer for p in own],
         y=[100 * p.accuracy for p in own],
         mode="lines" if ghost else "lines+markers",
-        name=f"{pooling}, after {step:,} texts",
-        line={"color": look.series(pooling), "width": 1.5 if ghost else 2},
+        name=f"{name}, after {step:,} texts",
+        line={"color": look.series(key[0]), "width": 1.5 if ghost else 2, "dash": dash},
         opacity=0.25 if ghost else 1.0,
-        marker={"size": MARKER_PX},
+        marker={"size": MARKER_PX, "symbol": symbol},
         hoverinfo="skip" if ghost else None,
-        hovertemplate=None if ghost else "layer %{x}: %{y:.1f} %<extra>" + pooling + "</extra>",
+        hovertemplate=None if ghost else "layer %{x}: %{y:.1f} %<extra>" + name + "</extra>",
     )
-
-
-def _last(line: go.Scatter) -> float:
-    return float(list(line.y)[-1]) if line.y else 0.0
 
 
 def _floor(report: RunReport, split: Split) -> float:
@@ -425,9 +365,8 @@ def _below(accuracy: float) -> float:
     return max(0.0, 10 * np.floor((100 * accuracy - 3) / 10))
 
 
-def _control_values(report: RunReport, split: Split, pooling: Pooling) -> dict[str, float]:
+def _control_values(report: RunReport, split: Split, last: Score) -> dict[str, float]:
     controls = report.controls if split == "test" else report.controls_validation
-    last = report.score_at(report.backbone.n_layers - 1, pooling, "linear", split)
     return {
         "majority": controls.majority,
         "embedding": controls.embedding,

@@ -8,15 +8,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from chipviz.errors import ConfigError
 
-Pooling = Literal["last", "mean"]
-"""Which hidden states of a text make its features: the last token's, or the mean over all."""
-ChipKind = Literal["linear"]
+Pooling = Literal["last", "mean", "first", "max", "raw"]
+"""Which hidden states of a text make its features: of the last token, the mean over all, of the
+first token, or the largest of each dimension, all after the final norm; *raw* is the last token
+before it, as the paper published it, and belongs to preset *published*."""
+ChipKind = Literal["linear", "mlp"]
 Split = Literal["train", "validation", "test"]
-Preset = Literal["sound"]
-Rule = Literal["validate", "within", "fixed", "manual"]
+Preset = Literal["sound", "published"]
+"""*sound* chips are this project's; *published* adds the paper's own recipe, to the letter, on
+pooling *raw*, beside them."""
+Rule = Literal["validate", "within", "non-inferior", "elbow", "budget", "fixed", "oracle", "manual"]
+ClassWeight = Literal["none", "balanced"]
 
 DEFAULT_TOLERANCE = 0.01
 """Accuracy that rule *within* gives up for depth, in [0, 1]."""
+DEFAULT_MARGIN = 0.02
+"""Accuracy that rule *non-inferior* must rule out to lose, in [0, 1]."""
+PUBLISHED_MAX_TRAIN = 20_000
+"""Rows the published recipe trains on, at most. Source: the public code of arXiv:2410.06541."""
 
 EXAMPLE: dict[str, object] = {
     "backbone": "smollm2-135m",
@@ -54,6 +63,13 @@ class RunConfig(BaseModel):
     max_length: Annotated[int, Field(ge=1)] = 256
     """Tokens a prompt may have, template included."""
     preset: Preset = "sound"
+    class_weight: ClassWeight = "none"
+    """*balanced* gives every class the same say in training, however many texts it has."""
+    repeats: Annotated[int, Field(ge=1, le=50)] = 1
+    """Fits of each chip: beyond the first each sees a bootstrap sample of the training texts (and
+    another seed), and their spread is drawn as a band."""
+    device_map: Literal["auto"] | None = None
+    """*auto* spreads a model too large for one device over all devices, memory and disk."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @field_validator("poolings", "chips")
@@ -62,6 +78,18 @@ class RunConfig(BaseModel):
         if not values:
             raise ValueError("name at least one")
         return tuple(dict.fromkeys(values))
+
+    @field_validator("poolings")
+    @classmethod
+    def _raw_is_a_preset(cls, values: tuple[Pooling, ...]) -> tuple[Pooling, ...]:
+        if "raw" in values:
+            raise ValueError("raw states belong to preset published, which adds them by itself")
+        return values
+
+    @property
+    def features(self) -> tuple[Pooling, ...]:
+        """Every vector to keep of a text: the poolings, and what the preset adds."""
+        return ("raw", *self.poolings) if self.preset == "published" else self.poolings
 
     @classmethod
     def checked(cls, **values: object) -> Self:

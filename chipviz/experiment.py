@@ -6,42 +6,39 @@ another module's. Tells its caller what happens and never asks who that is.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from torch import Tensor
 
-from chipviz import bundle, controls, cost, metrics, sources
-from chipviz.backbone import Backbone, convert_gguf, load_backbone
-from chipviz.chips import STRENGTHS, Chips, choose_strength, fit_linear
-from chipviz.config import CutSpec, Pooling, Rule, RunConfig, Split
+from chipviz import bundle, controls, cost, sources
+from chipviz.backbone import Backbone, best_device, convert_gguf, fast_dtype, load_backbone
+from chipviz.chips import Chip, Chips
+from chipviz.config import CutSpec, Rule, RunConfig, Split
 from chipviz.errors import ConfigError
-from chipviz.features import Chunk, Features, extract, forward_pooled
-from chipviz.metrics import EMBEDDING_LAYER, CurvePoint, Score
-from chipviz.progress import Meter, Progress, ProgressFn
+from chipviz.features import extract, forward_pooled
+from chipviz.metrics import EMBEDDING_LAYER, Score
+from chipviz.progress import Progress, ProgressFn, silent
 from chipviz.report import (
     BackboneInfo,
     BundleReport,
     Controls,
     Example,
+    LayerCost,
     RunReport,
+    SelectionInfo,
     TaskInfo,
     Timing,
+    load_correct,
 )
-from chipviz.selection import select
 from chipviz.task import Prompt, Task, bake, load_prompt, load_tokenizer, make_task, n_truncated
+from chipviz.team import join
+from chipviz.training import LiveCurve, PointsFn, Trainer
 
-PointsFn = Callable[[Sequence[CurvePoint]], None]
-
-LIVE_GROWTH = 1.3
-"""The live curve is refitted when this many times more training texts have arrived: all refits
-together cost a few times the last one, whatever the number of texts."""
 N_EXAMPLES = 400
 N_CHECKED = 64
 """Test texts kept for the pages, and validation texts a bundle is verified on."""
@@ -71,29 +68,46 @@ def run(
         Cancelled: As raised by `progress`.
     """
     clock = _Clock()
+    team = join()
     progress(Progress("loading", "reading the texts"))
     task = make_task(sources.read_table(config.data, home, progress), config)
     backbone, prompt = _load(config, task, home, progress)
+    team.share(backbone.dtype)  # everything is in place: helpers may begin
     prompt.save(run_dir / "prompt")
     clock.lap("load_s")
-    live = _LiveCurve(task, config.poolings, progress, on_points)
+    live = LiveCurve(task, config, backbone.device, progress, on_points)
     features, n_tokens = extract(
         backbone,
         prompt,
         task,
         home,
-        poolings=config.poolings,
+        poolings=config.features,
         progress=progress,
         on_chunk=live.on_chunk,
+        team=team,
     )
     clock.lap("extract_s", less=live.seconds)
-    chips = fit(features, task, config.poolings, progress, on_points)
+    trainer = Trainer(features, task, config, backbone.device, progress, on_points)
+    chips = trainer.fit()
     chips.save(run_dir / "chips.safetensors", backbone.fingerprint)
-    progress(Progress("fitting", "scoring on the test texts"))
-    scores = score(features, chips, task, run_dir)
+    scores = trainer.score(chips, run_dir)
     clock.lap("fit_s", plus=live.seconds)
     _keep_examples(task, run_dir)
-    return _report(config, run_id, task, backbone, prompt, scores, clock, n_tokens)
+    report = _report(config, run_id, task, backbone, prompt, chips, scores, clock, n_tokens)
+    return report.model_copy(update={"selection": _selection(report, run_dir)})
+
+
+def help_leader(config: RunConfig, *, home: Path) -> None:
+    """Read texts for the run whose leader is another process of this launch.
+
+    Raises:
+        ChipvizError: As `run` does, or if the leader is gone.
+    """
+    team = join()
+    dtype = team.share()
+    task = make_task(sources.read_table(config.data, home, silent), config)
+    backbone, prompt = _load(config, task, home, silent, dtype)
+    extract(backbone, prompt, task, home, poolings=config.features, team=team)
 
 
 def build(
@@ -118,13 +132,13 @@ def build(
         )
     progress(Progress("building", f"loading {sources.public_name(config.backbone)}"))
     backbone, prompt, chips = reopen(config, report, home=home, run_dir=run_dir, stored=True)
-    weight = chips.weight(cut.cut_layer, cut.pooling, cut.chip)
+    chip = chips.at(cut.cut_layer, cut.pooling, cut.chip)
     rows = [json.loads(line) for line in (run_dir / "checked.jsonl").read_text("utf-8").split("\n")]
     check = [(row["text"], row["text_pair"]) for row in rows]
     progress(Progress("verifying", f"asking the dense model about {len(check)} texts"))
-    expected = _expected(backbone, prompt, weight, cut, check)
+    expected = _expected(backbone, prompt, chip, cut, check)
     progress(Progress("building", f"cutting after layer {cut.cut_layer}, writing and verifying"))
-    return bundle.save(backbone, prompt, weight, cut, report, out, check, expected)
+    return bundle.save(backbone, prompt, chip, cut, report, out, check, expected)
 
 
 def reopen(
@@ -137,125 +151,33 @@ def reopen(
         report: The run's own.
         home: The folder that holds `backbones/`.
         run_dir: The run's folder.
-        stored: Load the backbone on the CPU in the dtype of its files, not the fastest one.
+        stored: Load the backbone on the CPU in the dtype of its files, not in the run's.
 
     Raises:
         ChipvizError: If the backbone is gone or is another one now.
     """
     folder = sources.find_backbone(config.backbone, home, convert_gguf)
-    place: dict[str, str] = {"dtype": "auto", "device": "cpu"} if stored else {}
-    backbone = load_backbone(folder, sources.public_name(config.backbone), **place)  # type: ignore[arg-type]
+    backbone = load_backbone(
+        folder,
+        sources.public_name(config.backbone),
+        dtype="auto" if stored else getattr(torch, report.backbone.dtype),
+        device="cpu" if stored else None,
+        device_map=None if stored else config.device_map,
+    )
     task = report.task
     prompt = load_prompt(run_dir / "prompt", task.template, task.max_length, task.max_chars)
     return backbone, prompt, Chips.load(run_dir / "chips.safetensors", backbone.fingerprint)
 
 
-def fit(
-    features: Features,
-    task: Task,
-    poolings: Sequence[Pooling],
-    progress: ProgressFn,
-    on_points: PointsFn,
-) -> Chips:
-    """Fit the chips of all layers on all training texts, each strength chosen on validation.
-
-    Every fit begins at zero, so the result depends on the features alone, not on the way there.
-    """
-    labels, validation = _labels(task, "train"), _labels(task, "validation")
-    layers = range(EMBEDDING_LAYER, features.n_layers)
-    meter = Meter("fitting", len(poolings) * len(layers), progress)
-    weights: dict[tuple[str, Pooling], list[Tensor]] = {("linear", p): [] for p in poolings}
-    strengths: dict[tuple[str, Pooling], list[float]] = {("linear", p): [] for p in poolings}
-    for pooling in poolings:
-        points = []
-        for layer in layers:
-            grid = fit_linear(features.read("train", pooling, layer), labels, task.n_classes)
-            held_out = features.read("validation", pooling, layer)
-            best = choose_strength(grid, held_out, validation)
-            weights["linear", pooling].append(grid[best])
-            strengths["linear", pooling].append(STRENGTHS[best])
-            if layer != EMBEDDING_LAYER:
-                accuracy = _accuracy(grid[best], held_out, validation)
-                points.append(CurvePoint(len(labels), layer, pooling, "linear", accuracy))
-            meter.advance(1, f"fitting {pooling} chips to convergence")
-        on_points(points)
-    stacked = {key: torch.stack(rows) for key, rows in weights.items()}
-    return Chips(stacked, strengths)  # type: ignore[arg-type]
-
-
-def score(features: Features, chips: Chips, task: Task, run_dir: Path) -> list[Score]:
-    """Score every chip on validation and, once, on test; keep what each predicted."""
-    scores: list[Score] = []
-    predicted: dict[str, NDArray[np.int32]] = {}
-    splits: tuple[Split, ...] = ("validation", "test")
-    for split in splits:
-        labels = task.splits[split].labels
-        predicted[f"labels.{split}"] = labels.astype(np.int32)
-        for chip, pooling in chips.weights:
-            answers = []
-            for layer in range(EMBEDDING_LAYER, features.n_layers):
-                rows = features.read(split, pooling, layer)
-                probabilities = chips.probabilities(rows, layer, pooling, chip).numpy()
-                answers.append(probabilities.argmax(axis=1).astype(np.int32))
-                scores.append(
-                    metrics.score(
-                        probabilities, labels, layer=layer, pooling=pooling, chip=chip, split=split
-                    )
-                )
-            predicted[f"{split}.{pooling}.{chip}"] = np.stack(answers[1:])  # without the embedding
-    temporary = run_dir / "predictions.tmp"
-    save_file(predicted, temporary)
-    temporary.replace(run_dir / "predictions.safetensors")
-    return scores
-
-
-@dataclass
-class _LiveCurve:
-    """Refits all layers, warm, each time clearly more training texts have arrived."""
-
-    task: Task
-    poolings: Sequence[Pooling]
-    progress: ProgressFn
-    on_points: PointsFn
-    seconds: float = 0.0
-    _n_fitted: int = 0
-    _weights: dict[tuple[Pooling, int], Tensor] = field(default_factory=dict)
-
-    def on_chunk(self, features: Features, chunk: Chunk) -> None:
-        n_train = len(self.task.splits["train"])
-        enough = min(n_train, LIVE_GROWTH * self._n_fitted)
-        if chunk.split != "train" or chunk.stop < enough:
-            return
-        start = time.perf_counter()
-        self._n_fitted = chunk.stop
-        labels = _labels(self.task, "train")[: chunk.stop]
-        validation = _labels(self.task, "validation")
-        label = f"drawing the curve after {chunk.stop} of {n_train} texts"
-        for pooling in self.poolings:
-            points = []
-            for layer in range(features.n_layers):
-                self.progress(Progress("extracting", label))
-                weight = self._fit(features, pooling, layer, labels)
-                accuracy = _accuracy(
-                    weight, features.read("validation", pooling, layer), validation
-                )
-                points.append(CurvePoint(chunk.stop, layer, pooling, "linear", accuracy))
-            self.on_points(points)
-        self.seconds += time.perf_counter() - start
-
-    def _fit(self, features: Features, pooling: Pooling, layer: int, labels: Tensor) -> Tensor:
-        """One strength from the middle of the grid and a loose end: this curve is a preview."""
-        weight = fit_linear(
-            features.read("train", pooling, layer, len(labels)),
-            labels,
-            self.task.n_classes,
-            strengths=[STRENGTHS[len(STRENGTHS) // 2]],
-            start=self._weights.get((pooling, layer)),
-            tolerance=1e-3,
-            max_steps=30,
-        )[0]
-        self._weights[pooling, layer] = weight
-        return weight
+def _selection(report: RunReport, run_dir: Path) -> dict[Rule, SelectionInfo]:
+    """What every rule says; where no cut is as small as the default budget, that rule is silent."""
+    correct = load_correct(run_dir)
+    chosen: dict[Rule, SelectionInfo] = {}
+    for rule in get_args(Rule):
+        if rule != "manual":
+            with suppress(ConfigError):
+                chosen[rule] = report.select(rule, correct=correct)
+    return chosen
 
 
 @dataclass
@@ -276,7 +198,11 @@ class _Clock:
 
 
 def _load(
-    config: RunConfig, task: Task, home: Path, progress: ProgressFn
+    config: RunConfig,
+    task: Task,
+    home: Path,
+    progress: ProgressFn,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Backbone, Prompt]:
     """The prompt before the model: a template that does not fit costs no loading."""
     folder = sources.find_backbone(config.backbone, home, convert_gguf, progress)
@@ -284,21 +210,19 @@ def _load(
     tokenizer = load_tokenizer(folder)
     prompt = bake(tokenizer, config.template, config.max_length, task.splits["train"])
     progress(Progress("loading", f"loading {sources.public_name(config.backbone)}"))
-    return load_backbone(folder, sources.public_name(config.backbone)), prompt
-
-
-def _labels(task: Task, split: Split) -> Tensor:
-    return torch.from_numpy(task.splits[split].labels)
-
-
-def _accuracy(weight: Tensor, rows: Tensor, labels: Tensor) -> float:
-    return float(((rows @ weight.T).argmax(dim=1) == labels).double().mean())
+    backbone = load_backbone(
+        folder,
+        sources.public_name(config.backbone),
+        dtype=dtype or fast_dtype(best_device(), home),
+        device_map=config.device_map,
+    )
+    return backbone, prompt
 
 
 def _expected(
     backbone: Backbone,
     prompt: Prompt,
-    weight: Tensor,
+    chip: Chip,
     cut: CutSpec,
     check: Sequence[tuple[str, str | None]],
 ) -> Tensor:
@@ -315,7 +239,7 @@ def _expected(
     finally:
         backbone.model.to(stored)
     pooled = torch.cat([state[0, cut.cut_layer + 1] for state in states])  # (N, D)
-    return (pooled @ weight.T).softmax(dim=-1)
+    return chip.probabilities(pooled)
 
 
 def _keep_examples(task: Task, run_dir: Path) -> None:
@@ -340,21 +264,16 @@ def _report(
     task: Task,
     backbone: Backbone,
     prompt: Prompt,
+    chips: Chips,
     scores: list[Score],
     clock: _Clock,
     n_tokens: int,
 ) -> RunReport:
     stored, limit = backbone.stored_dtype.itemsize, prompt.max_length
     tfidf = controls.tfidf(*(task.splits[s] for s in ("train", "validation", "test")))
-    costs = [
-        cost.layer_cost(
-            backbone, layer, pooling, task.n_classes, max_length=limit, stored_bytes=stored
-        )
-        for pooling in config.poolings
-        for layer in range(backbone.n_layers)
-    ]
+    measurement = cost.measure(backbone, cost.typical_length(prompt, task.splits["validation"]))
     extract_s = clock.laps["extract_s"]
-    report = RunReport(
+    return RunReport(
         run_id=run_id,
         status="done",
         preset=config.preset,
@@ -377,12 +296,35 @@ def _report(
         controls=_controls(task, scores, "test", tfidf[1]),
         controls_validation=_controls(task, scores, "validation", tfidf[0]),
         selection={},
-        dense=cost.dense_cost(backbone, limit, stored),
-        costs=costs,
+        dense=cost.dense_cost(backbone, limit, stored, measurement),
+        costs=_costs(backbone, chips, limit, measurement),
+        parts=cost.parts(backbone),
+        measured=measurement.how,
     )
-    rules = [rule for rule in get_args(Rule) if rule != "manual"]
-    chosen = {rule: report.describe(select(scores, rule)) for rule in rules}
-    return report.model_copy(update={"selection": chosen})
+
+
+def _costs(
+    backbone: Backbone, chips: Chips, max_length: int, measurement: cost.Measurement
+) -> list[LayerCost]:
+    """What every cut costs with every chip."""
+    costs: list[LayerCost] = []
+    for (kind, pooling), stack in chips.stacks.items():
+        holder = bundle.kind_of(backbone, pooling, stack)
+        costs += [
+            cost.layer_cost(
+                backbone,
+                layer,
+                pooling,
+                kind,
+                stack.at(0),
+                bundle=holder,
+                max_length=max_length,
+                stored_bytes=backbone.stored_dtype.itemsize,
+                measurement=measurement,
+            )
+            for layer in range(backbone.n_layers)
+        ]
+    return costs
 
 
 def _task_info(task: Task, prompt: Prompt) -> TaskInfo:

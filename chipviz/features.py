@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +23,22 @@ from torch import Tensor
 
 from chipviz.backbone import Backbone, pad, watch_layers
 from chipviz.config import Pooling, Split
+from chipviz.errors import JobError
 from chipviz.metrics import EMBEDDING_LAYER
-from chipviz.pooling import last_positions, pool
+from chipviz.pooling import AT_ONE_TOKEN, pool
 from chipviz.progress import Meter, Progress, ProgressFn, silent
-from chipviz.task import Prompt, Task
+from chipviz.task import Examples, Prompt, Task
+from chipviz.team import ALONE, Team
 
-FORMAT = 1
+FORMAT = 2
 ORDER: tuple[Split, ...] = ("validation", "train", "test")
 """Validation goes first, so that the curve can be drawn from the first training chunk on."""
-CHUNK_TOKENS = 4_096
-"""Tokens of one chunk, at most: how much a killed run has to do again."""
-BATCH_TOKENS = 2_048
-"""Tokens of one forward pass, padding included: large enough for full matrix speed on a CPU,
-small enough for its cache."""
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
+"""Tokens of one forward pass, padding included: large enough for full matrix speed on the device,
+small enough for a CPU's cache."""
+ENCODE_ROWS = 1_000
+CHUNK_BATCHES = 2
+"""Full batches of one chunk: how much a killed run has to do again."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,62 @@ class Features:
     folder: Path
     poolings: tuple[Pooling, ...]
     n_layers: int
+    hidden_size: int
+    sizes: dict[Split, int]
 
-    def read(self, split: Split, pooling: Pooling, layer: int, n: int | None = None) -> Tensor:
-        """The first `n` rows of one layer; layer -1 is the embedding output.
+    def read(
+        self, split: Split, pooling: Pooling, layer: int, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """Rows `start` to `stop` of one layer; layer -1 is the embedding output.
 
         Returns:
-            Shape (n, D), float32, a copy in memory.
+            Shape (stop - start, D), float32. Read, not mapped: the pages of a mapping would count
+            as this process's memory.
 
         Raises:
             IndexError: If there is no such layer.
         """
         if not EMBEDDING_LAYER <= layer < self.n_layers:
             raise IndexError(f"layer {layer} is outside of -1 to {self.n_layers - 1}")
-        stored = _open(self.folder, split, pooling, "r")
-        return torch.from_numpy(np.array(stored[layer + 1, :n]))
+        n_rows = self.sizes[split]
+        stop = n_rows if stop is None else min(stop, n_rows)
+        first = ((layer + 1) * n_rows + start) * self.hidden_size
+        path = _path(self.folder, split, pooling)
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            file.seek(4 * first, os.SEEK_CUR)
+            values = np.fromfile(file, np.float32, (stop - start) * self.hidden_size)
+        return torch.from_numpy(values.reshape(-1, self.hidden_size))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What turns rows of a task into pooled states, the same in every process of a run."""
+
+    backbone: Backbone
+    pad_id: int
+    ids: dict[Split, list[NDArray[np.int32]]]
+    poolings: tuple[Pooling, ...]
+
+    def compute(self, chunk: Chunk, meter: Meter) -> NDArray[np.float32]:
+        """Pooled states of one chunk, shape (P, L + 1, N, D)."""
+        ids = self.ids[chunk.split][chunk.start : chunk.stop]
+        shape = (
+            len(self.poolings),
+            self.backbone.n_layers + 1,
+            chunk.stop - chunk.start,
+            self.backbone.hidden_size,
+        )
+        values = np.empty(shape, dtype=np.float32)
+        lengths = [len(sequence) for sequence in ids]
+        label = f"reading {chunk.split} texts through {self.backbone.n_layers} layers"
+        for rows in batches(lengths, batch_tokens(self.backbone.device)):
+            batch = [ids[i] for i in rows]
+            pooled = forward_pooled(self.backbone, batch, self.pad_id, self.poolings)
+            values[:, :, rows] = pooled.cpu().numpy()
+            meter.advance(len(rows), label, sum(lengths[i] for i in rows))
+        return values
 
 
 def extract(
@@ -84,6 +129,7 @@ def extract(
     poolings: tuple[Pooling, ...],
     progress: ProgressFn = silent,
     on_chunk: Callable[[Features, Chunk], None] = lambda _features, _chunk: None,
+    team: Team = ALONE,
 ) -> tuple[Features, int]:
     """Compute what is missing of the features of a task, and return all of them.
 
@@ -92,50 +138,103 @@ def extract(
         prompt: Turns texts into token ids.
         task: The texts.
         home: The folder that holds `features/`; runs with the same backbone, texts and prompt
-            share one copy there.
+            share one copy there, whatever poolings each of them wants.
         poolings: Which vectors to keep of each text and layer.
         progress: Told after every batch; raising `Cancelled` from it stops between batches.
         on_chunk: Called after each chunk, also for those that were there already, in order.
+        team: The processes that share the work; all call this with the same task.
 
     Returns:
-        The features, and how many tokens this call sent through the backbone.
+        The features, and how many tokens this call sent through the backbone. In a helper's process
+        the features may be out of reach.
     """
-    sizes: dict[Split, int] = {split: len(task.splits[split]) for split in ORDER}
-    identity = _identity(backbone, prompt, task, poolings, sizes)
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    folder = home / "features" / digest[:24]
-    features = Features(folder, poolings, backbone.n_layers)
-    ids = {s: prompt.encode(task.splits[s].texts, task.splits[s].pairs) for s in ORDER}
-    chunks = [chunk for split in ORDER for chunk in plan(split, ids[split])]
-    meter = Meter("extracting", sum(sizes.values()), progress)
+    identity = _identity(backbone, prompt, task)
+    folder = home / "features" / _digest(identity)[:24]
+    features = Features(
+        folder, poolings, backbone.n_layers, backbone.hidden_size, dict(identity["sizes"])
+    )
+    ids: dict[Split, list[NDArray[np.int32]]] = {
+        split: _encode(prompt, task.splits[split]) for split in ORDER
+    }
+    reading = _Reading(backbone, prompt.tokenizer.pad_token_id, ids, poolings)
+    meter = Meter("extracting", sum(features.sizes.values()), progress)
+    if not team.leads:
+        _help(team, identity, reading, meter)
+        return features, 0
+    budget = CHUNK_BATCHES * batch_tokens(backbone.device)
+    chunks = [chunk for split in ORDER for chunk in plan(split, ids[split], budget)]
     n_tokens = 0
     with _alone_in(folder, progress):
-        done = _open_store(folder, identity, sizes, poolings, backbone)
+        done = _open_store(features, identity)
+        missing = {chunk.key: _missing(features, chunk, done) for chunk in chunks}
+        results = _results(team, identity, reading, meter, [c for c in chunks if missing[c.key]])
         for chunk in chunks:
-            rows = chunk.stop - chunk.start
-            if chunk.key in done and done[chunk.key] == _checksum(folder, chunk, poolings):
-                meter.skip(rows)
-            else:
-                part = ids[chunk.split][chunk.start : chunk.stop]
-                n_tokens += _extract_chunk(backbone, part, prompt, chunk, features, meter)
-                done[chunk.key] = _checksum(folder, chunk, poolings)
+            if wanted := missing[chunk.key]:
+                _write(features, chunk, wanted, next(results))
+                sums = {p: _checksum(features, chunk, p) for p in wanted}
+                done[chunk.key] = done.get(chunk.key, {}) | sums
                 _write_manifest(folder, identity, done)
+                n_tokens += sum(map(len, ids[chunk.split][chunk.start : chunk.stop]))
+            else:
+                meter.skip(chunk.stop - chunk.start)
             on_chunk(features, chunk)
     return features, n_tokens
 
 
-def plan(split: Split, ids: Sequence[Sequence[int]]) -> list[Chunk]:
-    """Cut a split into chunks of consecutive rows of about `CHUNK_TOKENS` tokens."""
+def _results(
+    team: Team, identity: dict[str, Any], reading: _Reading, meter: Meter, todo: list[Chunk]
+) -> Iterator[NDArray[np.float32]]:
+    """The values of each chunk to do, in order; the helpers compute their share beside."""
+    team.share((_digest(identity), todo))
+    for first in range(0, len(todo), team.size):
+        together = todo[first : first + team.size]
+        values = team.gather(reading.compute(together[0], meter))
+        for chunk, computed in zip(together, values, strict=False):
+            if chunk is not together[0]:
+                meter.advance(chunk.stop - chunk.start, "reading texts in several processes")
+            yield computed
+
+
+def _help(team: Team, identity: dict[str, Any], reading: _Reading, meter: Meter) -> None:
+    """Compute every chunk that falls to this process and send it to the leader."""
+    digest, todo = team.share()
+    if digest != _digest(identity):
+        raise JobError(
+            "The processes of this run do not see the same texts or the same backbone.",
+            "Give every machine the same files and the same versions.",
+        )
+    for first in range(0, len(todo), team.size):
+        mine = todo[first + team.rank : first + team.rank + 1]
+        team.gather(reading.compute(mine[0], meter) if mine else None)
+
+
+def _encode(prompt: Prompt, rows: Examples) -> list[NDArray[np.int32]]:
+    """Token ids of each text; in slices, for a tokenizer at work holds a hundred times as much."""
+    ids: list[NDArray[np.int32]] = []
+    for start in range(0, len(rows), ENCODE_ROWS):
+        part = rows.take(range(start, min(start + ENCODE_ROWS, len(rows))))
+        encoded = prompt.encode(part.texts, part.pairs)
+        ids += [np.array(sequence, dtype=np.int32) for sequence in encoded]
+    return ids
+
+
+def batch_tokens(device: torch.device) -> int:
+    """Tokens of one forward pass on a device."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+
+
+def plan(split: Split, ids: Sequence[Sized], budget: int) -> list[Chunk]:
+    """Cut a split into chunks of consecutive rows of about `budget` tokens."""
     chunks, start, tokens = [], 0, 0
     for row, sequence in enumerate(ids):
         tokens += len(sequence)
-        if tokens >= CHUNK_TOKENS or row == len(ids) - 1:
+        if tokens >= budget or row == len(ids) - 1:
             chunks.append(Chunk(split, start, row + 1))
             start, tokens = row + 1, 0
     return chunks
 
 
-def batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> list[list[int]]:
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Group rows of similar length so that rows x longest stays within `budget` tokens.
 
     Returns:
@@ -154,7 +253,10 @@ def batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> list[list[int
 
 @torch.inference_mode()
 def forward_pooled(
-    backbone: Backbone, ids: Sequence[Sequence[int]], pad_id: int, poolings: Sequence[Pooling]
+    backbone: Backbone,
+    ids: Sequence[Sequence[int] | NDArray[np.int32]],
+    pad_id: int,
+    poolings: Sequence[Pooling],
 ) -> Tensor:
     """One forward pass; every layer is pooled as it leaves its block, on the device.
 
@@ -162,18 +264,22 @@ def forward_pooled(
         Shape (P, L + 1, B, D), float32, on the device; row 0 of the layers is the embedding.
     """
     tokens, mask = pad(ids, pad_id, backbone.device)
-    last = last_positions(mask)
     shape = (len(poolings), backbone.n_layers + 1, len(ids), backbone.hidden_size)
     pooled = torch.empty(shape, dtype=torch.float32, device=backbone.device)
-    rows = torch.arange(len(ids), device=backbone.device)
+    of_all = [p for p in poolings if p not in AT_ONE_TOKEN]
 
     def see(layer: int, hidden: Tensor) -> None:
+        here = mask.to(hidden.device)
+        normed = backbone.read(hidden) if of_all else hidden
         for i, pooling in enumerate(poolings):
-            # A norm works on each token alone, so the last token can be taken before it.
-            if pooling == "last":
-                pooled[i, layer + 1] = backbone.read(hidden[rows, last]).float()
+            if pooling in of_all:
+                one = pool(normed, here, pooling)
             else:
-                pooled[i, layer + 1] = pool(backbone.read(hidden), mask, pooling)
+                one = pool(hidden, here, pooling)
+                # A norm works on each token alone, so it can come after the token is taken.
+                if pooling != "raw":
+                    one = backbone.read(one.to(hidden.dtype)).float()
+            pooled[i, layer + 1] = one.to(pooled.device)
 
     with watch_layers(backbone, see):
         backbone.forward(tokens, mask)
@@ -197,41 +303,8 @@ def _alone_in(folder: Path, progress: ProgressFn) -> Iterator[None]:
         lock.release()
 
 
-def _extract_chunk(
-    backbone: Backbone,
-    ids: Sequence[Sequence[int]],
-    prompt: Prompt,
-    chunk: Chunk,
-    features: Features,
-    meter: Meter,
-) -> int:
-    """Compute the rows of one chunk and write them; returns the tokens read."""
-    n_rows, n_tokens = chunk.stop - chunk.start, 0
-    shape = (len(features.poolings), backbone.n_layers + 1, n_rows, backbone.hidden_size)
-    values = np.empty(shape, dtype=np.float32)
-    for rows in batches([len(sequence) for sequence in ids]):
-        batch = [ids[i] for i in rows]
-        pooled = forward_pooled(backbone, batch, prompt.tokenizer.pad_token_id, features.poolings)
-        values[:, :, rows] = pooled.cpu().numpy()
-        tokens = sum(len(sequence) for sequence in batch)
-        n_tokens += tokens
-        label = f"reading {chunk.split} texts through {backbone.n_layers} layers"
-        meter.advance(len(rows), label, tokens)
-    for i, pooling in enumerate(features.poolings):
-        stored = _open(features.folder, chunk.split, pooling, "r+")
-        stored[:, chunk.start : chunk.stop] = values[i]
-        stored.flush()
-    return n_tokens
-
-
-def _identity(
-    backbone: Backbone,
-    prompt: Prompt,
-    task: Task,
-    poolings: tuple[Pooling, ...],
-    sizes: dict[Split, int],
-) -> dict[str, Any]:
-    """All that the numbers depend on."""
+def _identity(backbone: Backbone, prompt: Prompt, task: Task) -> dict[str, Any]:
+    """All that the numbers depend on, beside the pooling."""
     return {
         "format": FORMAT,
         "backbone": backbone.fingerprint,
@@ -240,32 +313,48 @@ def _identity(
         "prompt": prompt.fingerprint,
         "template": prompt.template,
         "max_length": prompt.max_length,
-        "poolings": list(poolings),
-        "sizes": dict(sizes),
+        "sizes": {split: len(task.splits[split]) for split in ORDER},
     }
 
 
-def _open_store(
-    folder: Path,
-    identity: dict[str, Any],
-    sizes: dict[Split, int],
-    poolings: tuple[Pooling, ...],
-    backbone: Backbone,
-) -> dict[str, int]:
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+Done = dict[str, dict[str, int]]
+"""Chunk -> pooling -> CRC-32 of its bytes."""
+
+
+def _open_store(features: Features, identity: dict[str, Any]) -> Done:
     """Make sure every array is there, and say which chunks are done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = _read_manifest(folder, identity)
-    for split in ORDER:
-        for pooling in poolings:
-            shape = (backbone.n_layers + 1, sizes[split], backbone.hidden_size)
-            path = _path(folder, split, pooling)
+    features.folder.mkdir(parents=True, exist_ok=True)
+    done = _read_manifest(features.folder, identity)
+    for split, n_rows in features.sizes.items():
+        for pooling in features.poolings:
+            shape = (features.n_layers + 1, n_rows, features.hidden_size)
+            path = _path(features.folder, split, pooling)
             if not _is_array(path, shape):
-                done = {}
                 _create(path, shape)
     return done
 
 
-def _read_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, int]:
+def _missing(features: Features, chunk: Chunk, done: Done) -> list[Pooling]:
+    """The poolings of a chunk that were never done, or whose bytes are not what they were."""
+    sums = done.get(chunk.key, {})
+    return [p for p in features.poolings if sums.get(p, -1) != _checksum(features, chunk, p)]
+
+
+def _write(
+    features: Features, chunk: Chunk, wanted: Sequence[Pooling], values: NDArray[np.float32]
+) -> None:
+    for i, pooling in enumerate(features.poolings):
+        if pooling in wanted:
+            stored = _open(features.folder, chunk.split, pooling, "r+")
+            stored[:, chunk.start : chunk.stop] = values[i]
+            stored.flush()
+
+
+def _read_manifest(folder: Path, identity: dict[str, Any]) -> Done:
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     except (FileNotFoundError, ValueError):
@@ -273,7 +362,7 @@ def _read_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, int]:
     return manifest["done"] if manifest.get("identity") == identity else {}
 
 
-def _write_manifest(folder: Path, identity: dict[str, Any], done: dict[str, int]) -> None:
+def _write_manifest(folder: Path, identity: dict[str, Any], done: Done) -> None:
     temporary = folder / f"manifest.{os.getpid()}.tmp"
     temporary.write_text(json.dumps({"identity": identity, "done": done}, indent=1), "utf-8")
     temporary.replace(folder / "manifest.json")
@@ -304,11 +393,10 @@ def _open(folder: Path, split: Split, pooling: Pooling, mode: str) -> Any:
     return np.lib.format.open_memmap(_path(folder, split, pooling), mode=mode)  # type: ignore[arg-type]
 
 
-def _checksum(folder: Path, chunk: Chunk, poolings: tuple[Pooling, ...]) -> int:
+def _checksum(features: Features, chunk: Chunk, pooling: Pooling) -> int:
     """CRC-32 of one chunk's bytes; catches truncated and flipped files."""
     crc = 0
-    for pooling in poolings:
-        stored: NDArray[np.float32] = _open(folder, chunk.split, pooling, "r")
-        for layer in stored:
-            crc = zlib.crc32(layer[chunk.start : chunk.stop].tobytes(), crc)
+    for layer in range(EMBEDDING_LAYER, features.n_layers):
+        rows = features.read(chunk.split, pooling, layer, chunk.start, chunk.stop)
+        crc = zlib.crc32(rows.numpy().data, crc)
     return crc

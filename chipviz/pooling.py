@@ -5,6 +5,9 @@ from torch import Tensor
 
 from chipviz.config import Pooling
 
+AT_ONE_TOKEN: tuple[Pooling, ...] = ("last", "first", "raw")
+"""Poolings that need a single token, so that a norm need not be applied to all the others."""
+
 
 def last_positions(mask: Tensor) -> Tensor:
     """Position of the last real token of each text.
@@ -19,21 +22,29 @@ def last_positions(mask: Tensor) -> Tensor:
     return (mask * positions).argmax(dim=1)
 
 
-def pool(hidden: Tensor, mask: Tensor, pooling: Pooling, *, last: Tensor | None = None) -> Tensor:
+def first_positions(mask: Tensor) -> Tensor:
+    """Position of the first real token of each text: shape (B,), int64."""
+    return mask.argmax(dim=1)
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     """Pool one layer's hidden states.
 
     Args:
         hidden: Shape (B, T, D).
         mask: 1 where a token is real; shape (B, T).
-        pooling: *last* takes the last real token, *mean* averages over the real tokens.
-        last: `last_positions(mask)`, where the caller pools many layers with one mask.
+        pooling: *last* (and *raw*) takes the last real token, *first* the first, *mean* averages
+            over the real tokens, *max* takes each dimension's largest value among them.
 
     Returns:
         Shape (B, D), float32.
     """
-    if pooling == "last":
-        at = last_positions(mask) if last is None else last
+    if pooling in AT_ONE_TOKEN:
+        at = first_positions(mask) if pooling == "first" else last_positions(mask)
         return hidden[torch.arange(len(hidden), device=hidden.device), at].float()
+    if pooling == "max":
+        padding = mask[..., None] == 0
+        return hidden.masked_fill(padding, float("-inf")).amax(dim=1).float()
     # A product with the mask sums without a (B, T, D) copy of the masked states.
     weights = mask.to(torch.float32)
     total = torch.bmm(weights[:, None, :], hidden.float())[:, 0]  # (B, D)

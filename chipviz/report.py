@@ -4,7 +4,7 @@ Plain data, checked by pydantic, without torch: pages read it in milliseconds.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,17 @@ from safetensors.numpy import load_file
 
 from chipviz.config import ChipKind, Pooling, Preset, Rule, Split
 from chipviz.metrics import Score
-from chipviz.selection import Selection, select
+from chipviz.selection import (
+    DEFAULT_BUDGET,
+    Correct,
+    Quantity,
+    Selection,
+    parse_budget,
+    select,
+)
+
+BundleKind = Literal["sequence", "token", "chipviz"]
+"""Which class holds a cut: a stock sequence classifier, a stock token classifier, or our own."""
 
 
 class _Record(BaseModel):
@@ -81,17 +91,56 @@ class CutCost(_Record):
     """Bytes of all weights as stored in the bundle."""
     flops_per_token: int
     """Multiply-adds x 2 of the matrix products of one token at the run's length limit."""
+    latency_s: float | None = None
+    """Seconds of one forward pass, as `Measured` describes it; None where nothing was measured."""
+    peak_bytes: int | None = None
+    """Most bytes held at once in that pass: weights in the dtype computed in, and activations."""
+
+
+class Parts(_Record):
+    """Parameters of the published model by part; they sum to its `n_parameters`.
+
+    A part takes `dense.weight_bytes / dense.n_parameters` bytes a parameter.
+    """
+
+    embedding: int
+    """Tables of tokens and positions."""
+    blocks: list[int]
+    """By layer."""
+    final_norm: int
+    lm_head: int
+    """What the head adds; nothing but a bias or a norm, or 0, where it is tied."""
+    other: int
+    """The rest, such as the norm of an embedding."""
+    tied: bool
+    """Whether the head has no table of its own but is the token table again, which counts once."""
+
+
+class Measured(_Record):
+    """How latency and peak memory were measured."""
+
+    batch: int
+    n_tokens: int
+    """Of each text, no padding: the median prompt of the validation split."""
+    repeats: int
+    """Timed passes, after a warm-up; the latency is their median."""
+    device: str
+    dtype: str
 
 
 class LayerCost(CutCost):
-    """The cost of the bundle cut at `layer` for a chip on `pooling`."""
+    """The cost of the bundle cut at `layer` for one chip."""
 
     layer: int
     pooling: Pooling
+    chip: ChipKind
+    chip_parameters: int
     layer_ratio: float
     """(L - 1 - layer) / L: the share of layers removed, the paper's figure."""
     parameter_ratio: float
     """Parameters removed / parameters of the published model."""
+    bundle: BundleKind | None = None
+    """What this cut is built as; None in a report of an older version."""
 
 
 class SelectionInfo(_Record):
@@ -125,23 +174,42 @@ class RunReport(_Record):
     dense: CutCost
     """The published model, for comparison."""
     costs: list[LayerCost]
+    parts: Parts | None = None
+    measured: Measured | None = None
+    """None where nothing was measured: in a report of an older version."""
 
     def score_at(self, layer: int, pooling: Pooling, chip: ChipKind, split: Split) -> Score:
         """The score of one chip (layer -1 is the embedding control)."""
         key = (layer, pooling, chip, split)
         return next(s for s in self.scores if (s.layer, s.pooling, s.chip, s.split) == key)
 
-    def cost_at(self, layer: int, pooling: Pooling) -> LayerCost:
+    def cost_at(self, layer: int, pooling: Pooling, chip: ChipKind = "linear") -> LayerCost:
         """What the cut at `layer` with a chip on `pooling` costs."""
-        return next(c for c in self.costs if (c.layer, c.pooling) == (layer, pooling))
+        key = (layer, pooling, chip)
+        return next(c for c in self.costs if (c.layer, c.pooling, c.chip) == key)
 
-    def select(self, rule: Rule, **options: Any) -> SelectionInfo:
-        """Apply a selection rule (see `chipviz.selection.select` for the options)."""
+    def select(self, rule: Rule, *, budget: str | None = None, **options: Any) -> SelectionInfo:
+        """Apply a selection rule.
+
+        Args:
+            rule: Its name.
+            budget: For rule *budget*: `parameters=50%`, `parameters=80M`, `memory=300MB` or
+                `latency=20ms`; None is half of the published parameters.
+            options: See `chipviz.selection.select`.
+
+        Raises:
+            ConfigError: As there, or if the budget cannot be read or is one of latency and this
+                run's was not measured.
+        """
+        if rule == "budget":
+            limit = parse_budget(budget or DEFAULT_BUDGET, _amounts(self.dense))
+            costs = {(c.layer, c.pooling, c.chip): _amounts(c)[limit.quantity] for c in self.costs}
+            options |= {"budget": limit, "costs": costs}
         return self.describe(select(self.scores, rule, **options))
 
     def describe(self, chosen: Selection) -> SelectionInfo:
         """Join a selection with what it reaches on test and what it saves."""
-        cost = self.cost_at(chosen.cut_layer, chosen.pooling)
+        cost = self.cost_at(chosen.cut_layer, chosen.pooling, chosen.chip)
         test = self.score_at(chosen.cut_layer, chosen.pooling, chosen.chip, "test")
         return SelectionInfo(
             cut_layer=chosen.cut_layer,
@@ -155,12 +223,20 @@ class RunReport(_Record):
         )
 
 
+def _amounts(cost: CutCost) -> dict[Quantity, float | None]:
+    """What a budget limits; a report without measured memory still knows its weights."""
+    return {
+        "parameters": cost.n_parameters,
+        "memory": cost.weight_bytes if cost.peak_bytes is None else cost.peak_bytes,
+        "latency": cost.latency_s,
+    }
+
+
 class BundleReport(_Record):
     """What was built and how its verification went."""
 
     path: str
-    kind: str
-    """sequence, token or chipviz."""
+    kind: BundleKind
     cut_layer: int
     pooling: Pooling
     chip: ChipKind
@@ -191,6 +267,17 @@ def load_examples(run_dir: Path) -> list[Example]:
     # Not splitlines: a text may hold U+2028 and kin, which JSON does not escape.
     lines = path.read_text("utf-8").split("\n")
     return [Example.model_validate_json(line) for line in lines if line]
+
+
+def load_correct(run_dir: Path) -> Correct:
+    """Which validation texts each chip of a finished run got right, shape (L, N) each."""
+    arrays = load_predictions(run_dir)
+    labels = arrays["labels.validation"]
+    keys = (name.split(".") for name in arrays if name.startswith("validation."))
+    return {
+        (kind, pooling): arrays[f"validation.{pooling}.{kind}"] == labels
+        for _, pooling, kind in keys
+    }  # type: ignore[misc]
 
 
 def load_predictions(run_dir: Path) -> dict[str, NDArray[np.int32]]:

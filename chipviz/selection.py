@@ -1,14 +1,45 @@
-"""Score table + rule -> cut layer and a sentence why; looks only at validation scores."""
+"""Score table + rule -> cut layer and a sentence why.
 
-from collections.abc import Iterable, Sequence
+Looks only at validation; the one exception, *oracle*, says so. Never recomputes a score.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from chipviz.config import DEFAULT_TOLERANCE, ChipKind, Pooling, Rule
+import numpy as np
+from numpy.typing import NDArray
+
+from chipviz.config import DEFAULT_MARGIN, DEFAULT_TOLERANCE, ChipKind, Pooling, Rule, Split
 from chipviz.errors import ConfigError
 from chipviz.metrics import EMBEDDING_LAYER, Score
 
 FIXED_DEPTH = 5 / 8
 """Depth of rule *fixed*. Source: arXiv:2410.06541, section 4.1: layer 20 of 32."""
+ELBOW_SHARE = 0.9
+"""Share of a curve's rise after which rule *elbow* calls the drastic change done."""
+N_RESAMPLES = 2_000
+DEFAULT_BUDGET = "parameters=50%"
+
+Correct = Mapping[tuple[ChipKind, Pooling], NDArray[np.bool_]]
+"""Which validation texts each chip got right: shape (L, N) by kind and pooling."""
+_Place = tuple[int, Pooling, ChipKind]
+"""A cut: its layer and what its chip is."""
+Quantity = Literal["parameters", "memory", "latency"]
+_UNITS: dict[Quantity, dict[str, tuple[float, str]]] = {
+    "parameters": {
+        "": (1, "parameters"),
+        "k": (1e3, "thousand parameters"),
+        "m": (1e6, "million parameters"),
+        "b": (1e9, "billion parameters"),
+    },
+    "memory": {"": (1, "bytes"), "kb": (1e3, "KB"), "mb": (1e6, "MB"), "gb": (1e9, "GB")},
+    "latency": {"s": (1, "s"), "ms": (1e-3, "ms")},
+}
+"""How a budget may be written: unit, its size, and its words."""
+_ROUNDING = 1e-12
+"""What arithmetic may add to a difference of accuracies."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +55,47 @@ class Selection:
     validation_accuracy: float
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a cut may cost at most."""
+
+    quantity: Quantity
+    most: float
+    """Parameters, bytes, or seconds."""
+    words: str
+    """The same in words."""
+
+
+def parse_budget(text: str, dense: Mapping[Quantity, float | None]) -> Budget:
+    """Read a budget such as `parameters=80M`, `memory=300MB`, `latency=20ms` or `latency=50%`.
+
+    Args:
+        text: What the user wrote; units in any case, a share is one of the published model's cost.
+        dense: That cost; None where it was not measured.
+
+    Raises:
+        ConfigError: If it cannot be read, or limits what was not measured.
+    """
+    found = re.fullmatch(r"\s*(\w+)\s*=\s*(\d{1,18}(?:\.\d{1,9})?)\s*(%|[a-z]*)\s*", text.lower())
+    quantity: Quantity | None = next((q for q in _UNITS if found and q == found[1]), None)
+    if found is None or quantity is None or found[3] not in {"%", *_UNITS[quantity]}:
+        raise ConfigError(
+            f"The budget {text[:60]!r} cannot be read.",
+            "Write parameters=80M, memory=300MB, latency=20ms, or a share such as parameters=50%.",
+        )
+    whole = dense[quantity]
+    if whole is None:
+        raise ConfigError(
+            f"The {quantity} of this run was not measured.",
+            "Train again with this version, or give a budget of parameters.",
+        )
+    number, unit = found[2], found[3]
+    if unit == "%":
+        return Budget(quantity, float(number) / 100 * whole, f"{number} % of the dense {quantity}")
+    size, name = _UNITS[quantity][unit]
+    return Budget(quantity, float(number) * size, f"{number} {name}")
+
+
 def select(
     scores: Iterable[Score],
     rule: Rule,
@@ -32,59 +104,67 @@ def select(
     pooling: Pooling | None = None,
     chip: ChipKind | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
+    margin: float = DEFAULT_MARGIN,
+    correct: Correct | None = None,
+    budget: Budget | None = None,
+    costs: Mapping[_Place, float] | None = None,
 ) -> Selection:
-    """Apply one rule to the validation scores of all layers; ties go to the shallower layer.
+    """Apply one rule to the scores of all layers; ties go to the shallower layer.
+
+    - *validate*: the best score.
+    - *within*: the shallowest layer at most `tolerance` below the best.
+    - *non-inferior*: the shallowest layer whose accuracy, less that of the best on the same texts,
+      lies above -`margin` with 97.5 % confidence (lower end of the paired bootstrap 95 % interval,
+      for each layer by itself).
+    - *elbow*: on the curve of the best score, from layer 0 to that score's layer: the first layer
+      at or above lowest + 0.9 (best - lowest). There the drastic change is over.
+    - *budget*: the best score among the cuts that cost at most `budget`.
+    - *fixed*: the paper's 5/8 depth.
+    - *oracle*: the best score on the test split; for comparison only, never a choice.
+    - *manual*: the given `layer`.
 
     Args:
-        scores: The score table; other splits and the embedding control are passed over.
-        rule: *validate* takes the best score, *within* the shallowest layer at most `tolerance`
-            below the best, *fixed* the paper's 5/8 depth, *manual* the given `layer`.
+        scores: The score table; the embedding control is passed over.
+        rule: See above.
         layer: The user's layer; rule *manual* alone takes one.
         pooling: Look only at chips on this pooling; None looks at all.
         chip: Look only at chips of this kind; None looks at all.
-        tolerance: Accuracy given up for depth, in [0, 1].
+        tolerance: Accuracy given up for depth, in [0, 1).
+        margin: Accuracy that must not be lost, in [0, 1).
+        correct: For rule *non-inferior*.
+        budget: For rule *budget*.
+        costs: For rule *budget*: what each cut costs, in the budget's unit.
 
     Raises:
-        ConfigError: If no score fits, the layer is missing or out of range, or the tolerance is.
+        ConfigError: If no score fits, `tolerance` or `margin` is out of range, there is no such
+            layer, or the rule lacks what it needs.
 
-    Source: *validate* and *fixed* arXiv:2410.06541, sections 4.1 and 5.2; *within* is ours.
+    Source: *validate*, *fixed* and *oracle* arXiv:2410.06541, sections 4.1 and 5.2; the rest ours.
     """
-    table = [
-        s
-        for s in scores
-        if s.split == "validation"
-        and s.layer != EMBEDDING_LAYER
-        and pooling in (None, s.pooling)
-        and chip in (None, s.chip)
-    ]
-    if not table:
-        raise ConfigError(
-            f"No validation score for pooling {pooling or 'any'} and chip {chip or 'any'}.",
-            "Name a pooling and chip that the run has trained; `show RUN` lists them.",
-        )
-    if not 0 <= tolerance < 1:
-        raise ConfigError(f"tolerance is {tolerance}, expected 0 to 1.", "0.01 means one point.")
-    n_layers = 1 + max(s.layer for s in table)
+    rows = list(scores)
+    table = _table(rows, "validation", pooling, chip)
+    for name, value in (("tolerance", tolerance), ("margin", margin)):
+        if not 0 <= value < 1:
+            raise ConfigError(f"{name} is {value}, expected 0 to 1.", "0.01 means one point.")
     best = _best(table)
     if rule == "validate":
-        chosen = best
-        why = f"best validation accuracy, {_percent(best.accuracy)}"
+        chosen, why = best, f"best validation accuracy, {_percent(best.accuracy)}"
     elif rule == "within":
-        near = [s for s in table if s.accuracy >= best.accuracy - tolerance - 1e-12]
-        shallowest = min(s.layer for s in near)
-        chosen = _best([s for s in near if s.layer == shallowest])
-        why = (
-            f"shallowest layer within {_points(tolerance)} of the best validation accuracy "
-            f"({_percent(best.accuracy)} at layer {best.layer}, {best.pooling})"
-        )
+        chosen, why = _within(table, best, tolerance)
+    elif rule == "non-inferior":
+        chosen, why = _non_inferior(table, best, margin, correct)
+    elif rule == "elbow":
+        chosen, why = _elbow(table, best)
+    elif rule == "budget":
+        chosen, why = _within_budget(table, budget, costs)
     elif rule == "fixed":
+        n_layers = 1 + max(s.layer for s in table)
         chosen = _at(table, fixed_layer(n_layers))
         why = f"the paper's fixed depth, 5/8 of {n_layers} layers"
+    elif rule == "oracle":
+        chosen, why = _oracle(table, _table(rows, "test", pooling, chip))
     else:
-        if layer is None:
-            raise ConfigError("Rule manual needs a layer.", f"Give one from 0 to {n_layers - 1}.")
-        chosen = _at(table, layer)
-        why = "chosen by hand"
+        chosen, why = _at(table, layer), "chosen by hand"
     return Selection(rule, chosen.layer, chosen.pooling, chosen.chip, why, chosen.accuracy)
 
 
@@ -93,24 +173,168 @@ def fixed_layer(n_layers: int) -> int:
     return min(n_layers - 1, round(FIXED_DEPTH * n_layers))
 
 
+def paired_lower_bound(
+    correct: NDArray[np.bool_], best: NDArray[np.bool_], *, seed: int = 0
+) -> float:
+    """Lower end of the 95 % interval of how much more accurate a chip is than the best one.
+
+    Resampling texts in pairs moves only three counts: texts that one chip alone got right, texts
+    that the other alone did, and the rest. Drawing those counts is the same and far cheaper.
+
+    Args:
+        correct: Which texts a chip got right, shape (N,).
+        best: Which the best chip did, shape (N,).
+        seed: Of the resampling.
+
+    Returns:
+        In [-1, 1]; exactly 0 where both chips got the same texts right.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13 (percentile).
+    """
+    n = len(best)
+    won, lost = int((correct & ~best).sum()), int((best & ~correct).sum())
+    shares = np.array([won, lost, n - won - lost]) / n
+    drawn = np.random.default_rng(seed).multinomial(n, shares, size=N_RESAMPLES)
+    return float(np.quantile((drawn[:, 0] - drawn[:, 1]) / n, 0.025))
+
+
+def _table(
+    scores: Sequence[Score], split: Split, pooling: Pooling | None, chip: ChipKind | None
+) -> list[Score]:
+    """The scores a rule may look at."""
+    table = [
+        s
+        for s in scores
+        if s.split == split
+        and s.layer != EMBEDDING_LAYER
+        and pooling in (None, s.pooling)
+        and chip in (None, s.chip)
+    ]
+    if not table:
+        raise ConfigError(
+            f"No {split} score for pooling {pooling or 'any'} and chip {chip or 'any'}.",
+            "Name a pooling and a chip that the run has trained; `show RUN` lists them.",
+        )
+    return table
+
+
+def _within(table: Sequence[Score], best: Score, tolerance: float) -> tuple[Score, str]:
+    chosen = _shallowest([s for s in table if s.accuracy >= best.accuracy - tolerance - _ROUNDING])
+    return chosen, (
+        f"shallowest layer within {_points(tolerance)} of the best validation accuracy {_top(best)}"
+    )
+
+
+def _non_inferior(
+    table: Sequence[Score], best: Score, margin: float, correct: Correct | None
+) -> tuple[Score, str]:
+    if correct is None:
+        raise ConfigError(
+            "Rule non-inferior needs the predictions of the run.",
+            "They stand in the run's folder, in predictions.safetensors.",
+        )
+    top = correct[best.chip, best.pooling][best.layer]
+    chosen = _shallowest(
+        [
+            s
+            for s in table
+            if s is best or paired_lower_bound(correct[s.chip, s.pooling][s.layer], top) > -margin
+        ]
+    )
+    return chosen, (
+        f"shallowest layer that loses less than {_points(margin)} to the best {_top(best)} "
+        f"with 97.5 % confidence (paired bootstrap, n = {best.n:,})"
+    )
+
+
+def _elbow(table: Sequence[Score], best: Score) -> tuple[Score, str]:
+    curve = sorted(
+        (s for s in table if (s.pooling, s.chip) == (best.pooling, best.chip)),
+        key=lambda s: s.layer,
+    )
+    rising = [s for s in curve if s.layer <= best.layer]
+    low = min(s.accuracy for s in rising)
+    goal = low + ELBOW_SHARE * (best.accuracy - low)
+    chosen = next(s for s in rising if s.accuracy >= goal - _ROUNDING)
+    if low == best.accuracy:  # ties go to the shallower layer, so the best is the first
+        return chosen, f"the curve of {_chip(best)} never rises above its first layer"
+    return chosen, (
+        f"first layer of {_chip(best)} at least {100 * ELBOW_SHARE:.0f} % of the way from "
+        f"{_percent(low)} up to {_percent(best.accuracy)}"
+    )
+
+
+def _within_budget(
+    table: Sequence[Score], budget: Budget | None, costs: Mapping[_Place, float] | None
+) -> tuple[Score, str]:
+    if budget is None or costs is None:
+        raise ConfigError("Rule budget needs a budget.", "For example --budget parameters=50%.")
+    fitting = [s for s in table if costs[_place(s)] <= budget.most]
+    if not fitting:
+        smallest = min(costs[_place(s)] for s in table)
+        raise ConfigError(
+            f"No cut fits {budget.words}.",
+            f"The smallest takes {_amount(smallest, budget.quantity)}; give a larger budget.",
+        )
+    chosen = _best(fitting)
+    return chosen, (
+        f"best validation accuracy, {_percent(chosen.accuracy)}, among cuts of at most "
+        f"{budget.words}"
+    )
+
+
+def _oracle(table: Sequence[Score], test: Sequence[Score]) -> tuple[Score, str]:
+    best = _best(test)
+    chosen = {_place(s): s for s in table}[_place(best)]
+    return chosen, (
+        f"best test accuracy, {_percent(best.accuracy)}: chosen on test, for comparison only"
+    )
+
+
 def _best(table: Sequence[Score]) -> Score:
-    """Highest accuracy; ties to the shallower layer, then to the lower log-loss."""
-    return min(table, key=lambda s: (-s.accuracy, s.layer, s.log_loss))
+    """Highest accuracy; ties to the shallower layer, the lower log-loss, the simpler chip."""
+    return min(table, key=lambda s: (-s.accuracy, s.layer, s.log_loss, s.chip, s.pooling))
 
 
-def _at(table: Sequence[Score], layer: int) -> Score:
+def _shallowest(table: Sequence[Score]) -> Score:
+    layer = min(s.layer for s in table)
+    return _best([s for s in table if s.layer == layer])
+
+
+def _at(table: Sequence[Score], layer: int | None) -> Score:
+    last = max(s.layer for s in table)
+    if layer is None:
+        raise ConfigError("Rule manual needs a layer.", f"Give one from 0 to {last}.")
     here = [s for s in table if s.layer == layer]
     if not here:
         raise ConfigError(
-            f"Layer {layer} does not exist, layers are 0 to {max(s.layer for s in table)}.",
+            f"Layer {layer} does not exist, layers are 0 to {last}.",
             "Give the last layer to keep, counted from 0.",
         )
     return _best(here)
 
 
-def _points(tolerance: float) -> str:
-    return f"{100 * tolerance:g} point{'' if tolerance == 0.01 else 's'}"
+def _place(score: Score) -> _Place:
+    return score.layer, score.pooling, score.chip
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _chip(score: Score) -> str:
+    return score.pooling if score.chip == "linear" else f"{score.pooling} {score.chip}"
+
+
+def _top(best: Score) -> str:
+    return f"({_percent(best.accuracy)} at layer {best.layer}, {_chip(best)})"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:g} point{'' if share == 0.01 else 's'}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _amount(value: float, quantity: Quantity) -> str:
+    if quantity == "latency":
+        return f"{1000 * value:.3g} ms"
+    return f"{value:,.0f} {'bytes' if quantity == 'memory' else quantity}"

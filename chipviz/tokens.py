@@ -55,10 +55,11 @@ def read_tokens(
     def see(at: int, hidden: Tensor) -> None:
         if at == EMBEDDING_LAYER:
             return
-        weight = chips.weight(at, pooling, chip).to(device)
-        states = backbone.read(hidden).float()
-        at_tokens.append((states[0] @ weight.T).softmax(dim=-1).cpu())
-        for_text.append((pool(states, mask, pooling)[0] @ weight.T).softmax(dim=-1).cpu())
+        own = chips.at(at, pooling, chip).to(hidden.device)
+        states = (hidden if pooling == "raw" else backbone.read(hidden)).float()
+        at_tokens.append(own.probabilities(states[0]).cpu())
+        whole = pool(states, mask.to(states.device), pooling)
+        for_text.append(own.probabilities(whole)[0].cpu())
 
     with watch_layers(backbone, see):
         backbone.forward(ids, mask)

@@ -1,18 +1,21 @@
 import streamlit as st
 
-from chipviz.ui import cut, findings, gate, nav, parts, state
+from chipviz.ui import cut, findings, gate, nav, parts, saved, state
 
 job, report = gate.finished_run()
 st.header(parts.plain(job.name), anchor=False)
 chart, side = st.columns([5, 3], gap="large")
 with side:
     chosen = cut.controls(report)
-    findings.savings(report, chosen)
+    saved.show(report, chosen)
     with st.container(horizontal=True, key="next"):
         nav.link("bundle", "Build the bundle", state.address(), ":material/inventory_2:")
         nav.link("tokens", "See it word by word", state.address(), ":material/text_fields:")
 with chart:
     cut.rule_buttons(report, chosen)
     cut.curve(report, chosen)
-    st.caption(f"Why: {parts.plain(cut.why(report, chosen))}. Click a point to cut there.")
+    st.caption(f"{parts.plain(cut.why(report, chosen))} Click a point to cut there.")
+    oracle = cut.oracle_words(report)
+    if oracle:
+        st.caption(parts.plain(oracle))
 findings.tabs(job, report, chosen)

@@ -9,13 +9,28 @@ import random
 from pathlib import Path
 
 import pytest
+import threadpoolctl
+import torch
 from hypothesis import settings
+
+torch.set_num_threads(1)  # tiny models: a second thread would only wait for the first
+threadpoolctl.threadpool_limits(1)
 
 # The same draws every time, and no test asserts a time.
 settings.register_profile(
     "chipviz", max_examples=50, deadline=None, derandomize=True, database=None
 )
 settings.load_profile("chipviz")
+
+
+def pytest_collection_modifyitems(items):
+    """In two processes (`make test`), files stay whole, and those of the real backbone together."""
+    for item in items:
+        real = item.path.parent.name == "browser" or item.path.stem in (
+            "test_embedded_example",
+            "test_peers",
+        )
+        item.add_marker(pytest.mark.xdist_group("real" if real else item.path.stem))
 
 
 def shared_home(tmp_path_factory):
@@ -125,7 +140,6 @@ def bos_tokenizer_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone_folder(tmp_path_factory, tiny_tokenizer_folder) -> Path:
     """A random Llama of 4 layers, 32 wide, in float32, with the tiny tokenizer."""
-    import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder)

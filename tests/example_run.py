@@ -1,27 +1,31 @@
 """A finished run with the numbers a real one has: BBC news on SmolLM2, 30 layers, two poolings."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from chipviz import config
-from chipviz.config import CutSpec, Pooling, RunConfig
+from chipviz.config import ChipKind, CutSpec, Pooling, Rule, RunConfig
 from chipviz.metrics import CurvePoint, Score, wilson_interval
 from chipviz.progress import Progress
 from chipviz.report import (
     BackboneInfo,
+    BundleKind,
     BundleReport,
     Controls,
     CutCost,
     Example,
     LayerCost,
+    Measured,
+    Parts,
     RunReport,
-    SelectionInfo,
     TaskInfo,
     Timing,
 )
-from chipviz.selection import select
+from chipviz.selection import Correct
 from chipviz.store import Job, Store
 
 LAYERS = 30
@@ -29,69 +33,128 @@ LABELS = ["business", "entertainment", "politics", "sport", "tech"]
 DENSE = 134_515_008
 BLOCK = 3_540_096
 POOLINGS: tuple[Pooling, ...] = ("last", "mean")
+CHIPS: tuple[tuple[ChipKind, Pooling], ...] = (("linear", "last"), ("linear", "mean"))
+CHIP_PARAMETERS = {"linear": 5 * 576, "mlp": 256 * (576 + 1) + 5 * (256 + 1)}
 N = {"train": 800, "validation": 200, "test": 400}
 EVIL = "<img src=x onerror=window.__pwn=1><script>window.__pwn=1</script> [x](javascript:1) *b*"
 
 
-def accuracy_of(layer: int, pooling: Pooling) -> float:
-    """Last token: slow, then the drastic change at layer 21. Mean: there from layer 8 on."""
-    if layer < 0:
-        return 0.35 if pooling == "last" else 0.90
-    if pooling == "last":
+def accuracy_of(layer: int, pooling: Pooling, kind: ChipKind = "linear") -> float:
+    """Mean: there from layer 8 on. Others: slow, then the drastic change at layer 21.
+
+    Poolings beyond those two, and MLPs, lie a little lower, so that no two curves are one.
+    """
+    lower = {"first": 0.30, "max": 0.05, "raw": 0.15}.get(pooling, 0.0)
+    lower += 0.01 if kind == "mlp" else 0.0
+    return _curve(layer, pooling) - lower
+
+
+def _curve(layer: int, pooling: Pooling) -> float:
+    if pooling != "mean":
+        if layer < 0:
+            return 0.35
         return 0.40 + 0.41 * layer / 20 if layer < 21 else 0.93 + 0.001 * (layer - 21)
+    if layer < 0:
+        return 0.90
     return 0.86 + 0.097 * layer / 8 if layer < 8 else 0.957 - 0.001 * (layer - 8)
 
 
-def scores() -> list[Score]:
+def scores(chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS, n_again: int = 0) -> list[Score]:
+    """Of every chip on every layer; fitted `n_again` times more, each further off."""
     table = []
-    for pooling in POOLINGS:
+    for kind, pooling in chips:
         for layer in range(-1, LAYERS):
             for split in ("validation", "test"):
                 n = N[split]
-                right = round(n * accuracy_of(layer, pooling))
+                right = round(n * accuracy_of(layer, pooling, kind))
                 low, high = wilson_interval(right, n)
+                accuracy, loss = right / n, 1.5 * (1 - right / n)
                 table.append(
                     Score(
                         layer=layer,
                         pooling=pooling,
-                        chip="linear",
+                        chip=kind,
                         split=split,
                         n=n,
-                        accuracy=right / n,
+                        accuracy=accuracy,
                         accuracy_low=low,
                         accuracy_high=high,
-                        macro_f1=right / n,
-                        log_loss=1.5 * (1 - right / n),
+                        macro_f1=accuracy,
+                        macro_f1_low=low,
+                        macro_f1_high=high,
+                        log_loss=loss,
+                        log_loss_low=0.8 * loss,
+                        log_loss_high=1.2 * loss,
                         ece=0.03,
+                        ece_low=0.02,
+                        ece_high=0.05,
+                        # The published recipe is one run in one order.
+                        repeats=tuple(
+                            accuracy + 0.004 * i * (-1) ** i for i in range(1, n_again + 1)
+                        )
+                        if pooling != "raw"
+                        else (),
                     )
                 )
     return table
 
 
-def costs() -> list[LayerCost]:
+def correct(chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS) -> Correct:
+    """Validation hits with exactly the accuracies of `scores`: chips mostly miss the same texts."""
+    rng = np.random.default_rng(1)
+    n = N["validation"]
+    hard = rng.random(n)
+    hits = {}
+    for kind, pooling in chips:
+        rows = np.zeros((LAYERS, n), dtype=bool)
+        for layer, row in enumerate(rows):
+            right = round(n * accuracy_of(layer, pooling, kind))
+            row[np.argsort(hard + 0.05 * rng.random(n))[:right]] = True
+        hits[kind, pooling] = rows
+    return hits
+
+
+def costs(chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS) -> list[LayerCost]:
     table = []
-    for pooling in POOLINGS:
+    for kind, pooling in chips:
+        chip_parameters = CHIP_PARAMETERS[kind]
         for layer in range(LAYERS):
-            kept = DENSE - BLOCK * (LAYERS - 1 - layer) + 5 * 576
+            backbone = DENSE - BLOCK * (LAYERS - 1 - layer)
+            kept = backbone + chip_parameters
             table.append(
                 LayerCost(
                     n_parameters=kept,
-                    weight_bytes=2 * kept,
-                    flops_per_token=2 * BLOCK * (layer + 1),
+                    weight_bytes=2 * backbone + 4 * chip_parameters,
+                    flops_per_token=2 * BLOCK * (layer + 1) + 2 * chip_parameters,
                     layer=layer,
                     pooling=pooling,
+                    chip=kind,
+                    chip_parameters=chip_parameters,
                     layer_ratio=(LAYERS - 1 - layer) / LAYERS,
                     parameter_ratio=(DENSE - kept) / DENSE,
+                    bundle=_bundle_of(kind, pooling),
+                    latency_s=0.002 * (layer + 1),
+                    peak_bytes=2 * backbone + 4 * chip_parameters + 6_000_000,
                 )
             )
     return table
 
 
-def report_of(run_id: str, label_names: list[str] | None = None) -> RunReport:
+def _bundle_of(kind: ChipKind, pooling: Pooling) -> BundleKind:
+    stock: dict[Pooling, BundleKind] = {"last": "sequence", "mean": "token"}
+    return stock.get(pooling, "chipviz") if kind == "linear" else "chipviz"
+
+
+def report_of(
+    run_id: str,
+    label_names: list[str] | None = None,
+    chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS,
+    n_again: int = 0,
+) -> RunReport:
     bare = RunReport(
         run_id=run_id,
         status="done",
-        preset="sound",
+        preset="published" if any(pooling == "raw" for _, pooling in chips) else "sound",
         backbone=BackboneInfo(
             name="smollm2-135m",
             n_layers=LAYERS,
@@ -115,18 +178,31 @@ def report_of(run_id: str, label_names: list[str] | None = None) -> RunReport:
         timing=Timing(
             load_s=2, extract_s=30, fit_s=4, total_s=36, n_tokens=89600, tokens_per_s=2900
         ),
-        scores=scores(),
+        scores=scores(chips, n_again),
         controls=Controls(majority=0.23, embedding=0.90, tfidf=0.94),
         controls_validation=Controls(majority=0.225, embedding=0.895, tfidf=0.945),
         selection={},
         dense=CutCost(
-            n_parameters=DENSE, weight_bytes=2 * DENSE, flops_per_token=2 * (DENSE - BLOCK)
+            n_parameters=DENSE,
+            weight_bytes=2 * DENSE,
+            flops_per_token=2 * (DENSE - BLOCK),
+            latency_s=0.065,
+            peak_bytes=2 * DENSE + 8_000_000,
         ),
-        costs=costs(),
+        costs=costs(chips),
+        parts=Parts(
+            embedding=DENSE - LAYERS * BLOCK - 576,
+            blocks=[BLOCK] * LAYERS,
+            final_norm=576,
+            lm_head=0,
+            other=0,
+            tied=True,
+        ),
+        measured=Measured(batch=1, n_tokens=64, repeats=5, device="cpu", dtype="bfloat16"),
     )
-    rules = ("validate", "within", "fixed")
-    chosen: dict = {rule: bare.describe(select(bare.scores, rule)) for rule in rules}
-    assert all(isinstance(choice, SelectionInfo) for choice in chosen.values())
+    rules: list[Rule] = [rule for rule in get_args(Rule) if rule != "manual"]
+    hits = correct(chips)
+    chosen = {rule: bare.select(rule, correct=hits) for rule in rules}
     return bare.model_copy(update={"selection": chosen})
 
 
@@ -139,7 +215,19 @@ def points(upto: int = 800) -> list[CurvePoint]:
     ]
 
 
-def write_files(run_dir: Path, examples: list[Example]) -> None:
+def last_points(chips: Sequence[tuple[ChipKind, Pooling]]) -> list[CurvePoint]:
+    """Of the chips that are fitted once, when all texts have been read."""
+    return [
+        CurvePoint(N["train"], layer, pooling, kind, accuracy_of(layer, pooling, kind))
+        for kind, pooling in chips
+        if (kind, pooling) not in CHIPS
+        for layer in range(LAYERS)
+    ]
+
+
+def write_files(
+    run_dir: Path, examples: list[Example], chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS
+) -> None:
     """The files of a finished run, as `chipviz.report` reads them."""
     run_dir.mkdir(parents=True, exist_ok=True)
     lines = [example.model_dump_json() for example in examples]
@@ -147,27 +235,41 @@ def write_files(run_dir: Path, examples: list[Example]) -> None:
     labels = np.array([example.label for example in examples], dtype=np.int32)
     rng = np.random.default_rng(0)
     arrays = {"labels.test": labels}
-    for pooling in POOLINGS:
+    for kind, pooling in chips:
         rows = [
             np.where(
-                rng.random(len(labels)) < accuracy_of(layer, pooling), labels, (labels + 1) % 5
+                rng.random(len(labels)) < accuracy_of(layer, pooling, kind),
+                labels,
+                (labels + 1) % 5,
             )
             for layer in range(LAYERS)
         ]
-        arrays[f"test.{pooling}.linear"] = np.stack(rows).astype(np.int32)
+        arrays[f"test.{pooling}.{kind}"] = np.stack(rows).astype(np.int32)
+    validation = np.arange(N["validation"], dtype=np.int32) % 5
+    arrays["labels.validation"] = validation
+    for (kind, pooling), hits in correct(chips).items():
+        said = np.where(hits, validation, (validation + 1) % 5).astype(np.int32)
+        arrays[f"validation.{pooling}.{kind}"] = said
     save_file(arrays, run_dir / "predictions.safetensors")
 
 
-def finished_run(store: Store, *, label_names: list[str] | None = None, text: str = "") -> Job:
+def finished_run(
+    store: Store,
+    *,
+    label_names: list[str] | None = None,
+    text: str = "",
+    chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS,
+    n_again: int = 0,
+) -> Job:
     job = store.create_run(RunConfig.checked(**config.EXAMPLE), claim=True)
-    store.add_points(job.run_id, points())
+    store.add_points(job.run_id, points() + last_points(chips))
     first = text or "Shares rose on Tuesday after the bank raised its forecast for the year."
     examples = [Example(text=first, label=0)]
     examples += [
         Example(text=f"Article {i} about the match & more", label=i % 5) for i in range(1, 400)
     ]
-    write_files(store.run_dir(job.run_id), examples)
-    report = report_of(job.run_id, label_names)
+    write_files(store.run_dir(job.run_id), examples, chips)
+    report = report_of(job.run_id, label_names, chips, n_again)
     assert store.finish(job.job_id, "done", result=report.model_dump_json())
     return store.get(job.job_id)
 

@@ -18,8 +18,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from chipviz.backbone import find_blocks, load_backbone, pad, watch_layers
+from chipviz import backbone as backbone_module
+from chipviz.backbone import fast_dtype, find_blocks, load_backbone, pad, watch_layers
 from chipviz.errors import BackboneError
+from chipviz.features import forward_pooled
 
 SMALL = {"vocab_size": 99, "max_position_embeddings": 64}
 FAMILIES = {
@@ -167,3 +169,26 @@ def test_padding_stands_on_the_right_with_a_mask():
     tokens, mask = pad([[3, 4, 5], [6]], 0, torch.device("cpu"))
     assert tokens.tolist() == [[3, 4, 5], [6, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_the_dtype_is_measured_once_and_remembered(tmp_path, monkeypatch):
+    answers = [torch.bfloat16, torch.float32]
+    monkeypatch.setattr(backbone_module, "_measure_dtype", lambda _: answers.pop(0))
+    device = torch.device("cpu")
+    assert [fast_dtype(device, tmp_path) for _ in range(3)] == [torch.bfloat16] * 3
+    (tmp_path / "fast_dtype.json").write_text("broken")
+    assert fast_dtype(device, tmp_path) == torch.float32
+    assert [f.name for f in tmp_path.iterdir()] == ["fast_dtype.json"]
+
+
+@pytest.mark.parametrize("away", ["cpu", "disk"])
+def test_a_model_spread_over_places_reads_the_same_states(tiny_backbone_folder, away):
+    """Half of the blocks elsewhere: on another "device", or put away to disk."""
+    whole = load_backbone(tiny_backbone_folder, "tiny", dtype=torch.float32, device="cpu")
+    places = {"embed_tokens": "cpu", "rotary_emb": "cpu", "norm": away}
+    places |= {f"layers.{i}": "cpu" if i < 2 else away for i in range(4)}
+    spread = load_backbone(tiny_backbone_folder, "tiny", dtype=torch.float32, device_map=places)
+    ids = [[5, 9, 30], [7, 8, 9, 10, 11]]
+    poolings = ("last", "mean", "raw")
+    truth = forward_pooled(whole, ids, 2, poolings)
+    torch.testing.assert_close(forward_pooled(spread, ids, 2, poolings), truth)

@@ -1,6 +1,7 @@
-"""Bundles: what stock transformers says of raw texts is what the run's chip says."""
+"""Bundles: what is loaded from the folder says of raw texts what the run's chip says."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,28 +10,32 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from chipviz import bundle, cards, experiment
+from chipviz.backbone import load_backbone
+from chipviz.chips import Chip
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import BundleError, ConfigError
 from chipviz.progress import silent
 from chipviz.report import load_predictions
 from chipviz.sources import read_table
 from chipviz.task import make_task
+from tests.test_backbone import family  # noqa: F401 - a fixture
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_backbone_folder, toy_csv, tmp_path_factory):
-    """A run on the tiny backbone, done: config, report, home and run folder."""
-    home = tmp_path_factory.mktemp("home")
+def run(folder, data, home, **changes):
+    """A run on a tiny backbone, done: config, report, home and run folder."""
     run_dir = home / "runs" / "one"
     run_dir.mkdir(parents=True)
     config = RunConfig.checked(
-        backbone=str(tiny_backbone_folder),
-        data=str(toy_csv),
+        backbone=str(folder),
+        data=str(data),
         template="say {text} now:",
         max_length=24,
         max_test=40,
+        **changes,
     )
     report = experiment.run(
         config,
@@ -43,21 +48,62 @@ def finished(tiny_backbone_folder, toy_csv, tmp_path_factory):
     return config, report, home, run_dir
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_backbone_folder, toy_csv, tmp_path_factory):
+    return run(
+        tiny_backbone_folder,
+        toy_csv,
+        tmp_path_factory.mktemp("home"),
+        poolings=("last", "mean", "max"),
+        chips=("linear", "mlp"),
+        preset="published",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished_encoder(tiny_tokenizer_folder, toy_csv, tmp_path_factory):
+    """The same on a random BERT of 4 layers, which has no final norm."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    home = tmp_path_factory.mktemp("home-bert")
+    return run(folder, toy_csv, home, poolings=("first", "mean"))
+
+
 _BUILT = {}
 
 
-def built(finished, tmp_path, pooling, cut_layer=1):
+def built(finished, tmp_path, pooling, cut_layer=1, chip="linear"):
     """A copy of the bundle; it is built and verified once for all tests."""
     config, report, home, run_dir = finished
-    out = home / "built" / f"{pooling}-{cut_layer}"
+    out = home / "built" / f"{pooling}-{chip}-{cut_layer}"
     if out not in _BUILT:
-        cut = CutSpec(cut_layer=cut_layer, pooling=pooling)
+        cut = CutSpec(cut_layer=cut_layer, pooling=pooling, chip=chip)
         _BUILT[out] = experiment.build(
             config, report, cut, home=home, run_dir=run_dir, out=out, progress=silent
         )
     copy = tmp_path / out.name
     shutil.copytree(out, copy)
     return _BUILT[out], copy
+
+
+def said_here(folder, _kind, check):
+    """What a fresh process would say, without the seconds that its start takes."""
+    classifier = bundle.load(folder)
+    return [list(classifier.predict([text])[0].probabilities.values()) for text, _ in check]
 
 
 def build_afresh(finished, out, cut_layer=1):
@@ -98,9 +144,9 @@ def test_the_sequence_bundle_in_a_fresh_pipeline_equals_chipvizs_own_prediction(
     assert max(abs(s["score"] - p.score) for s, p in zip(stock, ours, strict=True)) < 1e-5
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "raw"])
 def test_the_lines_on_the_card_run_and_agree(finished, tmp_path, pooling):
-    about, out = built(finished, tmp_path, pooling)
+    about, out = built(finished, tmp_path, pooling, chip="mlp" if pooling == "raw" else "linear")
     text = "we saw the old atom near a river"
     card = (out / "README.md").read_text()
     lines = card.split("```python\n")[1].split("```")[0]
@@ -109,16 +155,21 @@ def test_the_lines_on_the_card_run_and_agree(finished, tmp_path, pooling):
     (expected,) = bundle.load(out).predict([text])
     said = done.stdout.decode()
     assert expected.label in said
-    assert f"{expected.score:.3f}"[:5] in said
+    numbers = [float(number) for number in re.findall(r"\d\.\d+(?:e-\d+)?", said)]
+    assert any(number == pytest.approx(expected.score, abs=1e-5) for number in numbers)
     assert lines.strip() == cards.USE[about.kind]
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "raw"])
 def test_a_bundles_size_is_what_the_report_said_before_it_was_built(finished, tmp_path, pooling):
     _, report, _, _ = finished
-    _, out = built(finished, tmp_path, pooling)
-    cost = report.cost_at(1, pooling)
-    assert sum(p.numel() for p in bundle.load(out).model.parameters()) == cost.n_parameters
+    kind = "mlp" if pooling == "raw" else "linear"
+    about, out = built(finished, tmp_path, pooling, chip=kind)
+    cost = report.cost_at(1, pooling, kind)
+    assert cost.bundle == about.kind
+    found = bundle.load(out)
+    beside = found.chip.n_parameters if found.chip else 0
+    assert sum(p.numel() for p in found.model.parameters()) + beside == cost.n_parameters
     n_bytes = 0
     for file in out.glob("*.safetensors"):
         with safe_open(file, framework="pt") as weights:
@@ -131,11 +182,13 @@ def test_a_bundles_size_is_what_the_report_said_before_it_was_built(finished, tm
     assert cost.layer_ratio == pytest.approx((4 - 1 - 1) / 4)
 
 
-def test_a_bundle_holds_only_data(finished, tmp_path):
-    about, out = built(finished, tmp_path, "last")
+@pytest.mark.parametrize(("pooling", "chip"), [("last", "linear"), ("raw", "mlp")])
+def test_a_bundle_holds_only_data(finished, tmp_path, pooling, chip):
+    about, out = built(finished, tmp_path, pooling, chip=chip)
     assert set(about.files) == {f.name for f in out.iterdir()}
     allowed = {"config.json", "chip.json", "model.safetensors", "README.md", "SHA256SUMS"}
     allowed |= {"tokenizer.json", "tokenizer_config.json"}
+    allowed |= {"chip.safetensors"} if about.kind == "chipviz" else set()
     assert set(about.files) <= allowed
     assert about.folder_bytes == sum(f.stat().st_size for f in out.iterdir())
     config = json.loads((out / "config.json").read_text())
@@ -155,14 +208,19 @@ def test_the_card_parses_and_its_numbers_are_the_reports(finished, tmp_path):
     assert f"{report.cost_at(1, 'last').n_parameters:,}" in card.text
 
 
-def test_verify_accepts_a_fresh_bundle_and_names_the_file_that_was_harmed(finished, tmp_path):
-    _, out = built(finished, tmp_path, "last")
+@pytest.mark.parametrize(
+    ("pooling", "chip", "name"),
+    [("last", "linear", "model.safetensors"), ("raw", "mlp", "chip.safetensors")],
+)
+def test_verify_accepts_a_fresh_bundle_and_names_the_file_that_was_harmed(
+    finished, tmp_path, pooling, chip, name
+):
+    _, out = built(finished, tmp_path, pooling, chip=chip)
     assert bundle.verify(out)["max_difference"] < 1e-5
-    weights = out / "model.safetensors"
-    content = bytearray(weights.read_bytes())
+    content = bytearray((out / name).read_bytes())
     content[-3] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(BundleError, match=r"model\.safetensors is not what its checksum says"):
+    (out / name).write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{name} is not what its checksum says"):
         bundle.verify(out)
 
 
@@ -174,12 +232,121 @@ def test_a_bundle_with_anything_foreign_inside_is_not_loaded(finished, tmp_path,
         bundle.load(out)
 
 
-def test_a_config_that_asks_to_run_code_is_not_loaded(finished, tmp_path):
-    _, out = built(finished, tmp_path, "last")
+@pytest.mark.parametrize(("pooling", "chip"), [("last", "linear"), ("raw", "mlp")])
+def test_a_config_that_asks_to_run_code_is_not_loaded(finished, tmp_path, pooling, chip):
+    _, out = built(finished, tmp_path, pooling, chip=chip)
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.E"}}))
     with pytest.raises(BundleError, match="format"):
         bundle.load(out)
+
+
+# --- the kind for what stock classes cannot hold ------------------------------------------------
+
+
+def test_a_stock_class_holds_a_plain_chip_on_final_normed_states_and_ours_all_else(family):  # noqa: F811
+    name, folder, _ = family
+    backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
+    weight, bias = torch.zeros(3, 16), torch.zeros(3)
+    plain = Chip(weight)
+    found = {pooling: bundle.kind_of(backbone, pooling, plain) for pooling in ("last", "mean")}
+    # Some token classes hide a dropout and a bias behind another name; encoders have no final norm.
+    assert found == {
+        "last": "sequence" if name != "bert" else "chipviz",
+        "mean": "token" if name in ("llama", "qwen2") else "chipviz",
+    }
+    for pooling in ("first", "max", "raw"):
+        assert bundle.kind_of(backbone, pooling, plain) == "chipviz"
+    for other in (Chip(weight, bias), Chip(torch.zeros(3, 4), bias, torch.zeros(4, 16), bias)):
+        assert bundle.kind_of(backbone, "last", other) == "chipviz"
+
+
+def chip_said(states, tensors, kind, pooling, layer):
+    """A chip by its formula, from one text's states (T, D), already normed or raw."""
+    own = {name: tensors.get(f"{kind}.{pooling}.{name}") for name in Chip.__dataclass_fields__}
+    own = {name: value[layer + 1] for name, value in own.items() if value is not None}
+    pooled = {
+        "raw": states[-1],
+        "first": states[0],
+        "mean": states.mean(dim=0),
+        "max": states.amax(dim=0),
+    }[pooling]
+    if kind == "mlp":
+        pooled = (own["hidden_weight"] @ pooled + own["hidden_bias"]).clamp_min(0)
+    return (own["weight"] @ pooled + own.get("bias", 0)).softmax(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("which", "pooling", "chip"),
+    [
+        ("finished", "raw", "linear"),
+        ("finished", "raw", "mlp"),
+        ("finished", "max", "linear"),
+        ("finished", "mean", "mlp"),
+        ("finished_encoder", "first", "linear"),
+        ("finished_encoder", "mean", "linear"),
+    ],
+)
+def test_our_own_kind_says_what_the_chip_says_of_the_dense_models_hidden_states(
+    which, pooling, chip, tmp_path, request, monkeypatch
+):
+    """Against `output_hidden_states` of the whole model and the chip's formula, in float32."""
+    config, report, home, run_dir = finished = request.getfixturevalue(which)
+    monkeypatch.setattr(bundle, "_in_fresh_process", said_here)
+    cut = CutSpec(cut_layer=1, pooling=pooling, chip=chip)
+    about = experiment.build(
+        config, report, cut, home=home, run_dir=run_dir, out=tmp_path / "out", progress=silent
+    )
+    assert about.kind == "chipviz"
+    assert about.max_difference < 1e-5
+    dense = AutoModel.from_pretrained(config.backbone, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "prompt")
+    tensors = load_file(run_dir / "chips.safetensors")
+    texts = list(make_task(read_table(config.data, home), config).splits["test"].texts)
+    found = bundle.load(tmp_path / "out").predict(texts)
+    assert finished[1].cost_at(1, pooling, chip).bundle == "chipviz"
+    for text, prediction in zip(texts, found, strict=True):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        with torch.inference_mode():
+            states = dense(input_ids=ids, output_hidden_states=True).hidden_states[2]
+            if which == "finished" and pooling != "raw":
+                states = dense.norm(states)
+        expected = chip_said(states[0], tensors, chip, pooling, 1)
+        said = torch.tensor(list(prediction.probabilities.values()))
+        torch.testing.assert_close(said, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda own: own | {"surprise": torch.zeros(1)}, "holds no chip"),
+        (lambda own: {name: own[name] for name in own if name != "weight"}, "holds no chip"),
+        (lambda own: own | {"bias": torch.zeros(7)}, "does not fit"),
+        (lambda own: {name: own[name] for name in own if name != "hidden_bias"}, "does not fit"),
+        (lambda own: own | {"hidden_weight": torch.zeros(256, 31)}, "does not fit"),
+        (None, "cannot be loaded"),
+    ],
+)
+def test_a_chip_that_does_not_fit_its_model_is_not_loaded(finished, tmp_path, harm, reason):
+    _, out = built(finished, tmp_path, "raw", chip="mlp")
+    path = out / "chip.safetensors"
+    if harm is None:
+        path.write_bytes(b"not safetensors")
+    else:
+        save_file(harm(load_file(path)), path)
+    with pytest.raises(BundleError, match=reason):
+        bundle.load(out)
+
+
+@pytest.mark.parametrize("rule", ["within", "oracle"])
+def test_the_card_never_lets_a_choice_on_test_pass_for_one_on_validation(finished, rule):
+    _, report, _, _ = finished
+    cut = CutSpec(cut_layer=1, pooling="raw", chip="mlp", rule=rule)
+    card = cards.model_card(cut, report, "chipviz", 64, 0.0)
+    assert ("on the test texts themselves" in card) == (rule == "oracle")
+    assert "one MLP chip on the last token's raw hidden state" in card
+    assert f"{report.dense.peak_bytes / 1e6:,.1f} MB" in card
+    assert f"{1e3 * report.cost_at(1, 'raw', 'mlp').latency_s:,.1f} ms" in card
 
 
 def test_a_bundle_that_disagrees_with_its_chip_is_refused_and_leaves_nothing(

@@ -4,15 +4,38 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from chipviz import charts
-from chipviz.canvas import CLASS_COLOURS, DARK, SERIES, spread, tint
-from tests.example_run import DENSE, LABELS, LAYERS, POOLINGS, accuracy_of, points, report_of
+from chipviz import charts, heatmaps
+from chipviz.canvas import CLASS_COLOURS, DARK, DASHES, SERIES, spread, tint
+from tests.example_run import (
+    DENSE,
+    LABELS,
+    LAYERS,
+    POOLINGS,
+    accuracy_of,
+    last_points,
+    points,
+    report_of,
+)
 
 REPORT = report_of("20261121-235959-4f2a")
+MANY_CHIPS = [
+    (kind, pooling)
+    for pooling in ("last", "mean", "first", "max", "raw")
+    for kind in ("linear", "mlp")
+]
+MANY = report_of("20261121-235959-4f2b", chips=MANY_CHIPS, n_again=4)
 
 
 def _trace(figure, name):
     return next(trace for trace in figure.data if trace.name == name)
+
+
+def _lines(figure):
+    return [trace for trace in figure.data if trace.customdata is not None]
+
+
+def _opacity(colour):
+    return float(colour.rstrip(")").rsplit(",", 1)[1])
 
 
 def _texts(figure):
@@ -30,14 +53,78 @@ def test_the_curve_shows_every_layers_validation_accuracy_in_percent(pooling):
     assert line.marker.size == 9
 
 
-def test_a_point_names_its_layer_and_pooling_and_picked_reads_it_back():
-    figure = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
-    for pooling in POOLINGS:
-        data = _trace(figure, pooling).customdata
-        assert charts.picked([{"customdata": data[21]}]) == (21, pooling)
+def test_a_point_names_its_layer_and_chip_and_picked_reads_it_back():
+    for figure in (
+        charts.curve_figure(MANY, cut_layer=8, pooling="mean"),
+        charts.size_figure(MANY, cut_layer=8, pooling="mean"),
+    ):
+        hits = [charts.picked([{"customdata": t.customdata[21]}]) for t in _lines(figure)]
+        assert set(hits) == {(21, pooling, kind) for kind, pooling in MANY_CHIPS}
     assert charts.picked([]) is None
     assert charts.picked([{"x": 3, "y": 4}]) is None
-    assert charts.picked([{"customdata": [3, "nonsense"]}]) is None
+    assert charts.picked([{"customdata": [3, "nonsense", "linear"]}]) is None
+    assert charts.picked([{"customdata": [3, "mean", "nonsense"]}]) is None
+    assert charts.picked([{"customdata": [3, "mean"]}]) is None
+
+
+def test_each_chip_has_its_own_colour_and_dash():
+    lines = _lines(charts.curve_figure(MANY, cut_layer=8, pooling="mean"))
+    assert len(lines) == len({(t.line.color, t.line.dash) for t in lines}) == 10
+    for line in lines:
+        _, pooling, kind = line.customdata[0]
+        assert (line.line.color, line.line.dash) == (SERIES[pooling], DASHES[kind])
+        truth = MANY.score_at(17, pooling, kind, "validation")
+        assert line.y[17] == pytest.approx(100 * truth.accuracy)
+
+
+def test_what_the_paper_published_is_called_so_and_the_preset_is_named():
+    figure = charts.curve_figure(MANY, cut_layer=8, pooling="mean")
+    published = {t.name for t in _lines(figure) if t.customdata[0][1] == "raw"}
+    assert published == {"raw, as published", "raw, MLP, as published"}
+    assert all("as published" in text for text in _trace(figure, "raw, as published").text)
+    assert "preset sound, beside it as published" in figure.layout.title.subtitle.text
+    ends = [text for text in _texts(figure) if "published" in text]
+    assert len(ends) == 2
+    alone = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
+    assert "published" not in json.dumps(json.loads(alone.to_json()))
+
+
+def test_of_many_curves_only_the_chip_at_the_cut_is_strong_and_banded():
+    figure = charts.curve_figure(MANY, cut_layer=8, pooling="max", chip="mlp")
+    assert [t.name for t in _lines(figure) if t.opacity == 1] == ["max, MLP"]
+    assert [t.name for t in figure.data if t.fill] == [
+        "max, MLP, 95 % interval",
+        "max, MLP, 5 fits",
+    ]
+    both = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
+    assert [t.opacity for t in _lines(both)] == [1, 1]
+
+
+@pytest.mark.parametrize("report", [REPORT, MANY], ids=["two", "ten"])
+def test_no_two_labels_at_the_ends_of_lines_overlap(report):
+    figure = charts.curve_figure(report, cut_layer=8, pooling="mean")
+    low, high = figure.layout.yaxis.range
+    places = sorted(a.y for a in figure.layout.annotations if a.xanchor == "left" and a.y)
+    plot = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    assert len(places) == len(_lines(figure)) + 4
+    assert low < places[0] < places[-1] < high
+    gaps = [(b - a) / (high - low) * plot for a, b in pairwise(places)]
+    assert min(gaps) >= 14.5
+
+
+def test_several_fits_span_a_stronger_band_that_is_labelled():
+    figure = charts.curve_figure(MANY, cut_layer=8, pooling="mean")
+    at = MANY.score_at(8, "mean", "linear", "validation")
+    band = _trace(figure, "mean, 5 fits")
+    assert band.y[8] == pytest.approx(100 * max(at.accuracy, *at.repeats))
+    assert list(reversed(band.y))[8] == pytest.approx(100 * min(at.accuracy, *at.repeats))
+    pale = _trace(figure, "mean, 95 % interval")
+    assert _opacity(band.fillcolor) > 2 * _opacity(pale.fillcolor)
+    assert "spread of 5 fits" in figure.layout.title.subtitle.text
+    assert "5 fits 94.3-97.1" in _trace(figure, "mean").text[8]
+    once = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
+    assert "fits" not in once.layout.title.subtitle.text
+    assert not [t for t in once.data if "fits" in (t.name or "")]
 
 
 def test_the_band_is_the_interval_of_the_scores():
@@ -91,6 +178,20 @@ def test_the_growing_curve_keeps_its_axes_and_one_ghost_of_the_state_before():
     assert len(late.data) == 4
 
 
+def test_chips_that_are_fitted_at_the_end_join_the_growing_curve():
+    chips = [("linear", "mean"), ("mlp", "mean"), ("linear", "raw")]
+    late = [point for point in points() if point.n_train > 600]
+    figure = charts.live_figure(late + last_points(chips))
+    now = {t.name: t for t in figure.data if t.opacity == 1}
+    assert set(now) == {
+        f"{name}, after 800 texts" for name in ("last", "mean", "mean, MLP", "raw, as published")
+    }
+    assert now["mean, MLP, after 800 texts"].line.dash == "dash"
+    raw = now["raw, as published, after 800 texts"]
+    assert raw.y[3] == pytest.approx(100 * accuracy_of(3, "raw"))
+    assert min(raw.y) > figure.layout.yaxis.range[0]
+
+
 def test_the_growing_curve_is_equal_while_no_new_point_exists():
     assert charts.live_figure(points(320)) == charts.live_figure(points(320))
     assert "waiting" in charts.live_figure([]).layout.title.subtitle.text
@@ -104,14 +205,16 @@ def test_accuracy_against_size_has_the_parameters_of_each_cut_on_x():
 
 
 def test_the_learning_curve_is_the_history_of_the_cut_layer():
-    line = _trace(charts.learning_figure(points(), cut_layer=8), "mean, layer 8")
+    figure = charts.learning_figure(points(), cut_layer=8, pooling="mean")
+    assert [trace.name for trace in figure.data] == ["mean, layer 29", "mean, layer 8"]
+    line = _trace(figure, "mean, layer 8")
     assert list(line.x) == list(range(80, 801, 80))
     assert list(line.y) == pytest.approx([100 * (accuracy_of(8, "mean") - 20 / n) for n in line.x])
 
 
 def test_confusion_shows_counts_by_true_row_and_predicted_column():
     counts = np.array([[8, 2], [1, 9]])
-    figure = charts.confusion_figure(counts, ["a", "b"], subtitle="test")
+    figure = heatmaps.confusion_figure(counts, ["a", "b"], subtitle="test")
     heat = figure.data[0]
     assert np.array_equal(heat.text, counts)
     assert heat.z[0][1] == pytest.approx(0.2)
@@ -120,8 +223,8 @@ def test_confusion_shows_counts_by_true_row_and_predicted_column():
 
 def test_text_from_data_never_becomes_a_tag_in_a_figure():
     evil = "<img src=x onerror=alert(1)>"
-    confusion = charts.confusion_figure(np.eye(2, dtype=int), [evil, "b"], subtitle="t")
-    tokens = charts.token_map_figure([evil], [[0]], [[0.5]], [evil], cut_layer=0, slots=[0])
+    confusion = heatmaps.confusion_figure(np.eye(2, dtype=int), [evil, "b"], subtitle="t")
+    tokens = heatmaps.token_map_figure([evil], [[0]], [[0.5]], [evil], cut_layer=0, slots=[0])
     named = REPORT.model_copy(update={"task": REPORT.task.model_copy(update={"name": evil})})
     curve = charts.curve_figure(named, cut_layer=8, pooling="mean")
     for figure in (confusion, tokens, curve):
@@ -129,13 +232,13 @@ def test_text_from_data_never_becomes_a_tag_in_a_figure():
 
 
 def test_the_token_map_codes_class_by_colour_and_confidence_by_strength():
-    figure = charts.token_map_figure(
+    figure = heatmaps.token_map_figure(
         ["a", "b"],
         [[0, 3], [1, 1]],
         [[0.2, 0.9], [1.0, 0.0]],
         LABELS,
         cut_layer=0,
-        slots=charts.class_slots(5, answer=0, truth=None),
+        slots=heatmaps.class_slots(5, answer=0, truth=None),
         look=DARK,
     )
     heat = figure.data[0]
@@ -146,14 +249,18 @@ def test_the_token_map_codes_class_by_colour_and_confidence_by_strength():
 
 
 def test_more_than_eight_classes_are_right_wrong_and_other():
-    slots = charts.class_slots(20, answer=3, truth=5)
+    slots = heatmaps.class_slots(20, answer=3, truth=5)
     assert (slots[5], slots[3], slots[0]) == (2, 5, 7)
-    assert charts.class_slots(20, answer=3, truth=None)[3] == 2
-    assert charts.class_slots(8, answer=3, truth=5) == list(range(8))
+    assert heatmaps.class_slots(20, answer=3, truth=None)[3] == 2
+    assert heatmaps.class_slots(8, answer=3, truth=5) == list(range(8))
 
 
 def test_labels_are_spread_and_tints_grow_with_confidence():
-    assert spread([90.0, 91.0, 20.0], gap=4) == [88.5, 92.5, 20.0]
-    crowd = sorted(spread([94.0, 94.0, 93.0, 90.0, 50.0], gap=3))
+    assert spread([90.0, 91.0, 20.0], gap=4, low=0, high=100) == [88.5, 92.5, 20.0]
+    crowd = sorted(spread([94.0, 94.0, 93.0, 90.0, 50.0], gap=3, low=0, high=100))
     assert all(b - a >= 3 - 1e-9 for a, b in pairwise(crowd))
+    assert spread([99.0, 99.5, 100.0], gap=4, low=0, high=100) == [92.0, 96.0, 100.0]
+    assert spread([0.0, 1.0, 50.0], gap=4, low=0, high=100) == [0.0, 4.0, 50.0]
+    tight = spread([50.0] * 5, gap=40, low=0, high=100)
+    assert tight == [0.0, 25.0, 50.0, 75.0, 100.0]
     assert tint("#000000", 0.0) > tint("#000000", 0.5) > tint("#000000", 1.0)

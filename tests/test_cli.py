@@ -7,14 +7,17 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 from unittest.mock import patch
 
 import pytest
 
 from chipviz import worker
 from chipviz.__main__ import run_command_line
-from chipviz.config import RunConfig
+from chipviz.config import CutSpec, Rule, RunConfig
+from chipviz.report import BundleReport
 from chipviz.store import Store
+from tests.example_run import CHIPS, finished_run, report_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = "News: {text}\nTopic of this article:"
@@ -96,7 +99,7 @@ def test_train_prints_the_whole_report_and_learns_the_planted_word(trained):
     }
     assert run["controls"]["embedding"] == run["controls"]["tfidf"] == 1.0  # the word is there
     assert run["controls"]["majority"] == pytest.approx(1 / 3, abs=0.02)
-    assert set(run["selection"]) == {"validate", "within", "fixed"}
+    assert set(run["selection"]) == set(RULES)
     assert run["timing"]["n_tokens"] > 0
 
 
@@ -221,8 +224,8 @@ def train(home, tiny_backbone_folder, toy_csv):
         ({"label": "topic"}, "no column 'topic'; columns are 'text', 'label'"),
         ({"template": "Topic:"}, "holds {text} 0 times, expected 1"),
         ({"template": TEMPLATE, "max_length": 3}, "no room for text within --max-length 3"),
-        ({"pooling": "median"}, "'last' or 'mean' (got 'median')"),
-        ({"chip": "forest"}, "'linear' (got 'forest')"),
+        ({"pooling": "median"}, "'max' or 'raw' (got 'median')"),
+        ({"chip": "forest"}, "'linear' or 'mlp' (got 'forest')"),
         ({"max_train": 1}, "max_train"),
         ({"preset": "loud"}, "preset"),
     ],
@@ -350,3 +353,151 @@ def test_the_exit_status_is_that_of_the_process(home):
     command = [sys.executable, "-m", "chipviz", "--home", home, "show", "nosuch", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "no run 'nosuch'" in Ended(done.returncode, done.stdout, done.stderr).refusal
+
+
+# Rules, on a drawn run: nothing is trained or built.
+
+RULES = ("validate", "within", "non-inferior", "elbow", "budget", "fixed", "oracle")
+
+
+@pytest.fixture
+def drawn(home):
+    """A home with one drawn run, and its report."""
+    job = finished_run(Store(home))
+    return home, job.report
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `experiment.build` was asked for; nothing is built."""
+    specs = []
+
+    def build(_config, report, cut, *, out, **_):
+        specs.append(cut)
+        cost = report.cost_at(cut.cut_layer, cut.pooling, cut.chip)
+        return BundleReport(
+            path=str(out),
+            kind="chipviz",
+            cut_layer=cut.cut_layer,
+            pooling=cut.pooling,
+            chip=cut.chip,
+            n_parameters=cost.n_parameters,
+            weight_bytes=cost.weight_bytes,
+            folder_bytes=cost.weight_bytes,
+            n_verified=64,
+            max_difference=0.0,
+            files={},
+        )
+
+    monkeypatch.setattr("chipviz.experiment.build", build)
+    return specs
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_cut_by_a_rule_is_the_choice_that_the_run_reports(drawn, asked, tmp_path, rule):
+    home, report = drawn
+    said = chipviz(home, "cut", report.run_id, "--rule", rule, "--out", tmp_path, "--json").json
+    chosen = report.selection[rule]
+    assert asked == [CutSpec(**chosen.model_dump(include=set(CutSpec.model_fields)), rule=rule)]
+    assert (said["rule"], said["why"]) == (rule, chosen.why)
+    assert said["cut_layer"] == chosen.cut_layer
+
+
+@pytest.mark.parametrize(
+    ("options", "layer"),
+    [
+        (["--rule", "within", "--tolerance", "0.05"], 4),
+        (["--rule", "non-inferior", "--margin", "0.15"], 0),
+        (["--rule", "non-inferior", "--margin", "0"], 8),
+        (["--rule", "budget", "--budget", "parameters=50M"], 5),
+        (["--rule", "within", "--pooling", "last", "--chip", "linear"], 21),
+        (["--layer", "3", "--pooling", "last"], 3),
+    ],
+)
+def test_cut_hands_a_rule_its_number_and_the_named_chip(drawn, asked, tmp_path, options, layer):
+    home, report = drawn
+    ended = chipviz(home, "cut", report.run_id, *options, "--out", tmp_path)
+    assert ended.status == 0, ended.err
+    (spec,) = asked
+    assert spec.cut_layer == layer
+    assert spec.rule == (options[1] if options[0] == "--rule" else "manual")
+    assert "last" not in options or spec.pooling == "last"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rule", "within", "--tolerance", "5"], "tolerance is 5.0"),
+        (["--rule", "within", "--tolerance", "-0.1"], "tolerance is -0.1"),
+        (["--rule", "non-inferior", "--margin", "nan"], "margin is nan"),
+        (["--rule", "budget", "--budget", "cheap"], "'cheap' cannot be read"),
+        (["--rule", "budget", "--budget", "parameters=1K"], "No cut fits 1 thousand parameters"),
+        (["--rule", "validate", "--margin", "0.1"], "--margin belongs to rule non-inferior"),
+        (["--rule", "within", "--budget", "memory=1GB"], "--budget belongs to rule budget"),
+        (["--layer", "3", "--tolerance", "0.1"], "--tolerance belongs to rule within"),
+        (["--rule", "elbow", "--chip", "mlp"], "chip mlp"),
+        (["--rule", "Oracle"], "no rule 'Oracle'"),
+    ],
+)
+def test_a_number_that_no_rule_can_use_is_refused(drawn, asked, tmp_path, options, said):
+    home, report = drawn
+    ended = chipviz(home, "cut", report.run_id, *options, "--out", tmp_path / "x")
+    assert said in ended.refusal
+    assert not asked
+
+
+def test_an_unknown_rule_is_answered_with_every_rule_there_is(drawn, tmp_path):
+    home, report = drawn
+    ended = chipviz(home, "cut", report.run_id, "--rule", "best", "--out", tmp_path)
+    assert all(rule in ended.err for rule in RULES)
+    assert {*RULES, "manual"} == set(get_args(Rule))
+
+
+def test_show_prints_every_chip_and_rule_and_marks_what_is_not_an_honest_choice(home):
+    store = Store(home)
+    job = store.create_run(RunConfig(backbone="tiny", data="toy"), claim=True)
+    chips = (("linear", "raw"), ("mlp", "raw"), *CHIPS)
+    report = report_of(job.run_id, chips=chips)
+    assert store.finish(job.job_id, "done", result=report.model_dump_json())
+    shown = chipviz(home, "show", job.run_id).out
+    head, *rows = shown[shown.index("\n layer") + 1 :].splitlines()[:32]
+    assert "preset published" in shown
+    assert head.split("  ")[1:] == ["raw* linear", "raw* mlp", "last linear", "mean linear"]
+    assert "* as published" in shown
+    for layer, row in zip(range(-1, 30), rows, strict=True):
+        values = [report.score_at(layer, p, kind, "test").accuracy for kind, p in chips]
+        assert row.split()[1:] == [f"{100 * value:.1f}%" for value in values]
+    for rule in RULES:
+        chosen = report.selection[rule]
+        (line,) = (line for line in shown.splitlines() if line.strip().startswith(f"{rule}:"))
+        assert f"layer {chosen.cut_layer} {chosen.pooling} {chosen.chip}" in line
+        assert line.endswith(chosen.why)
+    assert shown.index("For comparison only, chosen on test") < shown.index("oracle:")
+    assert shown.index("oracle:") > max(shown.index(f"{rule}:") for rule in RULES[:-1])
+
+
+def test_show_marks_nothing_as_published_where_nothing_is(drawn):
+    home, report = drawn
+    shown = chipviz(home, "show", report.run_id).out
+    assert "preset sound" in shown
+    assert "as published" not in shown
+    assert "*" not in shown
+
+
+def test_tokens_asks_the_chip_that_was_named(drawn, monkeypatch):
+    requests = []
+
+    def answer(_self, request):
+        requests.append(request)
+        return {"tokens": [], "at_cut": [], "label_names": []}
+
+    monkeypatch.setattr("chipviz.inference.Answerer.answer", answer)
+    home, report = drawn
+    start = ("tokens", report.run_id, "--text", "a match")
+    assert chipviz(home, *start, "--layer", "4", "--pooling", "last", "--json").status == 0
+    assert chipviz(home, *start, "--chip", "linear", "--json").status == 0
+    assert [(r["layer"], r["pooling"], r["chip"]) for r in requests] == [
+        (4, "last", "linear"),
+        (report.selection["within"].cut_layer, "mean", "linear"),
+    ]
+    assert "chip mlp" in chipviz(home, *start, "--chip", "mlp").refusal

@@ -15,7 +15,7 @@ from tests.conftest import planted_rows
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(features, "CHUNK_TOKENS", 800)
+    monkeypatch.setattr(features, "BATCH_TOKENS", {"cpu": 400})
 
 
 def run(folder, backbone, data, *, progress=silent, name="one", on_points=lambda _: None, **more):
@@ -80,6 +80,8 @@ def test_the_test_split_is_untouched_until_the_end(
     names = ("chips.safetensors", "checked.jsonl")
     assert all((honest_dir / n).read_bytes() == (other_dir / n).read_bytes() for n in names)
     for rule, chosen in honest.selection.items():
+        if rule == "oracle":  # the one that says it looks
+            continue
         assert other.selection[rule].model_dump(exclude={"test_accuracy"}) == chosen.model_dump(
             exclude={"test_accuracy"}
         )
@@ -143,7 +145,7 @@ def test_every_layer_and_pooling_is_scored_on_both_splits(tiny_backbone_folder, 
     hits = (stored["test.last.linear"][2] == stored["labels.test"]).mean()
     assert hits == pytest.approx(report.score_at(2, "last", "linear", "test").accuracy)
     chips = Chips.load(run_dir / "chips.safetensors", _fingerprint(tiny_backbone_folder))
-    assert len(chips.weights["linear", "mean"]) == 5
+    assert len(chips.stacks["linear", "mean"].weight) == 5
 
 
 def test_limits_take_a_stratified_sample_and_one_pooling_is_enough(

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +15,15 @@ from chipviz.backbone import load_backbone
 from chipviz.features import ORDER, batches, extract, forward_pooled, plan
 from chipviz.progress import Cancelled
 from chipviz.task import Examples, Task, bake, load_tokenizer
+from tests.families import SEVEN
 
-POOLINGS = ("last", "mean")
+POOLINGS = ("last", "mean", "first", "max", "raw")
 
 
 @pytest.fixture
 def line(tiny_backbone_folder, monkeypatch):
     """A tiny backbone, a prompt and a task of texts of many lengths, in small chunks."""
-    monkeypatch.setattr(features_module, "CHUNK_TOKENS", 60)
+    monkeypatch.setattr(features_module, "BATCH_TOKENS", {"cpu": 30})
     backbone = load_backbone(tiny_backbone_folder, "tiny", dtype=torch.float32, device="cpu")
     words = ["red", "green", "blue", "one", "two", "three", "sun", "moon"]
     random = np.random.default_rng(0)
@@ -54,11 +57,50 @@ def test_streamed_features_equal_transformers_own_hidden_states(line, home):
             for layer in range(-1, backbone.n_layers):
                 state = output.hidden_states[layer + 1][0]
                 if layer < backbone.n_layers - 1:  # the last entry is normed already
+                    got = features.read(split, "raw", layer)[row]
+                    torch.testing.assert_close(got, state[-1], atol=1e-5, rtol=0)
                     state = backbone.read(state)
-                for pooling, truth in (("last", state[-1]), ("mean", state.mean(dim=0))):
+                for pooling, truth in pooled(state).items():
                     got = features.read(split, pooling, layer)[row]
                     torch.testing.assert_close(got, truth, atol=1e-5, rtol=0)
     assert n_tokens == total
+
+
+def pooled(state):
+    """One text's states (T, D), pooled plainly."""
+    return {
+        "last": state[-1],
+        "first": state[0],
+        "mean": state.mean(dim=0),
+        "max": state.max(dim=0).values,
+    }
+
+
+@pytest.mark.parametrize("family", SEVEN, ids=lambda family: family.name)
+def test_every_family_is_read_as_transformers_reads_it(family, tmp_path):
+    """Streamed = whole = hidden_states + final norm; batch mates and padding change nothing."""
+    backbone = load_backbone(family.build(tmp_path), family.name, dtype=torch.float32, device="cpu")
+    random = np.random.default_rng(0)
+    ids = [random.integers(3, 400, n).tolist() for n in (11, 3, 7, 1, 19)]
+    together = forward_pooled(backbone, ids, 2, POOLINGS)
+    norm = backbone.model.get_submodule(family.norm) if family.norm else torch.nn.Identity()
+    last = len(together[0]) - 1
+    for row, tokens in enumerate(ids):
+        alone = forward_pooled(backbone, [tokens], 2, POOLINGS)
+        torch.testing.assert_close(alone[:, :, 0], together[:, :, row], atol=1e-5, rtol=0)
+        with torch.inference_mode():
+            states = backbone.model(
+                input_ids=torch.tensor([tokens]), output_hidden_states=True
+            ).hidden_states
+        assert len(states) == last + 1
+        for layer, state in enumerate(states):
+            normed = state[0] if layer == last else norm(state[0])
+            truth = pooled(normed)
+            if layer < last or family.norm is None:
+                truth["raw"] = state[0, -1]
+            for pooling, vector in truth.items():
+                got = together[POOLINGS.index(pooling), layer, row]
+                torch.testing.assert_close(got, vector, atol=1e-5, rtol=0)
 
 
 def test_a_texts_features_do_not_depend_on_its_batch_mates(line):
@@ -79,7 +121,7 @@ def test_every_row_is_in_exactly_one_batch_within_the_budget():
 
 
 def test_chunks_cover_a_split_in_order_without_gaps():
-    chunks = plan("train", [[0] * n for n in (3000, 3000, 10, 9000, 1)])
+    chunks = plan("train", [[0] * n for n in (3000, 3000, 10, 9000, 1)], 4096)
     edges = [(c.start, c.stop) for c in chunks]
     assert edges[0][0] == 0
     assert edges[-1][1] == 5
@@ -107,6 +149,16 @@ def test_a_stopped_extraction_goes_on_and_ends_with_the_same_bytes(line, tmp_pat
             assert (whole.folder / name).read_bytes() == (again.folder / name).read_bytes()
 
 
+def test_kill_9_at_20_random_moments_ends_with_the_same_bytes(tiny_backbone_folder, tmp_path):
+    command = [sys.executable, "-m", "tests.kill_extraction", tiny_backbone_folder, tmp_path]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()[-1000:]
+    found = json.loads(done.stdout)
+    assert found["files"] == 10
+    assert found["same"] == found["kills"] == 20
+    assert found["broken"] >= 10  # or nothing was tested
+
+
 def test_a_second_run_reads_what_is_there(line, home):
     backbone, prompt, task = line
     extract(backbone, prompt, task, home, poolings=POOLINGS)
@@ -116,6 +168,28 @@ def test_a_second_run_reads_what_is_there(line, home):
     )
     assert n_tokens == 0
     assert [c.split for c in chunks] == sorted((c.split for c in chunks), key=ORDER.index)
+
+
+def test_runs_with_other_poolings_share_what_both_need(line, home):
+    backbone, prompt, task = line
+    both, n_tokens = extract(backbone, prompt, task, home, poolings=("last", "mean"))
+    one, none = extract(backbone, prompt, task, home, poolings=("mean",))
+    more, again = extract(backbone, prompt, task, home, poolings=("mean", "max"))
+    assert both.folder == one.folder == more.folder
+    assert (none, again) == (0, n_tokens)  # what is there is kept, what is new is read
+    truth, _ = extract(backbone, prompt, task, home / "apart", poolings=("max",))
+    for layer in range(-1, backbone.n_layers):
+        assert torch.equal(more.read("train", "max", layer), truth.read("train", "max", layer))
+
+
+def test_a_part_of_the_rows_is_that_part(line, home):
+    backbone, prompt, task = line
+    features, _ = extract(backbone, prompt, task, home, poolings=("last",))
+    whole = features.read("train", "last", 2)
+    assert torch.equal(features.read("train", "last", 2, 5, 9), whole[5:9])
+    assert torch.equal(features.read("train", "last", 2, 25, 99), whole[25:])
+    stored = np.load(features.folder / "train-last.npy")
+    assert torch.equal(whole, torch.from_numpy(stored[3]))
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "manifest"])

@@ -3,29 +3,26 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from chipviz import config, jobs
 from chipviz.config import RunConfig
 from chipviz.errors import ConfigError, JobError
 from chipviz.progress import Progress
 from chipviz.store import Store
-from chipviz.ui import form, parts, state, words
+from chipviz.ui import form, parts, words
 from tests.example_run import (
     EVIL,
     LABELS,
     active_run,
     built_bundle,
     finished_run,
-    report_of,
     token_answer,
 )
+from tests.page_driver import ROOT, button, html_of, open_page, text_of
 
-ROOT = Path(__file__).resolve().parents[1]
-REPORT = report_of("20261121-235959-4f2a")
+CHIPS = [("linear", "last"), ("linear", "mean"), ("mlp", "mean"), ("linear", "max")]
 
 
 @pytest.fixture
@@ -48,29 +45,6 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(jobs.Inference, "ask", answer)
     return requests
-
-
-def open_page(name, **params):
-    at = AppTest.from_file(str(ROOT / "chipviz/ui/main.py"), default_timeout=30)
-    at.run()
-    for key, value in params.items():
-        at.query_params[key] = value
-    at.switch_page(f"../../pages/{name}.py").run()
-    assert not at.exception
-    return at
-
-
-def html_of(at):
-    return " ".join(block.proto.body for block in at.get("html"))
-
-
-def text_of(at):
-    kinds = ("markdown", "caption", "info", "warning", "error", "header", "subheader")
-    return " ".join(str(element.value) for kind in kinds for element in at.get(kind))
-
-
-def button(at, key):
-    return next(b for b in at.button if b.key == key)
 
 
 # home
@@ -136,6 +110,33 @@ def test_the_form_starts_the_run_it_describes(store):
     assert job.config.backbone == "smollm2-135m"
 
 
+def test_options_of_the_form_reach_the_run(store):
+    at = open_page("train")
+    at.multiselect(key="poolings").set_value(["first", "max"])
+    at.multiselect(key="chips").set_value(["linear", "mlp"])
+    next(c for c in at.get("button_group") if c.key == "preset").set_value("published")
+    at.toggle(key="balanced").set_value(True)
+    at.number_input(key="repeats").set_value(5)
+    at.toggle(key="spread").set_value(True)
+    at.run()
+    button(at, "start").click().run()
+    (job,) = store.runs()
+    assert job.config.features == ("raw", "first", "max")
+    assert job.config.chips == ("linear", "mlp")
+    assert (job.config.class_weight, job.config.repeats) == ("balanced", 5)
+    assert job.config.device_map == "auto"
+
+
+def test_the_form_left_alone_asks_for_the_embedded_example(store):
+    at = open_page("train")
+    said = text_of(at)
+    assert "draws the validation rows from the evaluation split" in said
+    assert "picks the best layer on the test texts" in said
+    button(at, "start").click().run()
+    (job,) = store.runs()
+    assert job.config == RunConfig.checked(**config.EXAMPLE)
+
+
 def test_a_wrong_setting_is_said_in_words_and_starts_nothing(store):
     at = open_page("train")
     at.multiselect(key="poolings").set_value([]).run()
@@ -188,125 +189,6 @@ def test_an_upload_gets_a_made_up_name_and_the_same_content_the_same_one(tmp_pat
         form.save_upload(tmp_path, "model.pkl", b"")
 
 
-# layers
-
-
-@pytest.mark.usefixtures("store")
-@pytest.mark.parametrize("page", ["layers", "tokens", "bundle"])
-@pytest.mark.parametrize("run", ["20990101-000000-ffff", "../../etc", "<script>alert(1)</script>"])
-def test_an_unknown_run_in_the_address_is_a_friendly_word(page, run):
-    at = open_page(page, run=run)
-    assert len(at.error) == 1
-
-
-@pytest.mark.usefixtures("store")
-@pytest.mark.parametrize("page", ["layers", "tokens", "bundle"])
-def test_pages_of_a_result_say_what_to_do_first_when_there_is_none(page):
-    assert "No finished run yet" in text_of(open_page(page))
-
-
-def test_a_run_still_at_work_points_to_its_live_view(store):
-    job = active_run(store)
-    assert "still at work" in text_of(open_page("layers", run=job.run_id))
-
-
-def test_layers_opens_at_the_cut_of_rule_within_and_says_so_in_the_address(store):
-    job = finished_run(store)
-    at = open_page("layers", run=job.run_id)
-    best = job.report.selection["within"]
-    assert at.slider(key="cut").value == best.cut_layer
-    assert at.query_params["cut"] == str(best.cut_layer)
-    assert at.query_params["pooling"] == best.pooling
-
-
-@pytest.mark.parametrize("bad", ["999", "abc", "<script>", "-1", "", "1e3", "٣"])
-def test_a_bad_cut_in_the_address_falls_back_to_the_recommended_one(store, bad):
-    job = finished_run(store)
-    at = open_page("layers", run=job.run_id, cut=bad)
-    assert at.slider(key="cut").value == job.report.selection["within"].cut_layer
-
-
-def test_slider_savings_stack_figure_and_address_stay_in_step(store):
-    job = finished_run(store)
-    at = open_page("layers", run=job.run_id, cut="20", pooling="last")
-    assert at.slider(key="cut").value == 20
-    at.slider(key="cut").set_value(12).run()
-    cost = job.report.cost_at(12, "last")
-    page = html_of(at)
-    assert at.query_params["cut"] == "12"
-    assert 'Cut at layer <span class="cv-accent">12</span> of 30' in page
-    assert "13 of 30 layers kept, 17 removed" in page
-    assert f"{cost.n_parameters / 1e6:,.1f} M of 134.5 M" in page
-    assert f"{100 * cost.layer_ratio:.1f} %" in page
-    assert f"{100 * cost.parameter_ratio:.1f} %" in page
-    assert "cut at layer 12" in at.get("plotly_chart")[0].proto.spec
-
-
-def test_a_rule_button_sets_layer_and_pooling(store):
-    job = finished_run(store)
-    at = open_page("layers", run=job.run_id, cut="3", pooling="last")
-    button(at, "rule_fixed").click().run()
-    fixed = job.report.selection["fixed"]
-    assert at.slider(key="cut").value == fixed.cut_layer
-    assert at.query_params["pooling"] == fixed.pooling
-    assert fixed.why.replace("/", "") in text_of(at).replace("\\", "").replace("/", "")
-
-
-@pytest.mark.usefixtures("asked")
-def test_the_cut_follows_to_the_other_pages_and_back(store):
-    job = finished_run(store)
-    at = open_page("layers", run=job.run_id)
-    at.slider(key="cut").set_value(15).run()
-    for page in ("tokens", "bundle", "layers"):
-        at.switch_page(f"../../pages/{page}.py").run()
-        assert not at.exception
-        assert at.slider(key="cut").value == 15
-        assert at.query_params["cut"] == "15"
-
-
-def test_each_run_keeps_its_own_cut(store):
-    one, two = finished_run(store), finished_run(store)
-    at = open_page("layers", run=one.run_id)
-    at.slider(key="cut").set_value(15).run()
-    at.query_params.clear()
-    at.query_params["run"] = two.run_id
-    at.run()
-    assert at.slider(key="cut").value == two.report.selection["within"].cut_layer
-    at.query_params.clear()
-    at.query_params["run"] = one.run_id
-    at.run()
-    assert at.slider(key="cut").value == 15
-
-
-def test_an_address_names_a_cut_or_the_kept_one_fills_in():
-    kept = state.Cut(8, "mean")
-    assert state.parse_cut({"cut": "20", "pooling": "last"}, REPORT, kept) == state.Cut(20, "last")
-    assert state.parse_cut({"cut": "20"}, REPORT, kept) == state.Cut(20, "mean")
-    assert state.parse_cut({"pooling": "last", "cut": "99"}, REPORT, kept) == state.Cut(8, "last")
-    assert state.parse_cut({"pooling": "max"}, REPORT, kept) is None
-    assert state.parse_cut({}, REPORT, kept) is None
-
-
-def test_loss_is_called_unmeasurable_only_inside_the_interval_of_the_best(store):
-    job = finished_run(store)
-    near = text_of(open_page("layers", run=job.run_id, cut="7", pooling="mean"))
-    far = text_of(open_page("layers", run=job.run_id, cut="5", pooling="mean"))
-    best = job.report.score_at(8, "mean", "linear", "test")
-    cut = job.report.score_at(5, "mean", "linear", "test")
-    assert cut.accuracy < best.accuracy_low < cut.accuracy_high
-    assert "No measurable loss" in near
-    assert "No measurable loss" not in far
-    assert "points below the best chip" in far
-
-
-def test_mistakes_and_confusion_come_from_the_chip_at_the_cut(store):
-    job = finished_run(store)
-    at = open_page("layers", run=job.run_id, cut="0", pooling="last")
-    mistakes = next(frame.value for frame in at.dataframe if "truth" in frame.value)
-    assert len(mistakes) == 50
-    assert (mistakes["truth"] != mistakes["the chip says"]).all()
-
-
 # tokens
 
 
@@ -318,6 +200,14 @@ def test_the_first_test_text_is_shown_on_class_tints_with_its_label(store, asked
     assert re.search(r'class="cv-t cv-c0-\d" title="business \d+ %">Shares<', page)
     assert "business</span>80.0 %, which is right" in page
     assert 'Settled at layer <span class="cv-accent">7</span>' in page
+
+
+def test_the_words_are_asked_of_the_chip_at_the_cut(store, asked):
+    job = finished_run(store, chips=CHIPS)
+    open_page("tokens", run=job.run_id, cut="4", pooling="mean", chip="mlp")
+    assert (asked[0]["pooling"], asked[0]["chip"]) == ("mean", "mlp")
+    open_page("tokens", run=job.run_id, cut="4", pooling="mean")
+    assert (asked[1]["pooling"], asked[1]["chip"]) == ("mean", "linear")
 
 
 def test_moving_the_cut_recolours_without_asking_again(store, asked):
@@ -404,6 +294,15 @@ def test_a_last_token_cut_is_a_sequence_bundle(store):
     job = finished_run(store)
     said = text_of(open_page("bundle", run=job.run_id, cut="21", pooling="last"))
     assert "A **sequence** bundle, layers 0 to 21 of 30" in said
+
+
+def test_a_cut_that_no_stock_class_holds_is_a_chipviz_bundle_of_its_chip(store):
+    job = finished_run(store, chips=CHIPS)
+    at = open_page("bundle", run=job.run_id, cut="12", pooling="mean", chip="mlp")
+    assert "A **chipviz** bundle, layers 0 to 12 of 30" in text_of(at)
+    button(at, "build").click().run()
+    (bundle,) = store.bundles(job.run_id)
+    assert bundle.cut == config.CutSpec(cut_layer=12, pooling="mean", chip="mlp", rule="manual")
 
 
 def test_a_build_at_work_shows_progress_and_can_be_stopped(store):

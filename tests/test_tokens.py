@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chipviz.backbone import load_backbone
-from chipviz.chips import Chips
+from chipviz.chips import Chip, Chips
 from chipviz.task import Examples, bake, load_tokenizer
 from chipviz.tokens import read_tokens, settled_layer
 
@@ -17,8 +17,8 @@ def opened(tiny_backbone_folder):
     rows = Examples(["we saw the old house", "a goal"] * 20, None, np.zeros(40, dtype=np.int64))
     prompt = bake(load_tokenizer(tiny_backbone_folder), "say {text} now", 60, rows)
     torch.manual_seed(3)
-    weights = {("linear", p): torch.randn(5, 3, 32) for p in ("last", "mean")}
-    return backbone, prompt, Chips(weights, {key: [1.0] * 5 for key in weights})
+    stacks = {("linear", p): Chip(torch.randn(5, 3, 32)) for p in ("last", "mean", "raw")}
+    return backbone, prompt, Chips(stacks)
 
 
 def test_the_answer_for_the_text_is_the_chip_on_the_pooled_states(opened):
@@ -30,11 +30,14 @@ def test_the_answer_for_the_text_is_the_chip_on_the_pooled_states(opened):
         read = read_tokens(backbone, prompt, chips, text, layer=1, pooling=pooling)
         normed = backbone.read(states[2])[0]
         pooled = normed[-1] if pooling == "last" else normed.mean(dim=0)
-        truth = (chips.weight(1, pooling) @ pooled).softmax(dim=0)
+        truth = (chips.at(1, pooling).weight @ pooled).softmax(dim=0)
         torch.testing.assert_close(torch.tensor(read["by_layer"][1]), truth, atol=1e-4, rtol=0)
-        at_token = (normed @ chips.weight(1, pooling).T).softmax(dim=-1)
+        at_token = (normed @ chips.at(1, pooling).weight.T).softmax(dim=-1)
         torch.testing.assert_close(torch.tensor(read["at_cut"]), at_token, atol=1e-4, rtol=0)
         assert read["label_index"][1] == at_token.argmax(dim=-1).tolist()
+    raw = read_tokens(backbone, prompt, chips, text, layer=1, pooling="raw")
+    truth = (chips.at(1, "raw").weight @ states[2][0, -1]).softmax(dim=0)
+    torch.testing.assert_close(torch.tensor(raw["by_layer"][1]), truth, atol=1e-4, rtol=0)
 
 
 def test_the_pieces_of_the_text_join_to_the_text_and_the_template_stands_around(opened):

@@ -5,19 +5,21 @@ import textwrap
 import streamlit as st
 
 from chipviz import jobs, server
-from chipviz.config import CutSpec, Pooling
+from chipviz.canvas import chip_name
+from chipviz.config import CutSpec
 from chipviz.errors import ChipvizError
-from chipviz.report import BundleReport, RunReport
+from chipviz.report import BundleKind, BundleReport, RunReport
 from chipviz.store import Job
 from chipviz.ui import cut as cut_widgets
 from chipviz.ui import live, parts, state
 from chipviz.ui.state import Cut
 
-_KINDS: dict[Pooling, tuple[str, str]] = {
-    "last": ("sequence", 'loads with `pipeline("text-classification", PATH)`, nothing else needed'),
-    "mean": ("token", "loads with `AutoModelForTokenClassification`; three lines give the label"),
+_LOADS: dict[BundleKind, str] = {
+    "sequence": 'loads with `pipeline("text-classification", PATH)`, nothing else needed',
+    "token": "loads with `AutoModelForTokenClassification`; three lines give the label",
+    "chipviz": "loads with `chipviz.bundle.load(PATH)`, for no stock class holds this chip",
 }
-_SNIPPETS = {
+_SNIPPETS: dict[BundleKind, str] = {
     "sequence": """
         from transformers import pipeline
         classify = pipeline("text-classification", {path!r})
@@ -30,25 +32,33 @@ _SNIPPETS = {
         inputs = AutoTokenizer.from_pretrained(path)("Your text", return_tensors="pt")
         print(model.config.id2label[model(**inputs).logits.mean(1).argmax().item()])
         """,
+    "chipviz": """
+        from pathlib import Path
+        from chipviz import bundle
+        classifier = bundle.load(Path({path!r}))
+        print(classifier.predict(["Your text"]))
+        """,
 }
 
 
 def plan(job: Job, report: RunReport, cut: Cut) -> None:
     """Say what will be built at this cut, and build it."""
-    cost = report.cost_at(cut.layer, cut.pooling)
-    kind, loads = _KINDS[cut.pooling]
+    cost = report.cost_at(cut.layer, cut.pooling, cut.chip)
     st.html(
         f'<div class="cv-big">{parts.megabytes(report.dense.weight_bytes)} → '
         f'<span class="cv-accent">{parts.megabytes(cost.weight_bytes)}</span></div>'
     )
-    st.write(
-        f"A **{kind}** bundle, layers 0 to {cut.layer} of {report.backbone.n_layers}: {loads}."
-    )
+    blocks = f"layers 0 to {cut.layer} of {report.backbone.n_layers}"
+    if cost.bundle:
+        st.write(f"A **{cost.bundle}** bundle, {blocks}: {_LOADS[cost.bundle]}.")
+    else:
+        st.write(f"A bundle of {blocks}.")
     working = [bundle for bundle in state.store().bundles(job.run_id) if parts.at_work(bundle)]
     if working:
         live.watch_bundle(working[-1])
         return
-    spec = CutSpec(cut_layer=cut.layer, pooling=cut.pooling, rule=cut_widgets.rule_of(report, cut))
+    rule = cut_widgets.rule_of(report, cut)
+    spec = CutSpec(cut_layer=cut.layer, pooling=cut.pooling, chip=cut.chip, rule=rule)
     there = any(_is_at(bundle, cut) for bundle in _done(job))
     st.button(
         "Build it again" if there else "Build the bundle",
@@ -78,7 +88,7 @@ def use(job: Job) -> None:
     """Download, try and load one bundle."""
     bundle = job.bundle
     assert bundle is not None
-    st.subheader(f"Layer {bundle.cut_layer}, {bundle.pooling}", anchor=False)
+    st.subheader(_name(bundle), anchor=False)
     st.link_button(
         f"Download ({parts.megabytes(bundle.folder_bytes)})",
         server.bundle_link(state.store(), job),
@@ -90,10 +100,10 @@ def use(job: Job) -> None:
     st.caption("The same files lie in this folder:")
     st.code(bundle.path, language=None, wrap_lines=True)
     _try_it(bundle)
-    snippet = _SNIPPETS.get(bundle.kind)
-    if snippet:
-        st.markdown("**Load it** anywhere, with torch and transformers alone")
-        st.code(textwrap.dedent(snippet).strip().format(path=bundle.path), language="python")
+    needs = "chipviz" if bundle.kind == "chipviz" else "torch and transformers alone"
+    st.markdown(f"**Load it** anywhere, with {needs}")
+    snippet = textwrap.dedent(_SNIPPETS[bundle.kind]).strip()
+    st.code(snippet.format(path=bundle.path), language="python")
 
 
 def _done(job: Job) -> list[Job]:
@@ -106,7 +116,11 @@ def _done(job: Job) -> list[Job]:
 
 
 def _is_at(bundle: Job, cut: Cut) -> bool:
-    return (bundle.cut.cut_layer, bundle.cut.pooling) == (cut.layer, cut.pooling)
+    return Cut(bundle.cut.cut_layer, bundle.cut.pooling, bundle.cut.chip) == cut
+
+
+def _name(bundle: BundleReport) -> str:
+    return f"Layer {bundle.cut_layer}, {chip_name(bundle.pooling, bundle.chip)}"
 
 
 def _ended_badly(job: Job) -> None:
@@ -119,7 +133,7 @@ def _ended_badly(job: Job) -> None:
 def _built_row(job: Job, *, opened: bool) -> None:
     bundle = job.bundle
     assert bundle is not None
-    name = f"Layer {bundle.cut_layer}, {bundle.pooling}: {parts.megabytes(bundle.folder_bytes)}"
+    name = f"{_name(bundle)}: {parts.megabytes(bundle.folder_bytes)}"
     with st.expander(name, expanded=opened, icon=":material/verified:"):
         st.write(
             f"Verified in a fresh process: {bundle.n_verified} of {bundle.n_verified} texts agree, "

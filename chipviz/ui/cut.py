@@ -1,74 +1,92 @@
-"""The widgets that choose a cut, the same on every page: slider, pooling, rules, chart click."""
-
-from typing import get_args
+"""The widgets that choose a cut, the same on every page: slider, chip, rules, chart click."""
 
 import streamlit as st
 
 from chipviz import charts
-from chipviz.config import Pooling, Rule
+from chipviz.canvas import chip_name
+from chipviz.config import ChipKind, Pooling, Rule
 from chipviz.report import RunReport, SelectionInfo
-from chipviz.ui import state
+from chipviz.ui import parts, state
 from chipviz.ui.state import Cut
 
 RULE_NAMES: dict[Rule, str] = {
     "validate": "Best",
     "within": "Within 1 point",
+    "non-inferior": "Not worse",
+    "elbow": "Elbow",
+    "budget": "Half the size",
     "fixed": "Fixed 5/8",
 }
+"""What people call the rules that a cut may be chosen by; *oracle* is none of them."""
+SIDE_BY_SIDE = 24
+"""Letters of all chips' names, up to which each has its button; longer ones are a list to open."""
 
 
 def controls(report: RunReport) -> Cut:
-    """Draw slider and pooling choice, both views of the kept cut, and return it.
+    """Draw slider and, where there are several, the chips; both are views of the kept cut.
 
     A widget that is new on this page starts at the kept cut; one that is here already is moved.
     """
     cut = state.current_cut(report)
-    _show("cut", cut.layer)
-    _show("pooling", cut.pooling)
     last = report.backbone.n_layers - 1
-    left, right = st.columns([3, 2], vertical_alignment="bottom")
     if last > 0:
-        with left:
-            st.slider("Cut layer", 0, last, cut.layer, key="cut", on_change=_moved, args=(report,))
-    with right:
-        st.segmented_control(
-            "Pooling",
-            state.poolings(report),
-            default=cut.pooling,
-            key="pooling",
-            required=True,
-            on_change=_moved,
-            args=(report,),
-        )
+        _show("cut", cut.layer)
+        st.slider("Cut layer", 0, last, cut.layer, key="cut", on_change=_moved, args=(report,))
+    names = [chip_name(*key) for key in state.chips(report)]
+    if len(names) > 1:
+        _show("chip", cut.name)
+        _chip_choice(report, names, cut)
     return cut
 
 
 def rule_buttons(report: RunReport, cut: Cut) -> None:
-    """One button a rule; the one that says the present cut is filled."""
-    with st.container(horizontal=True):
+    """One button a rule; those that say the present cut are filled."""
+    with st.container(horizontal=True, gap="small"):
         for rule, name in RULE_NAMES.items():
             choice = report.selection.get(rule)
             if choice is None:
                 continue
             st.button(
-                f"{name}: layer {choice.cut_layer}, {choice.pooling}",
+                f"{name}: layer {choice.cut_layer}{_chip_words(report, choice)}",
                 key=f"rule_{rule}",
-                type="primary" if _says(choice, cut) else "secondary",
+                type="primary" if _cut_of(choice) == cut else "secondary",
+                help=parts.plain(sentence(choice.why)),
                 on_click=state.choose_cut,
-                args=(report, choice.cut_layer, choice.pooling),
+                args=(report, _cut_of(choice)),
             )
 
 
 def why(report: RunReport, cut: Cut) -> str:
-    """Why the cut stands where it stands: the rules that say so, or the user's hand."""
-    reasons = [choice.why for choice in report.selection.values() if _says(choice, cut)]
-    return "; ".join(reasons) or "chosen by hand"
+    """Why the cut stands where it stands: the first rule that says so, and who else does."""
+    rules = _rules_at(report, cut)
+    if not rules:
+        return "Chosen by hand."
+    others = " and ".join(RULE_NAMES[rule] for rule in rules[1:])
+    same = f" Same cut by {others}." if others else ""
+    return sentence(report.selection[rules[0]].why) + same
+
+
+def oracle_words(report: RunReport) -> str | None:
+    """What the test split would have chosen: a yardstick that no button offers."""
+    choice = report.selection.get("oracle")
+    if choice is None:
+        return None
+    return (
+        f"Oracle: layer {choice.cut_layer}, {_cut_of(choice).name}, "
+        f"{parts.percent(choice.test_accuracy)} on test. "
+        "Chosen on test, for comparison only."
+    )
+
+
+def sentence(words: str) -> str:
+    """A reason, as a sentence."""
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def rule_of(report: RunReport, cut: Cut) -> Rule:
     """The first rule that says this cut, or `manual`."""
-    names: list[Rule] = [rule for rule, said in report.selection.items() if _says(said, cut)]
-    return names[0] if names else "manual"
+    rules = _rules_at(report, cut)
+    return rules[0] if rules else "manual"
 
 
 def curve(report: RunReport, cut: Cut) -> None:
@@ -77,14 +95,17 @@ def curve(report: RunReport, cut: Cut) -> None:
     The cut is part of the figure, so each new cut makes a new chart and drops the old selection:
     a point can be clicked again later.
     """
+    figure = charts.curve_figure(
+        report, cut_layer=cut.layer, pooling=cut.pooling, chip=cut.chip, look=state.look()
+    )
     st.plotly_chart(
-        charts.curve_figure(report, cut_layer=cut.layer, pooling=cut.pooling, look=state.look()),
+        figure,
         key="curve",
         on_select=lambda: _clicked(report),
         selection_mode="points",
         theme=None,
         config={"displayModeBar": False},
-        alt=f"Accuracy of a chip on every layer; cut at layer {cut.layer}. Same data under Table.",
+        alt=f"Accuracy of every layer's chip; cut at {cut.layer}, {cut.name}. Same data: Table.",
     )
 
 
@@ -93,16 +114,47 @@ def _show(key: str, value: object) -> None:
         st.session_state[key] = value
 
 
-def _says(choice: SelectionInfo, cut: Cut) -> bool:
-    return (choice.cut_layer, choice.pooling) == (cut.layer, cut.pooling)
+def _chip_choice(report: RunReport, names: list[str], cut: Cut) -> None:
+    if sum(map(len, names)) > SIDE_BY_SIDE:
+        place = names.index(cut.name)
+        st.selectbox("Chip", names, place, key="chip", on_change=_moved, args=(report,))
+        return
+    st.segmented_control(
+        "Chip",
+        names,
+        default=cut.name,
+        key="chip",
+        required=True,
+        on_change=_moved,
+        args=(report,),
+    )
+
+
+def _chip_words(report: RunReport, choice: SelectionInfo) -> str:
+    return f", {_cut_of(choice).name}" if len(state.chips(report)) > 1 else ""
+
+
+def _cut_of(choice: SelectionInfo) -> Cut:
+    return Cut(choice.cut_layer, choice.pooling, choice.chip)
+
+
+def _rules_at(report: RunReport, cut: Cut) -> list[Rule]:
+    there = report.selection
+    return [rule for rule in RULE_NAMES if rule in there and _cut_of(there[rule]) == cut]
 
 
 def _moved(report: RunReport) -> None:
-    pooling = next(name for name in get_args(Pooling) if name == st.session_state["pooling"])
-    state.choose_cut(report, st.session_state.get("cut", 0), pooling)
+    there: dict[str, tuple[Pooling, ChipKind]] = {
+        chip_name(*key): key for key in state.chips(report)
+    }
+    only = next(iter(there))
+    state.choose_cut(
+        report,
+        Cut(st.session_state.get("cut", 0), *there[st.session_state.get("chip", only)]),
+    )
 
 
 def _clicked(report: RunReport) -> None:
     hit = charts.picked(st.session_state["curve"].selection.points)
     if hit:
-        state.choose_cut(report, *hit)
+        state.choose_cut(report, Cut(*hit))

@@ -10,12 +10,16 @@ from typing import Any
 import streamlit as st
 
 from chipviz import jobs
-from chipviz.config import EXAMPLE, RunConfig
+from chipviz.config import EXAMPLE, ChipKind, Pooling, Preset, RunConfig
 from chipviz.errors import ChipvizError, ConfigError
 from chipviz.ui import nav, parts, state
 
 UPLOADS = ["csv", "tsv", "jsonl", "parquet"]
 MAX_UPLOAD_MB = 64
+POOLINGS: tuple[Pooling, ...] = ("last", "mean", "first", "max")
+CHIPS: dict[ChipKind, str] = {"linear": "Linear", "mlp": "MLP, 256 wide"}
+PRESETS: dict[Preset, str] = {"sound": "Sound", "published": "As published, beside it"}
+MAX_FITS = 10
 
 
 def show() -> None:
@@ -114,33 +118,102 @@ def _prompt(*, embedded: bool) -> dict[str, Any]:
 
 
 def _options(*, embedded: bool) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    known: dict[str, Any] = EXAMPLE if embedded else {}
     with st.expander("More options"):
-        values["poolings"] = st.multiselect(
-            "Poolings", ["last", "mean"], default=["last", "mean"], key="poolings"
+        return _chips() | _texts(embedded=embedded) | _columns() | _computing()
+
+
+def _chips() -> dict[str, Any]:
+    left, right = st.columns(2)
+    with left:
+        poolings = st.multiselect(
+            "Poolings",
+            POOLINGS,
+            default=["last", "mean"],
+            key="poolings",
+            help="Which state of a text the chips read: its last token, the mean over all, its "
+            "first token, or the largest value of each dimension.",
         )
-        for field, label in (
-            ("max_train", "Training texts at most"),
-            ("max_validation", "Validation texts at most"),
-            ("max_test", "Test texts at most"),
-        ):
-            values[field] = st.number_input(
-                label,
-                min_value=2,
-                value=known.get(field),
-                placeholder="all",
-                key=f"{field}_{embedded}",
-            )
-        for field, label in (
-            ("text", "Text column"),
-            ("text_pair", "Second text column"),
-            ("label", "Label column"),
-        ):
-            name = st.text_input(label, placeholder="guessed", key=field)
-            values[field] = name.strip() or None
-        values["seed"] = st.number_input("Seed", min_value=0, value=0, key="seed")
+    with right:
+        chips = st.multiselect(
+            "Chips",
+            list(CHIPS),
+            default=["linear"],
+            format_func=lambda kind: CHIPS[kind],
+            key="chips",
+            help="Linear fits in seconds and becomes part of a stock model. An MLP may find what "
+            "is not linear.",
+        )
+    preset = st.segmented_control(
+        "Recipe",
+        list(PRESETS),
+        default="sound",
+        format_func=lambda name: PRESETS[name],
+        required=True,
+        key="preset",
+    )
+    st.caption(
+        "As published adds the paper's own training of linear and MLP chips on raw last-token "
+        "states. Its two leaks are not repeated: it draws the validation rows from the evaluation "
+        "split, and picks the best layer on the test texts."
+    )
+    return {"poolings": poolings, "chips": chips, "preset": preset}
+
+
+def _texts(*, embedded: bool) -> dict[str, Any]:
+    known: dict[str, Any] = EXAMPLE if embedded else {}
+    values: dict[str, Any] = {}
+    fields = (
+        ("max_train", "Training texts at most"),
+        ("max_validation", "Validation texts at most"),
+        ("max_test", "Test texts at most"),
+    )
+    for place, (field, label) in zip(st.columns(3), fields, strict=True):
+        values[field] = place.number_input(
+            label,
+            min_value=2,
+            value=known.get(field),
+            placeholder="all",
+            key=f"{field}_{embedded}",
+        )
+    balanced = st.toggle(
+        "Balance the classes",
+        key="balanced",
+        help="Every class counts alike in training, however many texts it has.",
+    )
+    return values | {"class_weight": "balanced" if balanced else "none"}
+
+
+def _columns() -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    fields = (
+        ("text", "Text column"),
+        ("text_pair", "Second text column"),
+        ("label", "Label column"),
+    )
+    for place, (field, label) in zip(st.columns(3), fields, strict=True):
+        name = place.text_input(label, placeholder="guessed", key=field)
+        values[field] = name.strip() or None
     return values
+
+
+def _computing() -> dict[str, Any]:
+    left, right = st.columns(2)
+    repeats = left.number_input(
+        "Fits of each chip",
+        min_value=1,
+        max_value=MAX_FITS,
+        value=1,
+        key="repeats",
+        help="From 2 on, each further fit sees another sample of the training texts, and a band "
+        "shows how far the fits differ.",
+    )
+    seed = right.number_input("Seed", min_value=0, value=0, key="seed")
+    spread = st.toggle(
+        "Spread over devices",
+        key="spread",
+        help="For a model too large for one device: it is laid over all devices and memory.",
+    )
+    return {"repeats": repeats, "seed": seed, "device_map": "auto" if spread else None}
 
 
 def _checked(values: dict[str, Any]) -> RunConfig:

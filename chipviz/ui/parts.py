@@ -72,6 +72,11 @@ def millions(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:,.1f} M"
 
 
+def milliseconds(seconds: float) -> str:
+    """A latency, in ms below one second."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
 def duration(seconds: float) -> str:
     """Time left, as minutes:seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -11,18 +11,24 @@ from pathlib import Path
 import streamlit as st
 
 from chipviz import jobs
-from chipviz.canvas import DARK, LIGHT, Look
-from chipviz.config import Pooling, home_dir
+from chipviz.canvas import DARK, LIGHT, Look, chip_name
+from chipviz.config import ChipKind, Pooling, home_dir
 from chipviz.report import RunReport
 from chipviz.store import Job, Store
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where to cut: the last layer kept, and the pooling its chip reads."""
+    """Where to cut: the last layer kept, and the chip that reads it."""
 
     layer: int
     pooling: Pooling
+    chip: ChipKind = "linear"
+
+    @property
+    def name(self) -> str:
+        """What people call its chip."""
+        return chip_name(self.pooling, self.chip)
 
 
 def store() -> Store:
@@ -81,42 +87,48 @@ def _remembered() -> Job | None:
 def current_cut(report: RunReport) -> Cut:
     """The cut chosen for a run: from the address, else kept, else what rule *within* says."""
     best = report.selection["within"]
-    kept = _cuts().get(report.run_id, Cut(best.cut_layer, best.pooling))
+    kept = _cuts().get(report.run_id, Cut(best.cut_layer, best.pooling, best.chip))
     cut = parse_cut(st.query_params.to_dict(), report, kept) or kept
-    choose_cut(report, cut.layer, cut.pooling)
+    choose_cut(report, cut)
     return cut
 
 
-def choose_cut(report: RunReport, layer: int, pooling: Pooling) -> None:
-    """Keep a cut for this run and show it in the address."""
-    _cuts()[report.run_id] = Cut(layer, pooling)
-    _write_address({"run": report.run_id, "cut": str(layer), "pooling": pooling})
+def choose_cut(report: RunReport, cut: Cut) -> None:
+    """Keep a cut for this run and show it in the address, where no kind of chip means linear."""
+    _cuts()[report.run_id] = cut
+    chip = "" if cut.chip == "linear" else cut.chip
+    _write_address(
+        {"run": report.run_id, "cut": str(cut.layer), "pooling": cut.pooling, "chip": chip}
+    )
 
 
 def parse_cut(params: Mapping[str, str], report: RunReport, kept: Cut) -> Cut | None:
     """The cut an address names, what is missing taken from `kept`; None if it names none.
 
-    A layer or pooling that the run does not have counts as not named.
+    A layer or chip that the run does not have counts as not named.
     """
     text = params.get("cut", "")
     layer = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else -1
     layer_fits = 0 <= layer < report.backbone.n_layers
-    asked = params.get("pooling")
-    named: list[Pooling] = [name for name in poolings(report) if name == asked]
+    asked = (
+        params.get("pooling", kept.pooling),
+        params.get("chip", "linear" if "pooling" in params else kept.chip),
+    )
+    named = [key for key in chips(report) if key == asked and {"pooling", "chip"} & set(params)]
     if not layer_fits and not named:
         return None
-    return Cut(layer if layer_fits else kept.layer, named[0] if named else kept.pooling)
+    pooling, chip = named[0] if named else (kept.pooling, kept.chip)
+    return Cut(layer if layer_fits else kept.layer, pooling, chip)
 
 
-def poolings(report: RunReport) -> list[Pooling]:
-    """The poolings that a run has chips for."""
-    names: dict[Pooling, None] = {score.pooling: None for score in report.scores}
-    return list(names)
+def chips(report: RunReport) -> list[tuple[Pooling, ChipKind]]:
+    """The chips that a run has on every layer, as (pooling, kind)."""
+    return list(dict.fromkeys((score.pooling, score.chip) for score in report.scores))
 
 
 def address() -> dict[str, str]:
     """What a link to another page must carry."""
-    keys = ("run", "cut", "pooling")
+    keys = ("run", "cut", "pooling", "chip")
     return {key: st.query_params[key] for key in keys if key in st.query_params}
 
 
@@ -125,6 +137,11 @@ def _cuts() -> dict[str, Cut]:
 
 
 def _write_address(params: Mapping[str, str]) -> None:
-    for key, value in params.items():
-        if st.query_params.get(key) != value:
-            st.query_params[key] = value
+    """Merge `params` into the address, an empty one away.
+
+    All at once: each write is a place in the browser's history, and half a cut is another cut.
+    """
+    now = st.query_params.to_dict()
+    wanted = {key: value for key, value in (now | dict(params)).items() if value}
+    if wanted != now:
+        st.query_params.from_dict(wanted)

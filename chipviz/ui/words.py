@@ -6,8 +6,9 @@ from typing import Any
 
 import streamlit as st
 
-from chipviz import charts
-from chipviz.config import Pooling
+from chipviz import heatmaps
+from chipviz.canvas import CLASS_COLOURS
+from chipviz.config import ChipKind, Pooling
 from chipviz.report import Example, RunReport, load_examples
 from chipviz.store import Job
 from chipviz.ui import parts, state, style
@@ -46,12 +47,17 @@ def ask(run_id: str, text: str, text_pair: str | None, cut: Cut) -> dict[str, An
     Raises:
         ChipvizError: If the run or its backbone cannot be read, or no answer comes in time.
     """
-    return _ask(run_id, text, text_pair, cut.pooling, cut.layer)
+    return _ask(run_id, text, text_pair, cut.pooling, cut.chip, cut.layer)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _ask(
-    run_id: str, text: str, text_pair: str | None, pooling: Pooling, _layer: int
+    run_id: str,
+    text: str,
+    text_pair: str | None,
+    pooling: Pooling,
+    chip: ChipKind,
+    _layer: int,
 ) -> dict[str, Any]:
     """The answer holds all layers, so a moved slider (`_layer`) is no new question."""
     request = {
@@ -60,7 +66,7 @@ def _ask(
         "text": text,
         "layer": _layer,
         "pooling": pooling,
-        "chip": "linear",
+        "chip": chip,
     }
     if text_pair is not None:
         request["text_pair"] = text_pair
@@ -72,7 +78,7 @@ def show(answer: dict[str, Any], text: str, cut: Cut, truth: int | None) -> None
     names: list[str] = answer["label_names"]
     said = answer["by_layer"][cut.layer]
     best = max(range(len(names)), key=lambda c: said[c])
-    slots = charts.class_slots(len(names), answer=best, truth=truth)
+    slots = heatmaps.class_slots(len(names), answer=best, truth=truth)
     st.html(
         f'<div class="cv-words">{coloured(answer, text, cut.layer, slots)}</div>'
         f"{_verdict(names, said, best, slots, truth)}"
@@ -87,7 +93,7 @@ def show(answer: dict[str, Any], text: str, cut: Cut, truth: int | None) -> None
         f"that is {where} at layer {cut.layer}.</div>"
     )
     st.plotly_chart(
-        charts.token_map_figure(
+        heatmaps.token_map_figure(
             [token["text"] for token in answer["tokens"]],
             answer["label_index"],
             answer["confidence"],
@@ -150,7 +156,7 @@ def _verdict(
 
 
 def _legend(names: Sequence[str], slots: Sequence[int]) -> str:
-    if len(names) > len(charts.CLASS_COLOURS):
+    if len(names) > len(CLASS_COLOURS):
         kinds = ((2, "right, or the answer"), (5, "a wrong answer"), (7, "another class"))
         return "".join(_span(f"cv-key {style.tint_class(slot, 0.8)}", word) for slot, word in kinds)
     return "".join(

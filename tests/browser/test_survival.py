@@ -1,5 +1,6 @@
 """Kill -9 in mid-extraction: of the worker, seen and resumed in the page; of the server."""
 
+import json
 import os
 import re
 import signal
@@ -13,7 +14,6 @@ from playwright.sync_api import expect
 
 from chipviz import jobs
 from chipviz.config import RunConfig
-from chipviz.progress import silent
 from chipviz.store import Store
 from tests.browser.conftest import ROOT, _free_port, _wait_for
 from tests.conftest import planted_rows
@@ -48,19 +48,17 @@ def reading(job):
     return job.state == "extracting" and job.done > TEXTS // 10
 
 
-def unbroken(config, folder):
-    from chipviz import experiment
-
-    run_dir = folder / "runs" / "unbroken"
-    run_dir.mkdir(parents=True)
-    return experiment.run(
-        config,
-        home=folder,
-        run_id="unbroken",
-        run_dir=run_dir,
-        progress=silent,
-        on_points=lambda _: None,
+def unbroken(config, home):
+    """The same run in a process of its own, from the command line."""
+    arguments = ["--backbone", config.backbone, "--data", config.data, "--max-length", "24"]
+    arguments += ["--template", config.template, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "chipviz", "--home", str(home), "train", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
+    return json.loads(done.stdout)
 
 
 def test_a_killed_worker_shows_as_interrupted_and_resumes_to_the_same_scores(
@@ -75,8 +73,9 @@ def test_a_killed_worker_shows_as_interrupted_and_resumes_to_the_same_scores(
     page.get_by_role("button", name="Resume").click()
     done = until(store, run_id, lambda job: job.state == "done")
     whole = unbroken(config, tmp_path)
-    assert done.report.timing.n_tokens < whole.timing.n_tokens, "what was read is not read again"
-    assert done.report.scores == whole.scores
+    found = done.report.model_dump(mode="json")
+    assert found["timing"]["n_tokens"] < whole["timing"]["n_tokens"], "read once, kept"
+    assert found["scores"] == whole["scores"]
     expect(page.get_by_text(re.compile("Open the layers"))).to_be_visible()
 
 

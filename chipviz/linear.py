@@ -1,0 +1,218 @@
+"""Linear chips: multinomial logistic regression with L2, to convergence.
+
+Fitting happens in turned coordinates (`Turn`); what comes out is a plain weight that reads pooled
+hidden states and needs no bias. Knows features and labels, not models.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as fn
+from torch import Tensor
+
+from chipviz.lbfgs import Numbers, minimise
+
+STRENGTHS = (0.005, 0.02, 0.08, 0.32, 1.28)
+"""Grid of scikit-learn's C: the penalty on the mean loss is |W|^2 / (2 C N). Ours: it spans what
+validation chose on topic, intent and sentiment data."""
+
+BIAS_SCALE = 10.0
+"""Size of the nearly constant coordinate: its weight is penalised 100 times less than others."""
+
+CACHE_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
+"""Rows of one block, at most: on a CPU both products of a block find it in the cache."""
+MEMORY_BYTES = 1 << 30
+"""Turned features up to this size stay in memory; larger ones are read anew for every step."""
+
+Read = Callable[[int, int], Tensor]
+"""Rows `start` to `stop` of K layers' features, shape (K, stop - start, D)."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Coordinates in which a problem without bias is well conditioned, for each of K layers.
+
+    Features are scaled by `scale`, then split into one coordinate along their mean, nearly
+    constant, which plays the bias; and the rest, whose mean is exactly zero.
+    """
+
+    scale: Tensor
+    """Per-feature spread of the training features, shape (K, 1, D)."""
+    direction: Tensor
+    """Unit vector along the scaled mean, shape (K, D, 1)."""
+    length: Tensor
+    """Length of the scaled mean, shape (K, 1, 1)."""
+
+    @classmethod
+    def of(cls, read: Read, n_rows: int) -> "Turn":
+        """Measure the training features, in two passes over blocks of rows."""
+        total, square = 0.0, 0.0
+        for start, stop in spans(read, n_rows):
+            total = total + read(start, stop).sum(dim=1, keepdim=True, dtype=torch.float64)
+        mean = torch.as_tensor(total / n_rows).float()
+        for start, stop in spans(read, n_rows):
+            block = read(start, stop) - mean
+            square = square + block.square_().sum(dim=1, keepdim=True, dtype=torch.float64)
+        spread = torch.as_tensor(square / n_rows).float().sqrt_()
+        # A feature that hardly moves must not be blown up into the largest of all.
+        floor = 1e-2 * (spread.square() + mean.square()).sqrt_()
+        scale = torch.maximum(spread, floor).clamp_min(1e-12)
+        scaled = mean / scale
+        length = scaled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return cls(scale, (scaled / length).mT, length)
+
+    def into(self, features: Tensor) -> Tensor:
+        """Features (K, N, D) -> turned features (K, N, D + 1); the last column plays the bias."""
+        k, n, width = features.shape
+        turned = features.new_empty(k, n, width + 1)
+        rest = torch.div(features, self.scale, out=turned[..., :-1])
+        along = rest @ self.direction
+        rest.sub_(along * self.direction.mT)
+        turned[..., -1:] = along * (BIAS_SCALE / self.length)
+        return turned
+
+    def back(self, turned: Tensor) -> Tensor:
+        """Turned weights (K, R, D + 1) -> weights (K, R, D) on plain features."""
+        rest, bias = turned[..., :-1], turned[..., -1:]
+        within = rest - (rest @ self.direction) * self.direction.mT
+        return (within + bias * (BIAS_SCALE / self.length) * self.direction.mT) / self.scale
+
+    def forth(self, weight: Tensor) -> Tensor:
+        """The inverse of `back`: weights (K, R, D) -> turned weights (K, R, D + 1)."""
+        scaled = weight * self.scale
+        along = scaled @ self.direction
+        rest = scaled - along * self.direction.mT
+        return torch.cat([rest, along * (self.length / BIAS_SCALE)], dim=-1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """K x G logistic regressions: on each of K layers, G penalties or weightings of its rows."""
+
+    blocks: "Blocks"
+    n_classes: int
+    penalty: Tensor
+    """Factor of |W|^2 / 2, shape (K, G)."""
+    row_weight: Tensor | None = None
+    """What each row counts, of sum 1 over the rows, shape (G, N); None is 1 / N."""
+
+    def __call__(self, x: Tensor, columns: list[int]) -> tuple[Numbers, Tensor]:
+        """Penalised mean log-loss of some of the G columns, and its gradient.
+
+        Args:
+            x: Weights, shape (K, G', C (D + 1)).
+            columns: Their numbers among the G.
+
+        Returns:
+            Values, shape (K, G'), and gradients, shape (K, G', C (D + 1)).
+        """
+        k, g, _ = x.shape
+        weight = x.view(k, g * self.n_classes, -1)
+        penalty = self.penalty[:, columns]
+        gradient = penalty[..., None] * x
+        value = 0.5 * (gradient * x).sum(dim=-1)
+        flat = gradient.view_as(weight)
+        for block, labels, rows in self.blocks:
+            logits = (weight @ block.mT).view(k, g, self.n_classes, -1)  # classes beside rows: wide
+            residual = logits.log_softmax(dim=2)
+            where = labels.expand(k, g, 1, -1)
+            gain = residual.gather(2, where)  # (K, G', 1, n)
+            residual.exp_().scatter_(2, where, gain.expm1())
+            share = 1 / self.blocks.n_rows
+            if self.row_weight is not None:
+                own = self.row_weight[columns, rows][:, None]  # (G', 1, n)
+                gain, residual, share = gain * own, residual * own, 1.0
+            value -= share * gain.sum(dim=(2, 3))
+            flat.baddbmm_(residual.view(k, g * self.n_classes, -1), block, alpha=share)
+        return value.cpu().numpy().astype(np.float64), gradient
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Turned features and labels in blocks of rows: kept where they fit, else read every time."""
+
+    read: Read
+    turn: Turn
+    labels: Tensor
+    _kept: list[Tensor] = field(default_factory=list)
+
+    @property
+    def n_rows(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, slice]]:
+        """Blocks (K, n, D + 1), their labels (n,) and which rows they are."""
+        places = list(spans(self.read, self.n_rows))
+        kept = self._kept
+        for i, (start, stop) in enumerate(places):
+            block = kept[i] if i < len(kept) else self.turn.into(self.read(start, stop))
+            if i == len(kept) and block.nbytes * len(places) <= MEMORY_BYTES:
+                kept.append(block)
+            yield block, self.labels[start:stop], slice(start, stop)
+
+
+def spans(read: Read, n_rows: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into blocks of about `CACHE_BYTES`."""
+    one = read(0, 1)
+    n = max(1, CACHE_BYTES.get(one.device.type, CACHE_BYTES["cpu"]) // one.nbytes)
+    return ((start, min(start + n, n_rows)) for start in range(0, n_rows, n))
+
+
+def fit_linear(
+    read: Read,
+    labels: Tensor,
+    n_classes: int,
+    *,
+    strengths: Sequence[float] | Tensor = STRENGTHS,
+    row_weight: Tensor | None = None,
+    start: Tensor | None = None,
+    tolerance: float = 1e-5,
+    max_steps: int = 500,
+) -> Tensor:
+    """Fit one chip for each layer and strength.
+
+    Args:
+        read: Pooled features of K layers.
+        labels: Class indices, shape (N,).
+        n_classes: C.
+        strengths: scikit-learn's C, G of them (or K x G): they share every read of the features.
+        row_weight: What each row counts, 1 on average, shape (N,) or (G, N); None counts all alike.
+        start: Weights to begin from, shape (K, C, D); None begins at zero.
+        tolerance: See `chipviz.lbfgs.minimise`.
+        max_steps: See there.
+
+    Returns:
+        Weights on plain features, shape (K, G, C, D); no bias is needed.
+    """
+    n_rows = len(labels)
+    turn = Turn.of(read, n_rows)
+    like = turn.scale
+    k, width = like.shape[0], like.shape[-1] + 1
+    penalty = 1 / (torch.as_tensor(strengths, dtype=like.dtype, device=like.device) * n_rows)
+    penalty = penalty.expand(k, -1)
+    g = penalty.shape[1]
+    if row_weight is not None:
+        row_weight = (row_weight.to(like) / n_rows).expand(g, -1)
+    problem = Problem(Blocks(read, turn, labels.to(like.device)), n_classes, penalty, row_weight)
+    begin = like.new_zeros(k, g, n_classes * width)
+    if start is not None:
+        begin += turn.forth(start.to(like)).flatten(1)[:, None]
+    fitted = minimise(problem, begin, tolerance=tolerance, max_steps=max_steps)
+    weights = turn.back(fitted.view(k, g * n_classes, width))
+    return weights.view(k, g, n_classes, width - 1)
+
+
+def choose_strength(weights: Tensor, features: Tensor, labels: Tensor) -> int:
+    """The strength whose chip has the lowest validation log-loss; ties to the stronger penalty.
+
+    Args:
+        weights: Shape (G, C, D), strongest penalty first.
+        features: Validation features, shape (N, D).
+        labels: Shape (N,).
+    """
+    logits = torch.einsum("nd,gcd->gnc", features, weights)
+    losses = [fn.cross_entropy(one, labels).item() for one in logits]
+    return losses.index(min(losses))

@@ -1,0 +1,82 @@
+"""The paper's own recipe for its chips, to the letter: preset *published*.
+
+Raw last-token states, no normalisation, batches of one row, one epoch in the given order, AdamW.
+Two things of the public code are named and not repeated: its *validate* draws the validation rows
+from the evaluation split, and its *optimal* layer is chosen on the test split (here: rule oracle).
+
+Source: arXiv:2410.06541, section 4.1 and table 5; its public code for betas and order.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from chipviz.chips import Chip
+from chipviz.config import PUBLISHED_MAX_TRAIN, ChipKind
+from chipviz.linear import Read
+from chipviz.mlp import HIDDEN, initial
+
+LEARNING_RATE = 1e-5
+BETAS = (0.9, 0.99)
+WEIGHT_DECAY = 0.01
+BLOCK_ROWS = 1024
+"""Rows read at once; they are still trained on one by one."""
+
+
+def fit_published(
+    kind: ChipKind,
+    read: Read,
+    labels: Tensor,
+    n_classes: int,
+    *,
+    seed: int,
+    on_rows: Callable[[int], None] = lambda _rows: None,
+) -> Chip:
+    """Train one chip on each of K layers, row by row, once.
+
+    Args:
+        kind: *linear*, or *mlp* with 256 hidden units.
+        read: Raw last-token features of K layers.
+        labels: Class indices, shape (N,); rows beyond 20,000 are not used.
+        n_classes: C.
+        seed: Of the initial weights (the public code leaves them to chance).
+        on_rows: Told how many rows were done, now and then; may raise to stop.
+
+    Returns:
+        A stack of K chips.
+    """
+    random = torch.Generator().manual_seed(seed)
+    one = read(0, 1)
+    hidden = HIDDEN if kind == "mlp" else 0
+    parameters = initial(len(one), one.shape[-1], hidden, n_classes, random, one.device)
+    for tensor in parameters:
+        tensor.grad = torch.zeros_like(tensor)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
+    )
+    n_rows = min(len(labels), PUBLISHED_MAX_TRAIN)
+    for start in range(0, n_rows, BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, n_rows)
+        block = read(start, stop)
+        for row, label in enumerate(labels[start:stop].tolist()):
+            _gradient(parameters, block[:, row], label)
+            optimizer.step()
+        on_rows(stop - start)
+    return Chip(*parameters[-2:], *parameters[:-2])
+
+
+def _gradient(parameters: list[Tensor], x: Tensor, label: int) -> None:
+    """Of the cross-entropy of one row, x of shape (K, D), written out: half the time of a tape."""
+    *inner, weight, bias = parameters
+    h = x
+    if inner:
+        h = torch.baddbmm(inner[1][..., None], inner[0], x[..., None])[..., 0].relu_()
+    residual = torch.baddbmm(bias[..., None], weight, h[..., None])[..., 0].softmax(dim=-1)
+    residual[:, label] -= 1
+    torch.mul(residual[..., None], h[:, None], out=weight.grad)
+    bias.grad = residual
+    if inner:
+        back = (residual[:, None] @ weight)[:, 0] * (h > 0)
+        torch.mul(back[..., None], x[:, None], out=inner[0].grad)
+        inner[1].grad = back

@@ -1,0 +1,323 @@
+"""Features + task -> chips of every layer, the live curve while features arrive, and scores.
+
+Knows which recipe belongs to which chip, and reads features a few layers at a time.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from chipviz import metrics
+from chipviz.chips import Chip, Chips
+from chipviz.config import PUBLISHED_MAX_TRAIN, ChipKind, Pooling, RunConfig, Split
+from chipviz.features import Chunk, Features
+from chipviz.linear import STRENGTHS, Read, choose_strength, fit_linear
+from chipviz.metrics import EMBEDDING_LAYER, CurvePoint, Score
+from chipviz.mlp import fit_mlp
+from chipviz.progress import Meter, Progress, ProgressFn
+from chipviz.published import fit_published
+from chipviz.task import Task
+
+PointsFn = Callable[[Sequence[CurvePoint]], None]
+Key = tuple[ChipKind, Pooling]
+
+LIVE_GROWTH = 1.3
+"""The live curve is refitted when this many times more training texts have arrived: all refits
+together cost a few times the last one, whatever the number of texts."""
+TOGETHER_BYTES = {"cpu": 0, "cuda": 8 << 30}
+"""Features of layers that are fitted side by side, at most, one layer at least: a GPU is only full
+with many, a CPU's cache only holds one."""
+SCORE_ROWS = 8_192
+"""Rows scored at once."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Fits and scores the chips of one run."""
+
+    features: Features
+    task: Task
+    config: RunConfig
+    device: torch.device
+    progress: ProgressFn
+    on_points: PointsFn
+
+    def keys(self) -> list[Key]:
+        """Every kind of chip this run trains, by pooling; raw states take the paper's two."""
+        return [
+            (kind, pooling)
+            for pooling in self.features.poolings
+            for kind in (("linear", "mlp") if pooling == "raw" else self.config.chips)
+        ]
+
+    def fit(self) -> Chips:
+        """Fit the chips of all layers on all training texts; validation chooses what is chosen.
+
+        Every fit begins anew, so the result depends on the features alone, not on the way there.
+        """
+        keys = self.keys()
+        meter = Meter("fitting", len(keys) * (self.features.n_layers + 1), self.progress)
+        chips = Chips({}, {}, {})
+        for kind, pooling in keys:
+            parts, strengths = [], []
+            # The paper's recipe is one run in one order: it has no band.
+            n_again = 0 if pooling == "raw" else self.config.repeats - 1
+            again: list[list[Chip]] = [[] for _ in range(n_again)]
+            for layers in self._blocks():
+                chip, chosen = self._fit_block(kind, pooling, layers, meter)
+                parts.append(chip)
+                strengths += chosen
+                for repeat, stack in enumerate(again, start=1):
+                    stack.append(self._fit_again(kind, pooling, layers, chip, chosen, repeat))
+                meter.advance(len(layers), f"fitting {_name(kind, pooling)} chips")
+            chips.stacks[kind, pooling] = Chip.cat(parts)
+            if strengths:
+                chips.strengths[kind, pooling] = strengths
+            chips.repeats[kind, pooling] = [Chip.cat(stack) for stack in again]
+            self.on_points(self._points(chips.stacks[kind, pooling], kind, pooling))
+        return chips
+
+    def score(self, chips: Chips, run_dir: Path) -> list[Score]:
+        """Score every chip on validation and, once, on test; keep what each predicted."""
+        scores: list[Score] = []
+        predicted: dict[str, NDArray[np.int32]] = {}
+        splits: tuple[Split, ...] = ("validation", "test")
+        for split in splits:
+            labels = self.task.splits[split].labels
+            predicted[f"labels.{split}"] = labels.astype(np.int32)
+            resampled = metrics.Resamples.of(labels, self.task.n_classes, self.config.seed)
+            for kind, pooling in chips.stacks:
+                answers = []
+                for layer in range(EMBEDDING_LAYER, self.features.n_layers):
+                    self.progress(Progress("fitting", f"scoring on the {split} texts"))
+                    chip = chips.at(layer, pooling, kind)
+                    probabilities = self._probabilities(chip, split, pooling, layer)
+                    others = (s.at(layer + 1) for s in chips.repeats.get((kind, pooling), []))
+                    again = [self._accuracy(c, split, pooling, layer) for c in others]
+                    answers.append(probabilities.argmax(axis=1).astype(np.int32))
+                    scores.append(
+                        metrics.score(
+                            probabilities,
+                            labels,
+                            layer=layer,
+                            pooling=pooling,
+                            chip=kind,
+                            split=split,
+                            resamples=resampled,
+                            repeats=tuple(again),
+                        )
+                    )
+                predicted[f"{split}.{pooling}.{kind}"] = np.stack(answers[1:])  # no embedding
+        temporary = run_dir / "predictions.tmp"
+        save_file(predicted, temporary)
+        temporary.replace(run_dir / "predictions.safetensors")
+        return scores
+
+    def _blocks(self) -> Iterator[range]:
+        """Layers to fit side by side, embedding first."""
+        n_rows, width = len(self.task.splits["train"]), self.features.hidden_size
+        budget = TOGETHER_BYTES.get(self.device.type, 0)
+        n = max(1, budget // (4 * n_rows * (width + 1)))
+        for first in range(EMBEDDING_LAYER, self.features.n_layers, n):
+            yield range(first, min(first + n, self.features.n_layers))
+
+    def _fit_block(
+        self, kind: ChipKind, pooling: Pooling, layers: range, meter: Meter
+    ) -> tuple[Chip, list[float]]:
+        """The chips of some layers, and the strengths of linear ones."""
+        read = self._reader("train", pooling, layers)
+        labels, n_classes = labels_of(self.task, "train"), self.task.n_classes
+        if pooling == "raw":
+            label = f"training {kind} chips as published"
+            n_rows = min(len(labels), PUBLISHED_MAX_TRAIN)
+            return fit_published(
+                kind,
+                read,
+                labels,
+                n_classes,
+                seed=self.config.seed,
+                on_rows=lambda rows: meter.advance(0, f"{label}, {rows} of {n_rows} rows"),
+            ), []
+        if kind == "mlp":
+            return self._fit_mlp(pooling, layers, self._row_weight(), meter=meter), []
+        grid = fit_linear(read, labels, n_classes, row_weight=self._row_weight())
+        held_out = self._reader("validation", pooling, layers)
+        validation = labels_of(self.task, "validation").to(grid.device)
+        rows = held_out(0, len(validation))
+        best = [choose_strength(grid[k], rows[k], validation) for k in range(len(layers))]
+        weight = torch.stack([grid[k, g] for k, g in enumerate(best)]).cpu()
+        return Chip(weight), [STRENGTHS[g] for g in best]
+
+    def _fit_again(
+        self,
+        kind: ChipKind,
+        pooling: Pooling,
+        layers: range,
+        chip: Chip,
+        strengths: list[float],
+        repeat: int,
+    ) -> Chip:
+        """The same chips from a bootstrap sample of the training texts."""
+        labels = labels_of(self.task, "train")
+        seed = self.config.seed + repeat
+        random = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(labels), (len(labels),), generator=random)
+        counts = torch.bincount(drawn, minlength=len(labels)).float()
+        own = self._row_weight()
+        row_weight = counts if own is None else counts * own
+        if kind == "mlp":
+            return self._fit_mlp(pooling, layers, row_weight, seed=seed)
+        weights = fit_linear(
+            self._reader("train", pooling, layers),
+            labels,
+            self.task.n_classes,
+            strengths=torch.tensor(strengths)[:, None],
+            row_weight=row_weight,
+            start=chip.weight,
+        )
+        return Chip(weights[:, 0].cpu())
+
+    def _fit_mlp(
+        self,
+        pooling: Pooling,
+        layers: range,
+        row_weight: Tensor | None,
+        *,
+        seed: int | None = None,
+        meter: Meter | None = None,
+    ) -> Chip:
+        return fit_mlp(
+            self._reader("train", pooling, layers),
+            labels_of(self.task, "train"),
+            self._reader("validation", pooling, layers),
+            labels_of(self.task, "validation"),
+            self.task.n_classes,
+            seed=self.config.seed if seed is None else seed,
+            row_weight=row_weight,
+            on_epoch=lambda: meter.advance(0, f"fitting {pooling} MLP chips") if meter else None,
+        ).to(torch.device("cpu"))
+
+    def _row_weight(self) -> Tensor | None:
+        """What each training row counts, 1 on average."""
+        if self.config.class_weight == "none":
+            return None
+        labels = labels_of(self.task, "train")
+        counts = torch.bincount(labels, minlength=self.task.n_classes).float()
+        return (len(labels) / (counts.clamp_min(1) * (counts > 0).sum()))[labels]
+
+    def _reader(self, split: Split, pooling: Pooling, layers: range) -> Read:
+        return partial(read_layers, self.features, split, pooling, layers, self.device)
+
+    def _probabilities(
+        self, chip: Chip, split: Split, pooling: Pooling, layer: int
+    ) -> NDArray[np.float32]:
+        n_rows = len(self.task.splits[split])
+        parts = [
+            chip.probabilities(self.features.read(split, pooling, layer, start, start + SCORE_ROWS))
+            for start in range(0, n_rows, SCORE_ROWS)
+        ]
+        return torch.cat(parts).numpy()
+
+    def _accuracy(self, chip: Chip, split: Split, pooling: Pooling, layer: int) -> float:
+        answers = self._probabilities(chip, split, pooling, layer).argmax(axis=1)
+        return float(np.mean(answers == self.task.splits[split].labels))
+
+    def _points(self, stack: Chip, kind: ChipKind, pooling: Pooling) -> list[CurvePoint]:
+        n_train = len(self.task.splits["train"])
+        n_seen = min(n_train, PUBLISHED_MAX_TRAIN) if pooling == "raw" else n_train
+        return [
+            CurvePoint(
+                n_seen,
+                layer,
+                pooling,
+                kind,
+                self._accuracy(stack.at(layer + 1), "validation", pooling, layer),
+            )
+            for layer in range(self.features.n_layers)
+        ]
+
+
+@dataclass
+class LiveCurve:
+    """Refits all layers, warm, each time clearly more training texts have arrived."""
+
+    task: Task
+    config: RunConfig
+    device: torch.device
+    progress: ProgressFn
+    on_points: PointsFn
+    seconds: float = 0.0
+    _n_fitted: int = 0
+    _weights: dict[tuple[Pooling, int], Tensor] = field(default_factory=dict)
+
+    def on_chunk(self, features: Features, chunk: Chunk) -> None:
+        """Draw the curve anew if it is time to."""
+        n_train = len(self.task.splits["train"])
+        enough = min(n_train, LIVE_GROWTH * self._n_fitted)
+        if chunk.split != "train" or chunk.stop < enough or "linear" not in self.config.chips:
+            return
+        start = time.perf_counter()
+        self._n_fitted = chunk.stop
+        labels = labels_of(self.task, "train")[: chunk.stop]
+        validation = labels_of(self.task, "validation")
+        label = f"drawing the curve after {chunk.stop} of {n_train} texts"
+        for pooling in self.config.poolings:
+            points = []
+            for layer in range(features.n_layers):
+                self.progress(Progress("extracting", label))
+                weight = self._fit(features, pooling, layer, labels)
+                rows = read_layers(
+                    features, "validation", pooling, [layer], self.device, 0, len(validation)
+                )
+                said = (rows[0] @ weight.T).argmax(dim=1).cpu()
+                accuracy = float((said == validation).double().mean())
+                points.append(CurvePoint(chunk.stop, layer, pooling, "linear", accuracy))
+            self.on_points(points)
+        self.seconds += time.perf_counter() - start
+
+    def _fit(self, features: Features, pooling: Pooling, layer: int, labels: Tensor) -> Tensor:
+        """One strength from the middle of the grid and a loose end: this curve is a preview."""
+        before = self._weights.get((pooling, layer))
+        weight = fit_linear(
+            partial(read_layers, features, "train", pooling, [layer], self.device),
+            labels,
+            self.task.n_classes,
+            strengths=[STRENGTHS[len(STRENGTHS) // 2]],
+            start=None if before is None else before[None],
+            tolerance=1e-3,
+            max_steps=30,
+        )[0, 0]
+        self._weights[pooling, layer] = weight
+        return weight
+
+
+def labels_of(task: Task, split: Split) -> Tensor:
+    """Class indices of a split, shape (N,)."""
+    return torch.from_numpy(task.splits[split].labels)
+
+
+def read_layers(
+    features: Features,
+    split: Split,
+    pooling: Pooling,
+    layers: Sequence[int],
+    device: torch.device,
+    start: int,
+    stop: int,
+) -> Tensor:
+    """Rows of some layers on the device that fits, shape (K, stop - start, D)."""
+    rows = [features.read(split, pooling, layer, start, stop) for layer in layers]
+    return (rows[0][None] if len(rows) == 1 else torch.stack(rows)).to(device)
+
+
+def _name(kind: ChipKind, pooling: Pooling) -> str:
+    published = ", as published" if pooling == "raw" else ""
+    return f"{kind} {pooling}{published}"

@@ -1,0 +1,30 @@
+"""How tests open a page without a browser and read what it shows."""
+
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def open_page(name, **params):
+    at = AppTest.from_file(str(ROOT / "chipviz/ui/main.py"), default_timeout=30)
+    at.run()
+    for key, value in params.items():
+        at.query_params[key] = value
+    at.switch_page(f"../../pages/{name}.py").run()
+    assert not at.exception
+    return at
+
+
+def html_of(at):
+    return " ".join(block.proto.body for block in at.get("html"))
+
+
+def text_of(at):
+    kinds = ("markdown", "caption", "info", "warning", "error", "header", "subheader")
+    return " ".join(str(element.value) for kind in kinds for element in at.get(kind))
+
+
+def button(at, key):
+    return next(b for b in at.button if b.key == key)
