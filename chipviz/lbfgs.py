@@ -23,7 +23,7 @@ def minimise(
     value_and_gradient: Callable[[Tensor, list[int]], tuple[Numbers, Tensor]],
     start: Tensor,
     *,
-    tolerance: float = 1e-5,
+    tolerance: float = 3e-5,
     max_steps: int = 500,
 ) -> Tensor:
     """Minimise K x G problems by L-BFGS with Armijo backtracking.
@@ -123,11 +123,9 @@ class _Memory:
         step, change = self.pairs[:, :, slot], self.pairs[:, :, MEMORY + slot]
         torch.sub(x, x_before, out=step)
         torch.sub(gradient, gradient_before, out=change)
-        new = torch.stack([step, change, gradient], dim=-1)
-        products = (self.pairs.flatten(0, 1) @ new.flatten(0, 1)).cpu().numpy().astype(np.float64)
-        with_step, with_change, self.along = np.moveaxis(
-            products.reshape(*x.shape[:2], 2 * MEMORY, 3), -1, 0
-        )
+        new = torch.stack([step, change, gradient], dim=2)
+        products = (new @ self.pairs.mT).cpu().numpy().astype(np.float64)
+        with_step, with_change, self.along = np.moveaxis(products, 2, 0)
         curvature = with_step[..., MEMORY + slot]
         flat = curvature <= 1e-12 * with_step[..., slot]
         if flat.any():  # a pair that says nothing: all its products vanish

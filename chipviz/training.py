@@ -5,9 +5,11 @@ Knows which recipe belongs to which chip, and reads features a few layers at a t
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +30,9 @@ from chipviz.task import Task
 
 PointsFn = Callable[[Sequence[CurvePoint]], None]
 Key = tuple[ChipKind, Pooling]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 LIVE_GROWTH = 1.3
 """The live curve is refitted when this many times more training texts have arrived: all refits
@@ -67,23 +72,36 @@ class Trainer:
         meter = Meter("fitting", len(keys) * (self.features.n_layers + 1), self.progress)
         chips = Chips({}, {}, {})
         for kind, pooling in keys:
-            parts, strengths = [], []
-            # The paper's recipe is one run in one order: it has no band.
-            n_again = 0 if pooling == "raw" else self.config.repeats - 1
-            again: list[list[Chip]] = [[] for _ in range(n_again)]
-            for layers in self._blocks():
-                chip, chosen = self._fit_block(kind, pooling, layers, meter)
-                parts.append(chip)
-                strengths += chosen
-                for repeat, stack in enumerate(again, start=1):
-                    stack.append(self._fit_again(kind, pooling, layers, chip, chosen, repeat))
-                meter.advance(len(layers), f"fitting {_name(kind, pooling)} chips")
-            chips.stacks[kind, pooling] = Chip.cat(parts)
-            if strengths:
-                chips.strengths[kind, pooling] = strengths
-            chips.repeats[kind, pooling] = [Chip.cat(stack) for stack in again]
-            self.on_points(self._points(chips.stacks[kind, pooling], kind, pooling))
+            fitted = self._fit_curve(kind, pooling, meter)
+            parts, strengths, repeats = zip(*fitted, strict=True)
+            stack = chips.stacks[kind, pooling] = Chip.cat(parts)
+            if kind == "linear" and pooling != "raw":
+                chips.strengths[kind, pooling] = [s for chosen in strengths for s in chosen]
+            chips.repeats[kind, pooling] = [Chip.cat(same) for same in zip(*repeats, strict=True)]
+            self.on_points(self._points(stack, kind, pooling))
         return chips
+
+    def _fit_curve(
+        self, kind: ChipKind, pooling: Pooling, meter: Meter
+    ) -> list[tuple[Chip, list[float], list[Chip]]]:
+        """Chips, strengths and repeats of each block of layers."""
+        # The paper's recipe is one run in one order: it has no band.
+        n_repeats = 1 if pooling == "raw" else self.config.repeats
+
+        def fit(layers: range) -> tuple[Chip, list[float], list[Chip]]:
+            chip, chosen = self._fit_block(kind, pooling, layers, meter)
+            repeats = [
+                self._fit_again(kind, pooling, layers, chip, chosen, repeat)
+                for repeat in range(1, n_repeats)
+            ]
+            return chip, chosen, repeats
+
+        found, blocks = [], list(self._blocks())
+        fitted = side_by_side(fit, blocks, self.device)
+        for layers, result in zip(blocks, fitted, strict=True):
+            found.append(result)
+            meter.advance(len(layers), f"fitting {_name(kind, pooling)} chips")
+        return found
 
     def score(self, chips: Chips, run_dir: Path) -> list[Score]:
         """Score every chip on validation and, once, on test; keep what each predicted."""
@@ -271,14 +289,18 @@ class LiveCurve:
         label = f"drawing the curve after {chunk.stop} of {n_train} texts"
         for pooling in self.config.poolings:
             points = []
-            for layer in range(features.n_layers):
-                self.progress(Progress("extracting", label))
+
+            def fit(layer: int, pooling: Pooling = pooling) -> float:
                 weight = self._fit(features, pooling, layer, labels)
                 rows = read_layers(
                     features, "validation", pooling, [layer], self.device, 0, len(validation)
                 )
                 said = (rows[0] @ weight.T).argmax(dim=1).cpu()
-                accuracy = float((said == validation).double().mean())
+                return float((said == validation).double().mean())
+
+            accuracies = side_by_side(fit, range(features.n_layers), self.device)
+            for layer, accuracy in enumerate(accuracies):
+                self.progress(Progress("extracting", label))
                 points.append(CurvePoint(chunk.stop, layer, pooling, "linear", accuracy))
             self.on_points(points)
         self.seconds += time.perf_counter() - start
@@ -297,6 +319,25 @@ class LiveCurve:
         )[0, 0]
         self._weights[pooling, layer] = weight
         return weight
+
+
+def side_by_side(work: Callable[[T], R], items: Sequence[T], device: torch.device) -> Iterator[R]:
+    """Results of `work` in order; on a CPU several items at a time, each with one thread.
+
+    The products of one layer are too small to share: two threads on one fit take longer than one.
+    An exception, from `work` or from the caller, leaves what was not begun undone.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield from map(work, items)
+        return
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def labels_of(task: Task, split: Split) -> Tensor:

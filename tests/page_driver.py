@@ -17,6 +17,12 @@ def open_page(name, **params):
     return at
 
 
+def open_tab(at, name):
+    """Open one of the views under the curve; only the open one is drawn."""
+    at.session_state["views"] = name
+    return at.run()
+
+
 def html_of(at):
     return " ".join(block.proto.body for block in at.get("html"))
 

@@ -10,7 +10,7 @@ from chipviz.report import load_predictions
 from chipviz.store import Store
 from chipviz.ui import cut, findings, saved, state
 from tests.example_run import active_run, finished_run, report_of, token_answer
-from tests.page_driver import button, html_of, open_page, text_of
+from tests.page_driver import button, html_of, open_page, open_tab, text_of
 
 REPORT = report_of("20261121-235959-4f2a")
 CHIPS = [("linear", "last"), ("linear", "mean"), ("mlp", "mean"), ("linear", "max")]
@@ -196,10 +196,12 @@ def test_the_table_as_csv_reads_back_as_the_scores():
 def test_a_chip_fitted_once_has_no_learning_curve_and_says_so(store):
     job = finished_run(store, chips=CHIPS)
     drawn = open_page("layers", run=job.run_id, cut="8", pooling="mean")
+    open_tab(drawn, "Learning curve")
     assert "How many texts the chip needs: mean" in str(
         [c.proto.spec for c in drawn.get("plotly_chart")]
     )
     once = open_page("layers", run=job.run_id, cut="8", pooling="mean", chip="mlp")
+    open_tab(once, "Learning curve")
     assert "fitted once" in text_of(once)
     assert len(once.get("plotly_chart")) == len(drawn.get("plotly_chart")) - 1
 
@@ -264,6 +266,7 @@ def test_loss_is_called_unmeasurable_only_inside_the_interval_of_the_best(store)
 def test_mistakes_and_confusion_come_from_the_chip_at_the_cut(store):
     job = finished_run(store)
     at = open_page("layers", run=job.run_id, cut="0", pooling="last")
+    open_tab(at, "What the cut gets wrong")
     mistakes = next(frame.value for frame in at.dataframe if "truth" in frame.value)
     assert len(mistakes) == 50
     assert (mistakes["truth"] != mistakes["the chip says"]).all()
@@ -277,4 +280,16 @@ def test_mistakes_are_counted_for_the_kind_of_chip_at_the_cut(store, kind):
     other = {"linear": "mlp", "mlp": "linear"}[kind]
     assert wrong != (arrays[f"test.mean.{other}"][3] != arrays["labels.test"]).sum()
     at = open_page("layers", run=job.run_id, cut="3", pooling="mean", chip=kind)
+    open_tab(at, "What the cut gets wrong")
     assert f"{wrong} of 400 test texts" in text_of(at)
+
+
+def test_only_the_open_view_is_drawn(store):
+    """A moved slider waits for the curve and one view, not for five."""
+    job = finished_run(store)
+    at = open_page("layers", run=job.run_id)
+    assert len(at.get("plotly_chart")) == 2
+    assert not at.dataframe
+    open_tab(at, "Table")
+    assert len(at.get("plotly_chart")) == 1
+    assert len(at.dataframe) == 1

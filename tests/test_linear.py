@@ -9,6 +9,7 @@ from chipviz import linear
 from chipviz.linear import (
     STRENGTHS,
     Blocks,
+    Flattened,
     Problem,
     Turn,
     choose_strength,
@@ -100,6 +101,27 @@ def test_turning_there_and_back_changes_no_logit(problem):
     )
     assert turned[0, :, :-1].mean(dim=0).abs().max() < 1e-4
     torch.testing.assert_close(turned[0, :, -1].mean().item(), 10.0, rtol=1e-4, atol=0)
+
+
+def test_flattened_coordinates_are_the_inverse_root_of_the_curvature(problem):
+    """With all directions kept, P P (0.1 X'X / N + penalty I) is the identity on them."""
+    features, labels, _ = problem
+    blocks = Blocks(rows_of(features), Turn.of(rows_of(features), len(labels)), labels)
+    penalty = torch.tensor([[0.3, 0.02]])
+    flat = Flattened.of(blocks, penalty)
+    turned = torch.cat([block[0] for block, _, _ in blocks]).double()
+    width, n_kept = turned.shape[1], flat.directions.shape[-1]
+    inner = flat.directions[0].T @ flat.directions[0]
+    torch.testing.assert_close(inner, torch.eye(n_kept), atol=1e-4, rtol=0)
+    spread = turned.T @ turned / len(labels)
+    for g in range(2):
+        curvature = 0.1 * spread + penalty[0, g] * torch.eye(width, dtype=torch.float64)
+        top = flat.directions[:, :, -1].view(1, 1, width)  # the steepest direction
+        once = flat.weights(top, [g])
+        twice = flat.weights(once.flatten(2), [g]).view(-1).double()
+        torch.testing.assert_close(curvature @ twice, top.view(-1).double(), atol=0.05, rtol=0)
+        back = flat.weights(once.flatten(2), [g], inverse=True)
+        torch.testing.assert_close(back.view(-1), top.view(-1), atol=1e-4, rtol=0)
 
 
 def test_layers_fitted_side_by_side_equal_layers_fitted_alone():

@@ -18,25 +18,39 @@ from chipviz.ui.state import Cut
 MISTAKES_SHOWN = 50
 
 
+VIEWS = (
+    "Accuracy against size",
+    "Learning curve",
+    "Confusion",
+    "What the cut gets wrong",
+    "Table",
+)
+
+
 def tabs(job: Job, report: RunReport, cut: Cut) -> None:
-    """Draw the tabs; the table is the charts' accessible twin."""
-    size, learning, confusion, mistakes, table = st.tabs(
-        ["Accuracy against size", "Learning curve", "Confusion", "What the cut gets wrong", "Table"]
-    )
-    with size:
-        figure = charts.size_figure(
-            report, cut_layer=cut.layer, pooling=cut.pooling, chip=cut.chip, look=state.look()
-        )
-        _chart(figure, "size", "Accuracy against parameters kept")
-    with learning:
-        _learning(job, cut)
-    found = _test_predictions(job, cut)
-    with confusion:
-        _confusion(report, cut, found)
-    with mistakes:
-        _mistakes(job, report, found)
-    with table:
-        _scores(report)
+    """Draw the open tab alone: a moved slider need not wait for four hidden ones.
+
+    The table is the charts' accessible twin.
+    """
+    size, learning, confusion, mistakes, table = st.tabs(VIEWS, key="views", on_change="rerun")
+    if size.open:
+        with size:
+            figure = charts.size_figure(
+                report, cut_layer=cut.layer, pooling=cut.pooling, chip=cut.chip, look=state.look()
+            )
+            _chart(figure, "size", "Accuracy against parameters kept")
+    if learning.open:
+        with learning:
+            _learning(job, cut)
+    if confusion.open:
+        with confusion:
+            _confusion(report, cut, _test_predictions(job, cut))
+    if mistakes.open:
+        with mistakes:
+            _mistakes(job, report, _test_predictions(job, cut))
+    if table.open:
+        with table:
+            _scores(report)
 
 
 def _chart(figure: object, key: str, alt: str) -> None:

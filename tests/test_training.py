@@ -1,0 +1,120 @@
+"""Training: every chip of a run, its repeats and its weights, and layers fitted side by side."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from chipviz.chips import Chips
+from chipviz.training import side_by_side
+from tests.test_experiment import run, write_csv
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_results_come_in_order_from_single_threads():
+    seen = set()
+
+    def work(i):
+        seen.add(threading.get_ident())
+        return i, torch.get_num_threads()
+
+    assert list(side_by_side(work, range(50), CPU)) == [(i, 1) for i in range(50)]
+    assert threading.get_ident() not in seen
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_leaves_the_rest_undone():
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        threading.Event().wait(0.01)
+        if i == 3:
+            raise ValueError("no")
+        return i
+
+    with pytest.raises(ValueError, match="no"):
+        list(side_by_side(work, range(200), CPU))
+    assert len(begun) < 100
+    assert torch.get_num_threads() == 2
+
+
+def test_the_published_recipe_stands_beside_the_sound_one(tiny_backbone_folder, toy_csv, tmp_path):
+    report, run_dir = run(
+        tmp_path, tiny_backbone_folder, toy_csv, preset="published", poolings=("last",)
+    )
+    assert report.preset == "published"
+    assert {(s.chip, s.pooling) for s in report.scores} == {
+        ("linear", "last"),
+        ("linear", "raw"),
+        ("mlp", "raw"),
+    }
+    sound = report.score_at(3, "last", "linear", "test").accuracy
+    alone, _ = run(tmp_path, tiny_backbone_folder, toy_csv, poolings=("last",), name="alone")
+    assert alone.score_at(3, "last", "linear", "test").accuracy == sound
+    chips = Chips.load(run_dir / "chips.safetensors", _fingerprint(tiny_backbone_folder))
+    assert chips.stacks["mlp", "raw"].tensors().keys() == {
+        *("weight", "bias", "hidden_weight", "hidden_bias")
+    }
+
+
+def test_repeats_spread_around_the_first_fit_and_change_nothing_else(
+    tiny_backbone_folder, toy_csv, tmp_path
+):
+    options = {"poolings": ("mean",), "chips": ("linear", "mlp"), "max_train": 60}
+    one, _ = run(tmp_path, tiny_backbone_folder, toy_csv, name="one", **options)
+    three, _ = run(tmp_path, tiny_backbone_folder, toy_csv, name="three", repeats=3, **options)
+    assert three.timing.n_tokens == 0  # all fits share one extraction
+    for before, after in zip(one.scores, three.scores, strict=True):
+        assert before.accuracy == after.accuracy
+        assert (len(before.repeats), len(after.repeats)) == (0, 2)
+    spread = [max(s.repeats) - min(s.repeats) for s in three.scores if s.layer >= 0]
+    assert max(spread) > 0
+    for chip in ("linear", "mlp"):
+        deep = three.score_at(3, "mean", chip, "test")
+        assert np.mean(deep.repeats) == pytest.approx(deep.accuracy, abs=0.25)
+
+
+def test_balanced_weights_give_a_rare_class_its_say(tiny_backbone_folder, tmp_path):
+    """One class in twelve, told by one word that is sometimes missing: recall rises."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for i in range(600):
+        rare = i % 12 == 0
+        word = "goal" if rare and draw.random() < 0.6 else "bank"
+        rows.append((f"we saw the {word} near a river {i}", "rare" if rare else "common"))
+    data = write_csv(tmp_path / "rare.csv", rows)
+    recall = {}
+    for class_weight in ("none", "balanced"):
+        report, run_dir = run(
+            tmp_path,
+            tiny_backbone_folder,
+            data,
+            name=class_weight,
+            class_weight=class_weight,
+            poolings=("mean",),
+        )
+        from chipviz.report import load_predictions
+
+        stored = load_predictions(run_dir)
+        truth = stored["labels.test"] == report.task.label_names.index("rare")
+        said = stored["test.mean.linear"][3] == report.task.label_names.index("rare")
+        recall[class_weight] = said[truth].mean()
+    assert recall["balanced"] > recall["none"]
+
+
+def _fingerprint(folder):
+    from chipviz.backbone import load_backbone
+
+    return load_backbone(folder, "tiny", device="cpu").fingerprint
