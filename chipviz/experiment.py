@@ -91,7 +91,7 @@ def run(
     chips = trainer.fit()
     chips.save(run_dir / "chips.safetensors", backbone.fingerprint)
     scores = trainer.score(chips, run_dir)
-    clock.lap("fit_s", plus=live.seconds)
+    clock.lap("fit_s")  # what was drawn while reading is in it
     _keep_examples(task, run_dir)
     report = _report(config, run_id, task, backbone, prompt, chips, scores, clock, n_tokens)
     return report.model_copy(update={"selection": _selection(report, run_dir)})
@@ -187,10 +187,10 @@ class _Clock:
     start: float = field(default_factory=time.perf_counter)
     laps: dict[str, float] = field(default_factory=dict)
 
-    def lap(self, name: str, *, less: float = 0.0, plus: float = 0.0) -> None:
-        """Give the time since the last lap to a step; some of it may belong to another."""
+    def lap(self, name: str, *, less: float = 0.0) -> None:
+        """Give the time since the last lap to a step, `less` what belongs to the next one."""
         elapsed = time.perf_counter() - self.start - sum(self.laps.values())
-        self.laps[name] = elapsed - less + plus
+        self.laps[name] = elapsed - less
 
     @property
     def total(self) -> float:

@@ -5,7 +5,7 @@ hidden states and needs no bias. Knows features and labels, not models.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -67,10 +67,10 @@ class Turn:
         length = scaled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         return cls(scale, (scaled / length).mT, length)
 
-    def into(self, features: Tensor) -> Tensor:
+    def into(self, features: Tensor, out: Tensor | None = None) -> Tensor:
         """Features (K, N, D) -> turned features (K, N, D + 1); the last column plays the bias."""
         k, n, width = features.shape
-        turned = features.new_empty(k, n, width + 1)
+        turned = features.new_empty(k, n, width + 1) if out is None else out
         rest = torch.div(features, self.scale, out=turned[..., :-1])
         along = rest @ self.direction
         rest.sub_(along * self.direction.mT)
@@ -133,19 +133,22 @@ class Problem:
         return value.cpu().numpy().astype(np.float64), gradient
 
 
-@dataclass(frozen=True)
 class Blocks:
     """Turned features and labels in blocks of rows: kept where they fit, else read every time."""
 
-    read: Read
-    turn: Turn
-    labels: Tensor
-    _kept: list[Tensor] = field(default_factory=list)
-
-    @property
-    def n_rows(self) -> int:
-        """N."""
-        return len(self.labels)
+    def __init__(self, read: Read, turn: Turn, labels: Tensor) -> None:
+        self.labels = labels
+        self.n_rows = len(labels)
+        self._read = read
+        self._turn = turn
+        self._places = list(spans(read, self.n_rows))
+        k, width = turn.scale.shape[0], turn.scale.shape[-1] + 1
+        self._kept: Tensor | None = None
+        if 4 * k * self.n_rows * width <= MEMORY_BYTES:
+            # One piece: many small ones would not go back to the system when they are freed.
+            self._kept = turn.scale.new_empty(k, self.n_rows, width)
+            for start, stop in self._places:
+                turn.into(read(start, stop), out=self._kept[:, start:stop])
 
     def spread(self, directions: Tensor) -> Tensor:
         """X'X / N times some directions (K, D + 1, R), without forming it."""
@@ -156,12 +159,11 @@ class Blocks:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, slice]]:
         """Blocks (K, n, D + 1), their labels (n,) and which rows they are."""
-        places = list(spans(self.read, self.n_rows))
-        kept = self._kept
-        for i, (start, stop) in enumerate(places):
-            block = kept[i] if i < len(kept) else self.turn.into(self.read(start, stop))
-            if i == len(kept) and block.nbytes * len(places) <= MEMORY_BYTES:
-                kept.append(block)
+        for start, stop in self._places:
+            if self._kept is None:
+                block = self._turn.into(self._read(start, stop))
+            else:
+                block = self._kept[:, start:stop]
             yield block, self.labels[start:stop], slice(start, stop)
 
 

@@ -5,9 +5,9 @@ Knows which recipe belongs to which chip, and reads features a few layers at a t
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -332,12 +332,20 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], device: torch.devic
         yield from map(work, items)
         return
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads)
+    begun = [_pool(threads).submit(work, item) for item in items]
     try:
-        yield from pool.map(work, items)
+        yield from (future.result() for future in begun)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in begun:
+            future.cancel()
+        wait(begun)
         torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The same threads every time: each new one would leave memory of its own behind."""
+    return ThreadPoolExecutor(threads)
 
 
 def labels_of(task: Task, split: Split) -> Tensor:

@@ -129,6 +129,9 @@ def test_the_curve_grows_while_features_still_arrive(tiny_backbone_folder, toy_c
     assert sizes[-1] == report.task.n_train
     first, last_read = events.index([sizes[0]]), len(events) - events[::-1].index("extracting")
     assert first < last_read
+    timing = report.timing
+    steps = timing.load_s + timing.extract_s + timing.fit_s
+    assert 0 < timing.fit_s < steps <= timing.total_s
 
 
 def test_every_layer_and_pooling_is_scored_on_both_splits(tiny_backbone_folder, toy_csv, tmp_path):
