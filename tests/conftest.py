@@ -24,13 +24,10 @@ settings.load_profile("chipviz")
 
 
 def pytest_collection_modifyitems(items):
-    """In two processes (`make test`), files stay whole, and those of the real backbone together."""
+    """In two processes (`make test`) files stay whole, and those that run the example together."""
     for item in items:
-        real = item.path.parent.name == "browser" or item.path.stem in (
-            "test_embedded_example",
-            "test_peers",
-        )
-        item.add_marker(pytest.mark.xdist_group("real" if real else item.path.stem))
+        example = item.path.parent.name == "browser" or item.path.stem == "test_embedded_example"
+        item.add_marker(pytest.mark.xdist_group("example" if example else item.path.stem))
 
 
 def shared_home(tmp_path_factory):
