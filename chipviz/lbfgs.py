@@ -23,7 +23,7 @@ def minimise(
     value_and_gradient: Callable[[Tensor, list[int]], tuple[Numbers, Tensor]],
     start: Tensor,
     *,
-    tolerance: float = 3e-5,
+    tolerance: float = 1e-5,
     max_steps: int = 500,
 ) -> Tensor:
     """Minimise K x G problems by L-BFGS with Armijo backtracking.

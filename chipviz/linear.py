@@ -225,7 +225,7 @@ def fit_linear(
     strengths: Sequence[float] | Tensor = STRENGTHS,
     row_weight: Tensor | None = None,
     start: Tensor | None = None,
-    tolerance: float = 3e-5,
+    tolerance: float = 1e-5,
     max_steps: int = 500,
 ) -> Tensor:
     """Fit one chip for each layer and strength.

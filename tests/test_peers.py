@@ -24,9 +24,9 @@ from tests.conftest import shared_home
 pytestmark = pytest.mark.slow
 DATA = Path(os.environ.get("CHIPVIZ_DATA") or Path(__file__).resolve().parents[2] / "shared/data")
 SIZES = {  # most training and test texts, most tokens of one
-    "sst2": (600, 600, 48),
-    "banking77": (800, 400, 32),
-    "20newsgroups": (400, 340, 48),
+    "sst2": (600, 1_800, 48),
+    "banking77": (800, 1_500, 32),
+    "20newsgroups": (400, 680, 48),
 }
 LAYERS = (12, 29)
 
@@ -99,13 +99,17 @@ def test_chips_on_real_states_are_scikit_learns(real, layer):
 
 
 def test_shuffled_labels_score_at_chance(real):
-    """Chance reaches the commonest class's share; three standard errors above is too much."""
+    """On average over shuffles: one of them may well lean the right way by chance."""
     task, features = real
     labels, test = labels_of(task, "train"), labels_of(task, "test")
-    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
     share = float(torch.bincount(test).max()) / len(test)
     for layer in LAYERS:
-        weights = fit_linear(reader(features, "train", layer), shuffled, task.n_classes)[0]
         rows = reader(features, "test", layer)(0, len(test))[0]
-        right = ((rows @ weights.mT).argmax(-1) == test).double().mean(dim=-1)
-        assert right.max().item() <= share + 3 * (share * (1 - share) / len(test)) ** 0.5
+        right = []
+        for seed in range(6):
+            shuffle = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+            weights = fit_linear(reader(features, "train", layer), labels[shuffle], task.n_classes)[
+                0
+            ]
+            right.append(((rows @ weights.mT).argmax(-1) == test).double().mean(dim=-1))
+        assert torch.stack(right).mean(dim=0).max().item() <= share + 0.05
