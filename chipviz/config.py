@@ -36,7 +36,7 @@ EXAMPLE: dict[str, object] = {
     "max_validation": 200,
     "max_test": 400,
 }
-"""The embedded example: runs from the package registry alone, in about a minute."""
+"""The embedded example: runs from the package registry alone, in about two minutes."""
 
 
 class RunConfig(BaseModel):

@@ -75,7 +75,9 @@ def run(
     team.share(backbone.dtype)  # everything is in place: helpers may begin
     prompt.save(run_dir / "prompt")
     clock.lap("load_s")
-    live = LiveCurve(task, config, backbone.device, progress, on_points)
+    # Sums of fits are float64, which MPS does not have.
+    fitting = backbone.device if backbone.device.type == "cuda" else torch.device("cpu")
+    live = LiveCurve(task, config, fitting, progress, on_points)
     features, n_tokens = extract(
         backbone,
         prompt,
@@ -87,7 +89,7 @@ def run(
         team=team,
     )
     clock.lap("extract_s", less=live.seconds)
-    trainer = Trainer(features, task, config, backbone.device, progress, on_points)
+    trainer = Trainer(features, task, config, fitting, progress, on_points)
     chips = trainer.fit()
     chips.save(run_dir / "chips.safetensors", backbone.fingerprint)
     scores = trainer.score(chips, run_dir)

@@ -18,7 +18,9 @@ def finished_run() -> tuple[Job, RunReport]:
         nav.link("runs", "All runs")
         st.stop()
     if job is None:
-        st.info("No finished run yet. Start the example on the home page: it takes about a minute.")
+        st.info(
+            "No finished run yet. Start the example on the home page: it takes about two minutes."
+        )
         nav.link("runs", "Go to the home page")
         st.stop()
     if job.report is None:
