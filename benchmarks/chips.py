@@ -1,5 +1,6 @@
 """Linear chips of all layers and strengths: chipviz against a scikit-learn loop."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,6 +15,7 @@ from benchmarks.measure import Row, alternate
 from chipviz.config import Pooling, Split
 from chipviz.features import Features
 from chipviz.linear import STRENGTHS, Turn, fit_linear
+from chipviz.streams import side_by_side
 from chipviz.training import labels_of, read_layers
 
 GOAL = 10.0
@@ -22,6 +24,8 @@ SAME_ACCURACY = 0.003
 TOLERANCE = 1e-4
 """scikit-learn's default `tol`: a stricter one only slows it down, the objectives agree at this."""
 MAX_STEPS = 10_000
+GROUP = 6
+"""Layers between which the sides change."""
 POOLING: Pooling = "last"
 
 
@@ -31,7 +35,7 @@ class Fits:
 
     features: Features
     work: Work
-    layers: range
+    layers: Sequence[int]
     turns: dict[int, Turn] = field(default_factory=dict)
     rows: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     """Turned training features of each layer, (N, D + 1): made before the clock starts."""
@@ -50,19 +54,20 @@ class Fits:
         """Class indices of the training texts, (N,)."""
         return labels_of(self.work.task, "train")
 
-    def fit_ours(self) -> None:
-        """As `chipviz.training` does on a CPU: layer by layer, from disk, turning included."""
-        for layer in self.layers:
-            weights = fit_linear(self._read("train", layer), self.labels, self.work.task.n_classes)
-            self.ours[layer] = (
-                self.turns[layer]
-                .forth(weights[0].flatten(0, 1)[None])[0]
-                .unflatten(0, weights.shape[1:3])
-            )
+    def fit_ours(self, layers: Sequence[int]) -> None:
+        """As `chipviz.training` does on a CPU: from disk, turning included, layers side by side."""
 
-    def fit_peer(self) -> None:
+        def fit(layer: int) -> Tensor:
+            weights = fit_linear(self._read("train", layer), self.labels, self.work.task.n_classes)
+            turned = self.turns[layer].forth(weights[0].flatten(0, 1)[None])[0]
+            return turned.unflatten(0, weights.shape[1:3])
+
+        fitted = side_by_side(fit, layers, torch.device("cpu"))
+        self.ours |= dict(zip(layers, fitted, strict=True))
+
+    def fit_peer(self, layers: Sequence[int]) -> None:
         """One LogisticRegression after another, on features that lie in memory, turned."""
-        for layer in self.layers:
+        for layer in layers:
             weights = [self._peer(self.rows[layer], strength) for strength in STRENGTHS]
             self.peer[layer] = torch.stack(weights)
 
@@ -126,7 +131,16 @@ def against_scikit_learn(bench: Bench) -> list[Row]:
     )
     with work.extracted((POOLING,)) as (features, _):
         fits = Fits(features, work, range(0, features.n_layers, bench.pick(1, 6)))
-        ratio = alternate(fits.fit_ours, fits.fit_peer, bench.pick(3, 1))
+        # Each layer is fitted once by each side, a few layers at a time in turns: a repeat is a
+        # group of layers.
+        n = len(fits.layers)
+        parts = [fits.layers[start : start + GROUP] for start in range(0, n, GROUP)]
+        groups = iter([part for part in parts for _side in range(2)])
+        ratio = alternate(
+            lambda: fits.fit_ours(next(groups)),
+            lambda: fits.fit_peer(next(groups)),
+            len(parts),
+        )
         gap, accuracy = fits.gap(), fits.accuracy_gap()
     n = len(fits.labels)
     note = (

@@ -30,7 +30,7 @@ Reader = Callable[[Any, Work], Tensor]
 
 def against_plain_loop(bench: Bench) -> list[Row]:
     """Features of all layers, last and mean: against the plain loop, and against the machine."""
-    n = bench.pick(2000, 300)
+    n = bench.pick(1000, 300)
     gap = _check_plain_loop(bench)
     work = bench.open(max_train=n, max_validation=50, max_test=50)
     model = load_causal(bench, work.backbone.dtype)
@@ -39,7 +39,7 @@ def against_plain_loop(bench: Bench) -> list[Row]:
     ratio = alternate(
         lambda: work.compute(POOLINGS),
         lambda: plain_loop(model, work),
-        bench.pick(5, 3),
+        3,
         between=lambda: rates.append(matrix_rate(weights, rows)),
     )
     matrices = sum(p.numel() for p in work.backbone.blocks.parameters() if p.dim() == 2)

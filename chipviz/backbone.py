@@ -177,16 +177,17 @@ def _measure_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where this device multiplies it clearly faster than float32; in 0.1 s."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(512, 1024, dtype=dtype, device=device)
-        b = torch.ones(1024, 1024, dtype=dtype, device=device)
-        times = []
-        for _ in range(8):
+    dtypes = (torch.float32, torch.bfloat16)
+    factors = [
+        [torch.ones(rows, 1024, dtype=dtype, device=device) for rows in (512, 1024)]
+        for dtype in dtypes
+    ]
+    seconds = dict.fromkeys(dtypes, math.inf)
+    for _ in range(8):  # in turns, so that a slow moment of the machine meets both
+        for dtype, (a, b) in zip(dtypes, factors, strict=True):
             start = time.perf_counter()
             (a @ b)[0, 0].item()
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     faster = seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
     return torch.bfloat16 if faster else torch.float32
 

@@ -8,6 +8,7 @@ written after the bytes: whatever kills the process, the next one goes on at the
 import hashlib
 import json
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -27,18 +28,27 @@ from chipviz.errors import JobError
 from chipviz.metrics import EMBEDDING_LAYER
 from chipviz.pooling import AT_ONE_TOKEN, pool
 from chipviz.progress import Meter, Progress, ProgressFn, silent
+from chipviz.streams import side_by_side
 from chipviz.task import Examples, Prompt, Task
 from chipviz.team import ALONE, Team
 
 FORMAT = 2
 ORDER: tuple[Split, ...] = ("validation", "train", "test")
 """Validation goes first, so that the curve can be drawn from the first training chunk on."""
-BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
-"""Tokens of one forward pass, padding included: large enough for full matrix speed on the device,
-small enough for a CPU's cache."""
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
+"""Tokens of one forward pass at most, padding included: large enough for full matrix speed on the
+device, small enough for a CPU's cache."""
+SMALL_BATCH, SIMILAR = 0.2, 0.9
+"""A batch with this share of its tokens takes no text any more that is clearly shorter, of less
+than this share of its longest: another pass costs less than the padding."""
 ENCODE_ROWS = 1_000
-CHUNK_BATCHES = 2
-"""Full batches of one chunk: how much a killed run has to do again."""
+CHUNK_BATCHES = 8
+"""Full batches of one chunk: how much a killed run has to do again, and how many texts there are to
+sort by length."""
+
+
+Ids = Sequence[int] | NDArray[np.int32]
+"""Token ids of one text."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +122,20 @@ class _Reading:
         values = np.empty(shape, dtype=np.float32)
         lengths = [len(sequence) for sequence in ids]
         label = f"reading {chunk.split} texts through {self.backbone.n_layers} layers"
-        for rows in batches(lengths, batch_tokens(self.backbone.device)):
-            batch = [ids[i] for i in rows]
-            pooled = forward_pooled(self.backbone, batch, self.pad_id, self.poolings)
-            values[:, :, rows] = pooled.cpu().numpy()
-            meter.advance(len(rows), label, sum(lengths[i] for i in rows))
+        plan = batches(lengths, batch_tokens(self.backbone.device))
+        with pooling_pass(self.backbone, self.pad_id, self.poolings) as forward:
+
+            def states(rows: list[int]) -> NDArray[np.float32]:
+                return forward([ids[i] for i in rows]).cpu().numpy()
+
+            passes = (
+                side_by_side(states, plan, self.backbone.device)
+                if _reentrant(self.backbone)
+                else map(states, plan)
+            )
+            for rows, pooled in zip(plan, passes, strict=True):
+                values[:, :, rows] = pooled
+                meter.advance(len(rows), label, sum(lengths[i] for i in rows))
         return values
 
 
@@ -244,46 +263,68 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     grouped: list[list[int]] = []
     for row in order:
         longest = lengths[grouped[-1][0]] if grouped else 0
-        if grouped and (len(grouped[-1]) + 1) * longest <= budget:
+        n_tokens = len(grouped[-1]) * longest if grouped else 0
+        padded = lengths[row] < SIMILAR * longest and n_tokens >= budget * SMALL_BATCH
+        if grouped and n_tokens + longest <= budget and not padded:
             grouped[-1].append(row)
         else:
             grouped.append([row])
     return grouped
 
 
-@torch.inference_mode()
-def forward_pooled(
-    backbone: Backbone,
-    ids: Sequence[Sequence[int] | NDArray[np.int32]],
-    pad_id: int,
-    poolings: Sequence[Pooling],
-) -> Tensor:
-    """One forward pass; every layer is pooled as it leaves its block, on the device.
+@contextmanager
+def pooling_pass(
+    backbone: Backbone, pad_id: int, poolings: Sequence[Pooling]
+) -> Iterator[Callable[[Sequence[Ids]], Tensor]]:
+    """A function that pools every layer as it leaves its block, on the device.
 
-    Returns:
-        Shape (P, L + 1, B, D), float32, on the device; row 0 of the layers is the embedding.
+    It takes the token ids of one batch and returns shape (P, L + 1, B, D), float32, on the device;
+    row 0 of the layers is the embedding. Several threads may call it at the same time.
     """
-    tokens, mask = pad(ids, pad_id, backbone.device)
-    shape = (len(poolings), backbone.n_layers + 1, len(ids), backbone.hidden_size)
-    pooled = torch.empty(shape, dtype=torch.float32, device=backbone.device)
     of_all = [p for p in poolings if p not in AT_ONE_TOKEN]
+    own = threading.local()  # each thread's mask, and where its batch goes
 
     def see(layer: int, hidden: Tensor) -> None:
-        here = mask.to(hidden.device)
+        mask = own.mask.to(hidden.device)
         normed = backbone.read(hidden) if of_all else hidden
         for i, pooling in enumerate(poolings):
             if pooling in of_all:
-                one = pool(normed, here, pooling)
+                one = pool(normed, mask, pooling)
             else:
-                one = pool(hidden, here, pooling)
+                one = pool(hidden, mask, pooling)
                 # A norm works on each token alone, so it can come after the token is taken.
                 if pooling != "raw":
                     one = backbone.read(one.to(hidden.dtype)).float()
-            pooled[i, layer + 1] = one.to(pooled.device)
+            own.pooled[i, layer + 1] = one.to(own.pooled.device)
+
+    @torch.inference_mode()
+    def forward(ids: Sequence[Ids]) -> Tensor:
+        tokens, own.mask = pad(ids, pad_id, backbone.device)
+        shape = (len(poolings), backbone.n_layers + 1, len(ids), backbone.hidden_size)
+        pooled = own.pooled = torch.empty(shape, dtype=torch.float32, device=backbone.device)
+        backbone.forward(tokens, own.mask)
+        return pooled
 
     with watch_layers(backbone, see):
-        backbone.forward(tokens, mask)
-    return pooled
+        yield forward
+
+
+def forward_pooled(
+    backbone: Backbone, ids: Sequence[Ids], pad_id: int, poolings: Sequence[Pooling]
+) -> Tensor:
+    """One pass over one batch: see `pooling_pass`."""
+    with pooling_pass(backbone, pad_id, poolings) as forward:
+        return forward(ids)
+
+
+def _reentrant(backbone: Backbone) -> bool:
+    """Whether several passes may run at once: not where a pass changes the model.
+
+    Parts that were put away come and go, and some rotary embeddings stretch with the text.
+    """
+    stretching = (str(getattr(m, "rope_type", "")) for m in backbone.model.modules())
+    changing = any("dynamic" in kind or "longrope" in kind for kind in stretching)
+    return not changing and not hasattr(backbone.model, "hf_device_map")
 
 
 @contextmanager
@@ -341,7 +382,9 @@ def _open_store(features: Features, identity: dict[str, Any]) -> Done:
 def _missing(features: Features, chunk: Chunk, done: Done) -> list[Pooling]:
     """The poolings of a chunk that were never done, or whose bytes are not what they were."""
     sums = done.get(chunk.key, {})
-    return [p for p in features.poolings if sums.get(p, -1) != _checksum(features, chunk, p)]
+    return [
+        p for p in features.poolings if p not in sums or sums[p] != _checksum(features, chunk, p)
+    ]
 
 
 def _write(
@@ -363,7 +406,7 @@ def _read_manifest(folder: Path, identity: dict[str, Any]) -> Done:
 
 
 def _write_manifest(folder: Path, identity: dict[str, Any], done: Done) -> None:
-    temporary = folder / f"manifest.{os.getpid()}.tmp"
+    temporary = folder / "manifest.tmp"  # one name: the folder is locked, and none is left over
     temporary.write_text(json.dumps({"identity": identity, "done": done}, indent=1), "utf-8")
     temporary.replace(folder / "manifest.json")
 

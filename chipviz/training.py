@@ -5,11 +5,9 @@ Knows which recipe belongs to which chip, and reads features a few layers at a t
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,13 +24,11 @@ from chipviz.metrics import EMBEDDING_LAYER, CurvePoint, Score
 from chipviz.mlp import fit_mlp
 from chipviz.progress import Meter, Progress, ProgressFn
 from chipviz.published import fit_published
+from chipviz.streams import side_by_side
 from chipviz.task import Task
 
 PointsFn = Callable[[Sequence[CurvePoint]], None]
 Key = tuple[ChipKind, Pooling]
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 LIVE_GROWTH = 1.3
 """The live curve is refitted when this many times more training texts have arrived: all refits
@@ -319,33 +315,6 @@ class LiveCurve:
         )[0, 0]
         self._weights[pooling, layer] = weight
         return weight
-
-
-def side_by_side(work: Callable[[T], R], items: Sequence[T], device: torch.device) -> Iterator[R]:
-    """Results of `work` in order; on a CPU several items at a time, each with one thread.
-
-    The products of one layer are too small to share: two threads on one fit take longer than one.
-    An exception, from `work` or from the caller, leaves what was not begun undone.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield from map(work, items)
-        return
-    torch.set_num_threads(1)
-    begun = [_pool(threads).submit(work, item) for item in items]
-    try:
-        yield from (future.result() for future in begun)
-    finally:
-        for future in begun:
-            future.cancel()
-        wait(begun)
-        torch.set_num_threads(threads)
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """The same threads every time: each new one would leave memory of its own behind."""
-    return ThreadPoolExecutor(threads)
 
 
 def labels_of(task: Task, split: Split) -> Tensor:

@@ -30,7 +30,7 @@ WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon")
 
 def read_texts(folder: Path, home: Path, ready: int) -> None:
     """Extract features of 160 texts in chunks of about 60 tokens."""
-    features.BATCH_TOKENS["cpu"] = 30
+    features.BATCH_TOKENS["cpu"], features.CHUNK_BATCHES = 30, 2
     draw = np.random.default_rng(0)
 
     def some(n):
@@ -81,7 +81,10 @@ def main(folder: Path, out: Path) -> dict[str, object]:
         time.sleep(draw.random() * duration)
         os.kill(victim, signal.SIGKILL)
         os.waitpid(victim, 0)
-        broken += digest(home) != truth
+        if digest(home) != truth:
+            broken += 1
+        else:  # it was done before: the machine is faster than it was at first
+            duration *= 0.7
         _, status = os.waitpid(begin(folder, home), 0)
         same += status == 0 and digest(home) == truth
     return {"files": len(truth), "kills": N_KILLS, "broken": broken, "same": same}

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["sources", "task", "team", "controls", "pooling", "backbone", "features"],
+    *["sources", "task", "team", "streams", "controls", "pooling", "backbone", "features"],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
     *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "experiment"],
     *["store", "inference", "worker", "jobs", "server"],

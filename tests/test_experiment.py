@@ -4,7 +4,9 @@ import json
 import random
 
 import pytest
+import torch
 
+from chipviz import backbone as backbone_module
 from chipviz import experiment, features
 from chipviz.chips import Chips
 from chipviz.config import RunConfig
@@ -15,7 +17,10 @@ from tests.conftest import planted_rows
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
+    """Small chunks, and one dtype: each home measures its own, and two homes are compared here."""
+    monkeypatch.setattr(backbone_module, "_measure_dtype", lambda _: torch.float32)
     monkeypatch.setattr(features, "BATCH_TOKENS", {"cpu": 400})
+    monkeypatch.setattr(features, "CHUNK_BATCHES", 2)
 
 
 def run(folder, backbone, data, *, progress=silent, name="one", on_points=lambda _: None, **more):

@@ -24,6 +24,7 @@ POOLINGS = ("last", "mean", "first", "max", "raw")
 def line(tiny_backbone_folder, monkeypatch):
     """A tiny backbone, a prompt and a task of texts of many lengths, in small chunks."""
     monkeypatch.setattr(features_module, "BATCH_TOKENS", {"cpu": 30})
+    monkeypatch.setattr(features_module, "CHUNK_BATCHES", 2)
     backbone = load_backbone(tiny_backbone_folder, "tiny", dtype=torch.float32, device="cpu")
     words = ["red", "green", "blue", "one", "two", "three", "sun", "moon"]
     random = np.random.default_rng(0)

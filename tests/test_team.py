@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
+from chipviz.backbone import fast_dtype
 from chipviz.team import ALONE, is_helper, join
 
 
@@ -42,8 +45,11 @@ def launch(arguments, *, processes):
 
 def test_two_processes_end_with_the_scores_of_one(tiny_backbone_folder, toy_csv, tmp_path):
     found = []
+    fast_dtype(torch.device("cpu"), tmp_path)  # measured once: two homes might choose differently
     for processes in (1, 2):
         home = tmp_path / str(processes)
+        home.mkdir()
+        shutil.copy(tmp_path / "fast_dtype.json", home)
         arguments = ["--home", home, "train", "--backbone", tiny_backbone_folder, "--data", toy_csv]
         arguments += ["--template", "{text} :", "--max-length", "24", "--json"]
         done = launch([str(a) for a in arguments], processes=processes)

@@ -1,53 +1,10 @@
 """Training: every chip of a run, its repeats and its weights, and layers fitted side by side."""
 
-import threading
-
 import numpy as np
 import pytest
-import torch
 
 from chipviz.chips import Chips
-from chipviz.training import side_by_side
 from tests.test_experiment import run, write_csv
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def two_threads():
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_results_come_in_order_from_single_threads():
-    seen = set()
-
-    def work(i):
-        seen.add(threading.get_ident())
-        return i, torch.get_num_threads()
-
-    assert list(side_by_side(work, range(50), CPU)) == [(i, 1) for i in range(50)]
-    assert threading.get_ident() not in seen
-    assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_an_error_leaves_the_rest_undone():
-    begun = []
-
-    def work(i):
-        begun.append(i)
-        threading.Event().wait(0.01)
-        if i == 3:
-            raise ValueError("no")
-        return i
-
-    with pytest.raises(ValueError, match="no"):
-        list(side_by_side(work, range(200), CPU))
-    assert len(begun) < 100
-    assert torch.get_num_threads() == 2
 
 
 def test_the_published_recipe_stands_beside_the_sound_one(tiny_backbone_folder, toy_csv, tmp_path):

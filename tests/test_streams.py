@@ -1,0 +1,63 @@
+"""Pieces of work side by side: in order, each on its share, and stopped by the first error."""
+
+import threading
+
+import pytest
+import torch
+
+from chipviz.streams import MAX_STREAMS, side_by_side
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_results_come_in_order_from_single_threads():
+    seen = set()
+
+    def work(i):
+        seen.add(threading.get_ident())
+        return i, torch.get_num_threads()
+
+    assert list(side_by_side(work, range(50), CPU)) == [(i, 1) for i in range(50)]
+    assert threading.get_ident() not in seen
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_leaves_the_rest_undone():
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        threading.Event().wait(0.01)
+        if i == 3:
+            raise ValueError("no")
+        return i
+
+    with pytest.raises(ValueError, match="no"):
+        list(side_by_side(work, range(200), CPU))
+    assert len(begun) < 100
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_only_a_few_items_are_taken_ahead():
+    taken = []
+
+    def items():
+        for i in range(100):
+            taken.append(i)
+            yield i
+
+    results = side_by_side(lambda i: i, items(), CPU)
+    assert next(results) == 0
+    assert len(taken) <= 2 * MAX_STREAMS + 1
+    results.close()
+    assert len(taken) < 100
