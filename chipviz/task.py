@@ -1,26 +1,20 @@
-"""Task: texts, labels, label names and splits; and the prompt, baked into the tokenizer.
+"""Task: texts, labels, label names and splits.
 
-Knows tables and tokenizers; nothing of models.
+Knows tables; nothing of tokenizers or models.
 """
 
-import copy
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tokenizers import Regex, normalizers
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
 
 from chipviz.config import RunConfig, Split
-from chipviz.errors import ConfigError, SourceError, TaskError
-from chipviz.sources import Table
+from chipviz.errors import TaskError
+from chipviz.tables import Table
 
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "document", "article", "title", "body")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "topic", "intent", "sentiment")
@@ -29,9 +23,6 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "topic", "int
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
 """What a source without these splits gives up of its training rows."""
-
-FITTING_SHARE = 0.95
-"""Share of the over-long training texts that stay within the token limit after the cut."""
 
 
 @dataclass(frozen=True)
@@ -287,221 +278,3 @@ def stratified_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDA
         rows = order[labels[order] == label]
         at[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
     return np.argsort(at, kind="stable").astype(np.int64)
-
-
-# --- the prompt ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A tokenizer that turns raw texts into whole prompts: template, limit and all.
-
-    Saved with a bundle it does the same inside plain `transformers`, which never truncates unless
-    told to; hence the limit stands in the tokenizer's normalizer, as characters.
-    """
-
-    tokenizer: Any
-    template: str
-    max_length: int
-    max_chars: int
-    """Where a longer text is cut before it is tokenised, in characters."""
-
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[int]]:
-        """Token ids of whole prompts, one list a text."""
-        if not texts:
-            return []
-        longest = self.tokenizer.model_max_length
-        return self.tokenizer(
-            list(texts),
-            list(pairs) if pairs is not None else None,
-            truncation="only_first",
-            max_length=longest if longest < 10**9 else None,
-        )["input_ids"]
-
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer, template and limit included, as plain `transformers` reads it."""
-        self.tokenizer.chat_template = None  # it would be wrapped around the baked template
-        self.tokenizer.save_pretrained(folder)
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when any text could come out as other tokens."""
-        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder; padding on the right, which every rule here assumes.
-
-    Raises:
-        SourceError: If the folder holds none, or none that the `tokenizers` library can run.
-    """
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"No tokenizer can be loaded from {folder.name}: {' '.join(str(error).split())[:160]}",
-            "The folder needs tokenizer.json and tokenizer_config.json.",
-        ) from None
-    if not getattr(tokenizer, "is_fast", False):
-        raise SourceError(
-            f"{folder.name} has only a slow tokenizer.", "Save its fast form (tokenizer.json)."
-        )
-    tokenizer.padding_side = "right"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
-
-
-def bake(tokenizer: Any, template: str | None, max_length: int, sample: Examples) -> Prompt:
-    """Put the template and the length limit into a copy of the tokenizer.
-
-    Args:
-        tokenizer: As loaded; not changed.
-        template: Prompt around `{text}` and, for two fields, `{text_pair}`; None for bare texts.
-        max_length: Tokens a prompt may have.
-        sample: Training rows, to find out how many characters fit the limit.
-
-    Raises:
-        ConfigError: If the template lacks a field, or the limit cannot hold it.
-    """
-    two = sample.pairs is not None
-    template = template or ("{text}\n{text_pair}" if two else "{text}")
-    parts = _parse(template, two)
-    rows = sample.take(range(min(len(sample), 2000)))
-    baked, pieces = _with_template(tokenizer, parts, rows)
-    n_fixed = sum(len(ids) for ids in pieces)
-    room = max_length - n_fixed
-    if rows.pairs is not None:
-        lengths = [len(i) for i in tokenizer(rows.pairs, add_special_tokens=False)["input_ids"]]
-        room -= int(np.quantile(lengths, FITTING_SHARE))
-    if room < 1:
-        raise ConfigError(
-            f"The template takes {n_fixed} tokens, which leaves no room for text "
-            f"within --max-length {max_length}.",
-            f"Give --max-length {max(n_fixed + 16, max_length - room + 16)} or more, "
-            "or a shorter template.",
-        )
-    max_chars = _chars_for(tokenizer, rows.texts, room)
-    normalizer = baked.backend_tokenizer.normalizer
-    cut = normalizers.Replace(Regex(rf"\A[\s\S]{{{max_chars}}}\K[\s\S]+"), "")
-    steps = [cut, *([normalizer] if normalizer is not None else [])]
-    baked.backend_tokenizer.normalizer = normalizers.Sequence(steps)
-    return Prompt(baked, template, max_length, max_chars)
-
-
-def load_prompt(folder: Path, template: str, max_length: int, max_chars: int) -> Prompt:
-    """Read a baked tokenizer that `Prompt.save` wrote."""
-    return Prompt(load_tokenizer(folder), template, max_length, max_chars)
-
-
-def n_truncated(prompt: Prompt, task: Task) -> int:
-    """How many texts of a task the length limit shortens."""
-    return sum(len(t) > prompt.max_chars for rows in task.splits.values() for t in rows.texts)
-
-
-def _parse(template: str, two: bool) -> list[str]:
-    """Split a template into literal pieces and fields, in order."""
-    parts = [part for part in re.split(r"(\{text\}|\{text_pair\})", template) if part]
-    wanted = ["{text}", "{text_pair}"] if two else ["{text}"]
-    for field in ("{text}", "{text_pair}"):
-        if parts.count(field) != wanted.count(field):
-            raise ConfigError(
-                f"The template holds {field} {parts.count(field)} times, "
-                f"expected {wanted.count(field)}: {template[:80]!r}.",
-                "Write a template such as 'News: {text}\\nTopic of this article:'"
-                + ("; {text_pair} needs --text-pair." if field == "{text_pair}" else "."),
-            )
-    return parts
-
-
-def _with_template(tokenizer: Any, parts: list[str], rows: Examples) -> tuple[Any, list[list[int]]]:
-    """A copy of the tokenizer whose post-processor writes the whole prompt, and its fixed pieces.
-
-    A space before `{text}` belongs to the text's first token in most vocabularies. Three ways to
-    hand it over are tried, and the one that agrees most with the plainly tokenised prompt is kept.
-    """
-    at = parts.index("{text}")
-    ways: list[tuple[list[str], bool]] = [(parts, False)]
-    if at and parts[at - 1].endswith(" ") and not parts[at - 1].endswith("  "):
-        without = [*parts[: at - 1], parts[at - 1][:-1], *parts[at:]]
-        ways = [(without, True), (without, False), (parts, False)]
-    if len(ways) == 1 or rows.pairs is not None:
-        return _assemble(tokenizer, *ways[-1])
-    few = [text.strip()[:200] for text in rows.texts[:8]]
-    template = "".join(parts)
-    plain = tokenizer([template.replace("{text}", text) for text in few])["input_ids"]
-
-    def agreement(way: tuple[list[str], bool]) -> int:
-        baked, _ = _assemble(tokenizer, *way)
-        return sum(a == b for a, b in zip(baked(few)["input_ids"], plain, strict=True))
-
-    return _assemble(tokenizer, *max(ways, key=agreement))
-
-
-def _assemble(tokenizer: Any, parts: list[str], glue: bool) -> tuple[Any, list[list[int]]]:
-    baked = copy.deepcopy(tokenizer)
-    backend = baked.backend_tokenizer
-    before, after = _specials_around(tokenizer)
-    literal = [p for p in parts if p not in ("{text}", "{text_pair}")]
-    pieces = {f"piece{i}": _ids_of(tokenizer, p) for i, p in enumerate(literal)}
-    pieces |= {"before": before, "after": after}
-    names = iter(f"piece{i}" for i in range(len(literal)))
-    fields = {"{text}": "$A:0", "{text_pair}": "$B:0"}
-    middle = [fields.get(p) or f"{next(names)}:0" for p in parts]
-    layout = [
-        item
-        for item in ["before:0", *middle, "after:0"]
-        if item.startswith("$") or pieces[item[:-2]]
-    ]
-    special = [
-        {"id": name, "ids": ids, "tokens": [f"{name}.{i}" for i in range(len(ids))]}
-        for name, ids in pieces.items()
-        if ids
-    ]
-    two = "{text_pair}" in parts
-    backend.post_processor = TemplateProcessing(
-        single=[item for item in layout if item != "$B:0"],
-        pair=layout if two else [*layout, "$B:0"],
-        special_tokens=special,
-    )
-    if glue:
-        was = backend.normalizer
-        steps = [*([was] if was is not None else []), normalizers.Prepend(" ")]
-        backend.normalizer = normalizers.Sequence(steps)
-    # A text is data: "<|im_end|>" inside it must not become the control token.
-    baked.split_special_tokens = True
-    baked.init_kwargs["split_special_tokens"] = True
-    return baked, list(pieces.values())
-
-
-def _specials_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the family puts before and after a text (BOS, CLS, SEP), as ids."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
-    return [], []
-
-
-def _ids_of(tokenizer: Any, piece: str) -> list[int]:
-    """Token ids of a literal piece as they stand after other text, not at the start of one."""
-    anchor = tokenizer("a\n", add_special_tokens=False)["input_ids"]
-    both = tokenizer("a\n" + piece, add_special_tokens=False)["input_ids"]
-    if both[: len(anchor)] == anchor:
-        return both[len(anchor) :]
-    return tokenizer(piece, add_special_tokens=False)["input_ids"]
-
-
-def _chars_for(tokenizer: Any, texts: Sequence[str], room: int) -> int:
-    """How many characters of a text `room` tokens hold, for all but a few texts."""
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-    long = [offsets for offsets in encoded["offset_mapping"] if len(offsets) > room]
-    if long:
-        fits = [offsets[room - 1][1] for offsets in long]
-    else:
-        counts = [max(1, len(offsets)) for offsets in encoded["offset_mapping"]]
-        fits = [room * len(t) / n for t, n in zip(texts, counts, strict=True) if t]
-    return max(1, int(np.quantile(fits, 1 - FITTING_SHARE))) if fits else room

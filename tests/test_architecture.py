@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["sources", "task", "team", "controls", "pooling", "backbone", "features"],
+    *["sources", "tables", "task", "prompt", "team", "controls", "pooling", "backbone", "features"],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
     *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "experiment"],
     *["store", "inference", "worker", "jobs", "server"],
@@ -29,7 +29,7 @@ the tests of the pages hold)."""
 MAY_IMPORT = {
     "plotly": {"canvas", "charts", "heatmaps"},
     "streamlit": {"ui", "pages", "app"},
-    "transformers": {"backbone", "bundle", "classifier", "task"},
+    "transformers": {"backbone", "bundle", "classifier", "prompt"},
 }
 
 CODE = sorted([*ROOT.glob("chipviz/**/*.py"), *ROOT.glob("pages/*.py"), ROOT / "app.py"])
