@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from tokenizers import Regex, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from chipviz.choices import OPTIONS, holds_options, is_options
 from chipviz.errors import ConfigError, SourceError
-from chipviz.task import Examples, Task
+from chipviz.task import MAX_TEXT, Examples, Task
 
 FITTING_SHARE = 0.95
 """Share of the over-long training texts that stay within the token limit after the cut."""
@@ -35,17 +37,19 @@ class Prompt:
     template: str
     max_length: int
     max_chars: int
-    """Where a longer text is cut before it is tokenised, in characters."""
+    """Where a longer text is cut before it is tokenised, in characters; a second text too, unless
+    it is a question with its options."""
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[int]]:
         """Token ids of whole prompts, one list a text."""
         if not texts:
             return []
         longest = self.tokenizer.model_max_length
+        # Of two texts the longer one gives way: usually the first, and always one that can.
         return self.tokenizer(
             list(texts),
             list(pairs) if pairs is not None else None,
-            truncation="only_first",
+            truncation="only_first" if pairs is None else "longest_first",
             max_length=longest if longest < 10**9 else None,
         )["input_ids"]
 
@@ -103,23 +107,40 @@ def bake(tokenizer: Any, template: str | None, max_length: int, sample: Examples
     rows = sample.take(range(min(len(sample), 2000)))
     baked, pieces = _with_template(tokenizer, parts, rows)
     n_fixed = sum(len(ids) for ids in pieces)
-    room = max_length - n_fixed
-    if rows.pairs is not None:
-        lengths = [len(i) for i in tokenizer(rows.pairs, add_special_tokens=False)["input_ids"]]
+    room, pairs = max_length - n_fixed, rows.pairs or []
+    fitting: list[int] = []
+    if pairs:
+        lengths = [len(i) for i in tokenizer(pairs, add_special_tokens=False)["input_ids"]]
+        fitting = [len(pair) for pair, n in zip(pairs, lengths, strict=True) if n <= room]
         room -= int(np.quantile(lengths, FITTING_SHARE))
     if room < 1:
+        second = f" and most second texts take {max_length - n_fixed - room}" if pairs else ""
         raise ConfigError(
-            f"The template takes {n_fixed} tokens, which leaves no room for text "
+            f"The template takes {n_fixed} tokens{second}, which leaves no room for text "
             f"within --max-length {max_length}.",
             f"Give --max-length {max(n_fixed + 16, max_length - room + 16)} or more, "
             "or a shorter template.",
         )
+    if pairs and all(map(is_options, pairs)):
+        # Without a passage nothing may go; the model's own limit takes the question's beginning.
+        baked.truncation_side = baked.init_kwargs["truncation_side"] = "left"
+        return Prompt(baked, template, max_length, MAX_TEXT)
     max_chars = _chars_for(tokenizer, rows.texts, room)
+    whole = bool(pairs) and all(map(holds_options, pairs))
+    if not whole:  # the normalizer cannot tell texts from second texts, which shall stay whole
+        max_chars = max([max_chars, *fitting])
     normalizer = baked.backend_tokenizer.normalizer
-    cut = normalizers.Replace(Regex(rf"\A[\s\S]{{{max_chars}}}\K[\s\S]+"), "")
-    steps = [cut, *([normalizer] if normalizer is not None else [])]
+    steps = [_cut_at(max_chars, whole=whole), *([normalizer] if normalizer is not None else [])]
     baked.backend_tokenizer.normalizer = normalizers.Sequence(steps)
     return Prompt(baked, template, max_length, max_chars)
+
+
+def _cut_at(max_chars: int, *, whole: bool) -> Any:
+    """Drop a text's characters beyond a number; *whole* spares questions with their options."""
+    # Oniguruma counts to 100,000 at most.
+    head = rf"(?:[\s\S]{{1000}}){{{max_chars // 1000}}}[\s\S]{{{max_chars % 1000}}}"
+    spared = rf"(?!{OPTIONS})" if whole else ""
+    return normalizers.Replace(Regex(rf"\A{spared}{head}\K[\s\S]+"), "")
 
 
 def load_prompt(folder: Path, template: str, max_length: int, max_chars: int) -> Prompt:
@@ -127,9 +148,18 @@ def load_prompt(folder: Path, template: str, max_length: int, max_chars: int) ->
     return Prompt(load_tokenizer(folder), template, max_length, max_chars)
 
 
+def n_cut(prompt: Prompt, rows: Examples) -> int:
+    """How many rows the length limit shortens a text of."""
+    pairs = rows.pairs or [""] * len(rows)
+    return sum(
+        len(text) > prompt.max_chars or (len(pair) > prompt.max_chars and not holds_options(pair))
+        for text, pair in zip(rows.texts, pairs, strict=True)
+    )
+
+
 def n_truncated(prompt: Prompt, task: Task) -> int:
-    """How many texts of a task the length limit shortens."""
-    return sum(len(t) > prompt.max_chars for rows in task.splits.values() for t in rows.texts)
+    """How many rows of a task the length limit shortens a text of."""
+    return sum(n_cut(prompt, rows) for rows in task.splits.values())
 
 
 def _parse(template: str, two: bool) -> list[str]:
@@ -150,23 +180,29 @@ def _parse(template: str, two: bool) -> list[str]:
 def _with_template(tokenizer: Any, parts: list[str], rows: Examples) -> tuple[Any, list[list[int]]]:
     """A copy of the tokenizer whose post-processor writes the whole prompt, and its fixed pieces.
 
-    A space before `{text}` belongs to the text's first token in most vocabularies. Three ways to
-    hand it over are tried, and the one that agrees most with the plainly tokenised prompt is kept.
+    A space before a text belongs to the text's first token in most vocabularies. Where one stands
+    before every text, three ways to hand it over are tried, and the one that agrees most with the
+    plainly tokenised prompt is kept.
     """
-    at = parts.index("{text}")
+    fields = [i for i, part in enumerate(parts) if part in ("{text}", "{text_pair}")]
     ways: list[tuple[list[str], bool]] = [(parts, False)]
-    if at and parts[at - 1].endswith(" ") and not parts[at - 1].endswith("  "):
-        without = [*parts[: at - 1], parts[at - 1][:-1], *parts[at:]]
+    if all(i and re.search(r"(?<! ) \Z", parts[i - 1]) for i in fields):
+        without = [part[:-1] if i + 1 in fields else part for i, part in enumerate(parts)]
         ways = [(without, True), (without, False), (parts, False)]
-    if len(ways) == 1 or rows.pairs is not None:
-        return _assemble(tokenizer, *ways[-1])
-    few = [text.strip()[:200] for text in rows.texts[:8]]
+    if len(ways) == 1:
+        return _assemble(tokenizer, *ways[0])
+    few = [[text.strip()[:200] for text in texts[:8]] for texts in (rows.texts, rows.pairs or [])]
     template = "".join(parts)
-    plain = tokenizer([template.replace("{text}", text) for text in few])["input_ids"]
+    written = [
+        template.replace("{text_pair}", pair).replace("{text}", text)
+        for text, pair in zip_longest(*few, fillvalue="")
+    ]
+    plain = tokenizer(written)["input_ids"]
 
     def agreement(way: tuple[list[str], bool]) -> int:
         baked, _ = _assemble(tokenizer, *way)
-        return sum(a == b for a, b in zip(baked(few)["input_ids"], plain, strict=True))
+        found = baked(few[0], few[1] or None)["input_ids"]
+        return sum(a == b for a, b in zip(found, plain, strict=True))
 
     return _assemble(tokenizer, *max(ways, key=agreement))
 

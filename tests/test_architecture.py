@@ -11,9 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["sources", "tables", "task", "prompt", "team", "controls", "pooling", "backbone", "features"],
+    *[
+        "sources",
+        "datahub",
+        "tables",
+        "columns",
+        "choices",
+        "task",
+        "prompt",
+        "team",
+        "controls",
+        "pooling",
+        "backbone",
+        "features",
+    ],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
-    *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "experiment"],
+    *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "preview", "experiment"],
     *["store", "inference", "worker", "jobs", "server"],
     *["canvas", "charts", "heatmaps", "__main__", "ui"],
 ]
@@ -21,7 +34,7 @@ ORDER = [
 
 LIGHT = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["store", "jobs", "server", "canvas", "charts", "heatmaps", "team"],
+    *["store", "jobs", "server", "canvas", "charts", "heatmaps", "team", "preview"],
 ]
 """Modules that pages import: they open fast because these never load torch (nor does `ui`, which
 the tests of the pages hold)."""

@@ -102,16 +102,15 @@ def parquet_bytes():
     [
         ("a.docx", "x", "of no kind that can be read"),
         ("noextension", "x", "of no kind that can be read"),
-        ("empty.csv", "", "No columns"),
+        ("empty.csv", "", "holds no rows"),
         ("header.csv", "text,label\n", "holds no rows"),
         ("empty.jsonl", "", "holds no rows"),
         ("open-quote.csv", 'text,label\n"a,b\n', "cannot be read"),
         ("ragged.csv", "text,label\na,b\nc,d,e,f\n", "line 3"),
-        ("latin.csv", "text,label\ncafé,b\n".encode("latin-1"), "utf-8"),
-        ("utf16.csv", "text,label\na,b\n".encode("utf-16"), "utf-8"),
+        ("latin.csv", "text,label\ncafé,b\n".encode("latin-1"), "is not UTF-8: line 2"),
         ("torn.jsonl", '{"text": "a"}\n{"text": ', "line 2 is not well-formed JSON"),
         ("deep.jsonl", "[" * 100_000, "line 1 is not well-formed JSON"),
-        ("list.jsonl", '[{"text": "a"}]', "line 1 is no JSON object"),
+        ("list.jsonl", '[{"text": "a"}, "b"]', "item 2 is no JSON object"),
         ("mixed.jsonl", '{"text": "a"}\n7\n', "line 2 is no JSON object"),
         ("empty.parquet", b"", "cannot be read"),
         ("torn.parquet", parquet_bytes()[:-20], "cannot be read"),
@@ -200,3 +199,30 @@ def test_column_names_that_are_numbers_become_names(tmp_path, home):
     pd.DataFrame({0: ["a"], 1: ["b"]}).to_parquet(tmp_path / "a.parquet")
     frame = only_frame(read_table(str(tmp_path / "a.parquet"), home))
     assert list(frame.columns) == ["0", "1"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_a_folder_may_hold_its_splits_in_any_kind_of_file(tmp_path, home, kind):
+    for name in ("train", "val", "test"):
+        frame = pd.DataFrame({"text": [name] * 2, "label": ["a", "b"]})
+        path = tmp_path / f"{name}.{kind}"
+        if kind == "parquet":
+            frame.to_parquet(path)
+        elif kind in ("csv", "tsv"):
+            frame.to_csv(path, index=False, sep="," if kind == "csv" else "\t")
+        else:
+            frame.to_json(path, orient="records", lines=kind == "jsonl")
+    (tmp_path / "notes.txt").write_text("train")
+    frames = read_table(str(tmp_path), home).frames
+    assert {split: frame["text"][0] for split, frame in frames.items()} == {
+        "train": "train",
+        "validation": "val",
+        "test": "test",
+    }
+
+
+def test_a_folder_in_which_two_files_are_one_split_is_refused_by_both_names(tmp_path, home):
+    for name in ("train.csv", "dev.csv", "val.csv"):
+        write(tmp_path, name, "text,label\na,b\n")
+    with pytest.raises(SourceError, match=r"holds dev\.csv and val\.csv, which both are the valid"):
+        read_table(str(tmp_path), home)

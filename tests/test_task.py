@@ -113,6 +113,50 @@ def test_a_missing_validation_split_is_carved_from_the_training_rows_alone():
     assert not set(task.splits["validation"].texts) & set(task.splits["train"].texts)
 
 
+def test_a_carved_split_shares_no_text_with_the_splits_there_are():
+    train, held_out = frame_of(50), frame_of(12).replace({"text": {"text 3": "TEXT  3"}})
+    task = task_of({"train": train, "test": held_out})
+    assert set(task.splits["test"].texts) == set(held_out["text"])
+    carved = {*task.splits["train"].texts, *task.splits["validation"].texts}
+    assert carved == {f"text {i}" for i in range(12, 50)}
+    assert task.made == ("validation",)
+
+
+def test_a_test_split_whose_labels_are_hidden_is_made_anew():
+    """As GLUE writes them: every label -1."""
+    frames = {"train": frame_of(40, (0, 1)), "validation": frame_of(9, (0, 1))}
+    frames["validation"]["text"] += " for validation"
+    frames["test"] = frame_of(30, (-1,))
+    task = task_of(frames, names={"label": ["no", "yes"]})
+    assert task.made == ("test",)
+    assert set(task.splits["test"].texts) <= set(frames["train"]["text"])
+
+
+def test_splits_without_the_training_columns_are_refused_by_name():
+    frames = {"train": frame_of(), "test": frame_of().rename(columns={"label": "gold"})}
+    with pytest.raises(
+        TaskError, match=r"The test split has no column 'label'; columns are 'text'"
+    ):
+        task_of(frames)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([True, False], ("False", "True")),
+        ([1.0, 0.0], ("0", "1")),
+        ([0.5, 1.5], ("0.5", "1.5")),
+        ([10, 9], ("9", "10")),
+        (["10", "9"], ("10", "9")),
+        ([True, 1], ("1", "True")),
+    ],
+)
+def test_labels_of_every_type_are_classes_by_their_own_names(labels, names):
+    frame = frame_of(40).astype(object)
+    frame["label"] = pd.Series([labels[i % 2] for i in range(40)], dtype=object)
+    assert task_of(frame).label_names == names
+
+
 def test_limits_take_the_first_rows_of_each_split():
     whole = task_of(frame_of())
     few = task_of(frame_of(), max_train=6, max_validation=3, max_test=4)
@@ -139,8 +183,10 @@ def test_labels_that_look_like_numbers_keep_their_spelling(tmp_path, home):
 
 def test_integers_are_class_numbers_where_the_source_declares_names_even_if_names_are_digits():
     """Names 1 to 3 with numbers 0 to 2: a split without number 0 must not be read as names."""
-    text = [f"text {i}" for i in range(20)]
-    train, test = ({"text": text, "label": labels * 10} for labels in ([1, 2], [0, 1]))
+    train, test = (
+        {"text": [f"text {i} {labels}" for i in range(20)], "label": labels * 10}
+        for labels in ([1, 2], [0, 1])
+    )
     frames = {"train": pd.DataFrame(train), "test": pd.DataFrame(test)}
     task = task_of(frames, names={"label": ["1", "2", "3"]})
     assert set(task.splits["train"].labels.tolist()) == {1, 2}
