@@ -108,31 +108,36 @@ def bake(tokenizer: Any, template: str | None, max_length: int, sample: Examples
     baked, pieces = _with_template(tokenizer, parts, rows)
     n_fixed = sum(len(ids) for ids in pieces)
     room, pairs = max_length - n_fixed, rows.pairs or []
-    fitting: list[int] = []
-    if pairs:
-        lengths = [len(i) for i in tokenizer(pairs, add_special_tokens=False)["input_ids"]]
-        fitting = [len(pair) for pair, n in zip(pairs, lengths, strict=True) if n <= room]
-        room -= int(np.quantile(lengths, FITTING_SHARE))
     if room < 1:
-        second = f" and most second texts take {max_length - n_fixed - room}" if pairs else ""
         raise ConfigError(
-            f"The template takes {n_fixed} tokens{second}, which leaves no room for text "
+            f"The template takes {n_fixed} tokens, which leaves no room for text "
             f"within --max-length {max_length}.",
-            f"Give --max-length {max(n_fixed + 16, max_length - room + 16)} or more, "
-            "or a shorter template.",
+            f"Give --max-length {n_fixed + 16} or more, or a shorter template.",
         )
     if pairs and all(map(is_options, pairs)):
         # Without a passage nothing may go; the model's own limit takes the question's beginning.
         baked.truncation_side = baked.init_kwargs["truncation_side"] = "left"
         return Prompt(baked, template, max_length, MAX_TEXT)
+    room, longest = _beside(tokenizer, pairs, room) if pairs else (room, 0)
     max_chars = _chars_for(tokenizer, rows.texts, room)
     whole = bool(pairs) and all(map(holds_options, pairs))
     if not whole:  # the normalizer cannot tell texts from second texts, which shall stay whole
-        max_chars = max([max_chars, *fitting])
+        max_chars = max(max_chars, longest)
     normalizer = baked.backend_tokenizer.normalizer
     steps = [_cut_at(max_chars, whole=whole), *([normalizer] if normalizer is not None else [])]
     baked.backend_tokenizer.normalizer = normalizers.Sequence(steps)
     return Prompt(baked, template, max_length, max_chars)
+
+
+def _beside(tokenizer: Any, pairs: Sequence[str], room: int) -> tuple[int, int]:
+    """What second texts leave of the room: tokens for the first, which gets a quarter at least.
+
+    The other number is the length of the longest second text that would fit alone, in characters.
+    """
+    lengths = [len(ids) for ids in tokenizer(list(pairs), add_special_tokens=False)["input_ids"]]
+    left = room - int(np.quantile(lengths, FITTING_SHARE))
+    fitting = [len(pair) for pair, n in zip(pairs, lengths, strict=True) if n <= room]
+    return max(left, room // 4, 1), max(fitting, default=0)
 
 
 def _cut_at(max_chars: int, *, whole: bool) -> Any:

@@ -150,6 +150,7 @@ def _read_file(path: Path, name: str) -> Table:
     try:
         _check_kind(path)
         frame = reader(path)
+        frame.columns = _unique(frame.columns.map(str), path.name)
         names = _declared_labels(path) if kind == ".parquet" else {}
     except (ValueError, LookupError, TypeError, OSError, csv.Error, pa.ArrowException) as error:
         # All that pandas and pyarrow raise for files that are altered or of another kind.
@@ -160,19 +161,20 @@ def _read_file(path: Path, name: str) -> Table:
         ) from None
     if frame.empty:
         raise SourceError(f"{path.name} holds no rows.", "Give a file with texts and labels.")
-    frame.columns = _unique(frame.columns.map(str), path.name)
     return Table(name, {"all": frame}, names)
 
 
 def _unique(columns: Iterable[str], name: str) -> list[str]:
-    """The columns, each of its own name."""
+    """The columns, each of its own name, of characters that have an encoding."""
+    columns = list(columns)
+    "".join(columns).encode()
     twice = [column for column, n in Counter(columns).items() if n > 1]
     if twice:
         raise SourceError(
             f"{name} has {Counter(columns)[twice[0]]} columns named {twice[0][:80]!r}.",
             "Rename or remove one of them.",
         )
-    return list(columns)
+    return columns
 
 
 def _check_kind(path: Path) -> None:
@@ -335,6 +337,7 @@ def _declared_labels(path: Path) -> dict[str, list[str]]:
         return {}
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        json.dumps(features, ensure_ascii=False).encode()  # half of a surrogate pair is no name
         return {
             column: [str(name) for name in feature["names"]]
             for column, feature in features.items()

@@ -122,7 +122,7 @@ def make_task(table: Table, config: RunConfig) -> Task:
         taken,
         config.template or _template(columns, config),
         columns,
-        tuple(split for split in taken if split not in examples),
+        tuple(split for split in taken if split not in examples and split != "train"),
         table.revision,
     )
 

@@ -230,46 +230,66 @@ def test_options_and_answers_that_do_not_fit_are_refused_by_row_and_column(colum
 
 # --- what is cut --------------------------------------------------------------------------------
 
-WORDS = st.lists(
-    st.sampled_from(["it went on", "A. x\nB. y", "\n", "Question:", "é", "\u2028", "a " * 50]),
-    max_size=60,
-)
+PIECES = ["it went on", "A. x\nB. y", "\n", "Question:", "é", "\u2028", "a " * 50]
+WORDS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=20)
+
+
+@pytest.fixture(scope="module")
+def reading_prompt(tokenizer):
+    task = task_of(reading(passage="it went on and on " * 40 + "{i}"))
+    prompt = bake(tokenizer, task.template, 80, task.splits["train"])
+    assert n_truncated(prompt, task) == N
+    return prompt
+
+
+@pytest.fixture(scope="module")
+def exam_prompt(tokenizer):
+    task = task_of(exam())
+    prompt = bake(tokenizer, task.template, 120, task.splits["train"])
+    assert n_truncated(prompt, task) == 0
+    return prompt
 
 
 @given(passage=WORDS.map(" ".join), question=WORDS.map("".join))
 def test_the_limit_cuts_the_passage_and_never_the_question_or_an_option(
-    tokenizer, passage, question
+    reading_prompt, passage, question
 ):
-    task = task_of(reading(passage="it went on and on " * 40 + "{i}"))
-    prompt = bake(tokenizer, task.template, 80, task.splits["train"])
-    assert n_truncated(prompt, task) == N
     pair = f"{question}\nA. {'yes ' * 200}\nB. no"
     for text in (passage, passage + " and on" * 200):
-        (ids,) = prompt.encode([text], [pair])
+        (ids,) = reading_prompt.encode([text], [pair])
         end = f"\n\nQuestion: {pair}\nAnswer:"
-        said = prompt.tokenizer.decode(ids)
+        said = reading_prompt.tokenizer.decode(ids)
         assert said.endswith(end)
         if not holds_options(text):  # a passage in the form of options passes for a question
-            assert said == f"Article: {text[: prompt.max_chars]}{end}"
+            assert said == f"Article: {text[: reading_prompt.max_chars]}{end}"
+
+
+def test_options_that_leave_no_room_stay_whole_and_a_little_of_the_passage_with_them(tokenizer):
+    task = task_of(reading(passage="it went on and on " * 40 + "{i}"))
+    for limit in (20, 40):
+        prompt = bake(tokenizer, task.template, limit, task.splits["train"])
+        assert 1 <= prompt.max_chars <= limit
+        rows = task.splits["test"]
+        for ids, pair in zip(prompt.encode(rows.texts, rows.pairs), rows.pairs, strict=True):
+            said = prompt.tokenizer.decode(ids)
+            assert said.startswith("Article: i")
+            assert said.endswith(f"\n\nQuestion: {pair}\nAnswer:")
 
 
 @given(question=WORDS.map(" ".join))
-def test_a_question_without_a_passage_is_never_cut(tokenizer, question):
-    task = task_of(exam())
-    prompt = bake(tokenizer, task.template, 80, task.splits["train"])
+def test_a_question_without_a_passage_is_never_cut(exam_prompt, question):
     long = question + " and on" * 300
-    said = prompt.tokenizer.decode(prompt.encode([long], ["A. yes\nB. no"])[0])
+    said = exam_prompt.tokenizer.decode(exam_prompt.encode([long], ["A. yes\nB. no"])[0])
     assert said.endswith(f"\n\n{long}\nA. yes\nB. no\nAnswer:")
-    assert n_truncated(prompt, task) == 0
 
 
-def test_where_the_model_itself_ends_the_beginning_of_such_a_question_goes(tokenizer):
-    task = task_of(exam())
-    prompt = bake(tokenizer, task.template, 80, task.splits["train"])
-    prompt.tokenizer.model_max_length = 64
-    (ids,) = prompt.encode(["on and " * 300 + "so?"], ["A. yes\nB. no"])
-    assert len(ids) <= 64
-    assert prompt.tokenizer.decode(ids).endswith("and so?\nA. yes\nB. no\nAnswer:")
+def test_where_the_model_itself_ends_the_beginning_of_such_a_question_goes(
+    exam_prompt, monkeypatch
+):
+    monkeypatch.setattr(exam_prompt.tokenizer, "model_max_length", 80)
+    (ids,) = exam_prompt.encode(["on and " * 300 + "so?"], ["A. yes\nB. no"])
+    assert len(ids) <= 80
+    assert exam_prompt.tokenizer.decode(ids).endswith("and so?\nA. yes\nB. no\nAnswer:")
 
 
 @pytest.mark.parametrize("limit", [40, 80])

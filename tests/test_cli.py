@@ -239,7 +239,7 @@ def train(home, tiny_backbone_folder, toy_csv):
         ({"backbone": "nosuch"}, "backbone nosuch"),
         ({"backbone": "two\nlines"}, "is no embedded backbone"),
         ({"data": "nosuch.csv"}, "no file or folder nosuch.csv"),
-        ({"data": "x" * 300}, "data set xxx"),
+        ({"data": "x" * 300}, "is no embedded data set"),
         ({"label": "topic"}, "no column 'topic'; columns are 'text', 'label'"),
         ({"template": "Topic:"}, "holds {text} 0 times, expected 1"),
         ({"template": TEMPLATE, "max_length": 3}, "no room for text within --max-length 3"),

@@ -153,6 +153,10 @@ REFUSED = {
         "\n".join(map(json.dumps, [*JSON_ROWS, {"text": "half \ud800", "label": "a"}])),
         "Row 41 has half of a surrogate pair in column 'text'",
     ),
+    "surrogate-column.jsonl": (
+        "\n".join(json.dumps({"label": i % 2, "\ud800": f"text {i}"}) for i in range(40)),
+        "surrogate-column.jsonl cannot be read: 'utf-8' codec can't encode",
+    ),
     "huge-number.jsonl": (
         '{"text": "a", "label": ' + "9" * 10_000 + "}",
         "line 1 is not well-formed",

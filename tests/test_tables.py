@@ -170,6 +170,7 @@ def test_class_names_that_a_parquet_file_declares_are_kept(tmp_path, home):
         b'{"info": null}',
         declared(None),
         declared({"label": {"_type": "ClassLabel"}}),
+        declared({"label": {"_type": "ClassLabel", "names": ["\ud800", "b"]}}),
         declared({"label": {"_type": "ClassLabel", "names": 7}}),
     ],
 )
