@@ -344,6 +344,7 @@ def test_a_stock_pipeline_on_raw_fields_gives_the_chips_answer(
     assert [s["label"] for s in stock] == [p.label for p in ours]
     assert max(abs(s["score"] - p.score) for s, p in zip(stock, ours, strict=True)) < 1e-5
     plain = AutoTokenizer.from_pretrained(out)
+    assert plain.truncation_side == ("left" if "passage" not in frame else "right")
     assert plain(rows.texts, rows.pairs)["input_ids"] == bake(
         load_tokenizer(tiny_backbone_folder),
         report.task.template,

@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -177,6 +178,27 @@ def test_what_cannot_be_read_leaves_nothing_and_says_why(tmp_path, monkeypatch):
     assert "Please pick one among: ['a', 'b']" in error.message
     assert "owner/name:SUBSET" in error.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_commit_is_brought_once_and_then_only_asked_for(tmp_path, monkeypatch, capsys):
+    asked, brought = [], []
+
+    def info(_self, repo, **options):
+        asked.append((repo, options["revision"]))
+        return SimpleNamespace(sha=SHA)
+
+    def load(*arguments, **_):
+        brought.append(arguments)
+        return loaded(train=8, test=4)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for revision in ("", "v1"):
+        datahub._fetch("owner/name", "", revision, str(tmp_path))
+        last = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert last == {"folder": str(tmp_path / f"owner--name@{SHA}")}
+    assert asked == [("owner/name", None), ("owner/name", "v1")]
+    assert brought == [("owner/name", None)]
 
 
 @pytest.mark.parametrize(

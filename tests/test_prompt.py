@@ -97,6 +97,15 @@ def test_the_character_limit_cuts_the_text_and_nothing_else(tokenizer, text):
     assert prompt.encode([text]) == prompt.encode([text[: prompt.max_chars]])
 
 
+def test_a_limit_of_a_whole_book_holds_to_the_character(tokenizer):
+    prompt = bake(tokenizer, "{text}", 60_000, SAMPLE)
+    assert prompt.max_chars > 100_000  # more than one repetition of a pattern may count
+    cut = prompt.tokenizer.backend_tokenizer.normalizer.normalize_str
+    text = "the old red house\n" * 20_000
+    assert cut(text) == text[: prompt.max_chars]
+    assert cut(text[: prompt.max_chars]) == text[: prompt.max_chars]
+
+
 def test_most_texts_of_the_sample_fit_the_token_limit(tokenizer):
     draw = np.random.default_rng(0)
     texts = [" ".join(draw.choice(WORDS, draw.integers(5, 80))) for _ in range(200)]
