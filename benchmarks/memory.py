@@ -16,8 +16,8 @@ from benchmarks.measure import Row, figure_row
 from chipviz import jobs
 from chipviz.config import RunConfig
 from chipviz.errors import JobError
-from chipviz.sources import DATA_WHEELS
 from chipviz.store import Store
+from chipviz.tables import DATA_WHEELS
 
 GOAL = 1.1
 MIB = 2**20

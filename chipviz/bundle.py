@@ -26,10 +26,10 @@ from chipviz.classifier import CHIP_FILE, FORMAT, read_about
 from chipviz.classifier import load as load  # reading and writing are one subject to callers
 from chipviz.config import CutSpec, Pooling
 from chipviz.errors import BundleError
+from chipviz.prompt import Prompt
 from chipviz.pruning import cut_config, cut_weights
 from chipviz.report import BundleKind, BundleReport, RunReport
 from chipviz.sources import publish
-from chipviz.task import Prompt
 
 TOLERANCE = 1e-3
 """Largest probability difference between a bundle and its run's own chip, both in float32."""

@@ -47,13 +47,17 @@ class RunConfig(BaseModel):
     backbone: str = Field(min_length=1, max_length=4096)
     """Embedded name, Hub id, or folder of a saved model."""
     data: str = Field(min_length=1, max_length=4096)
-    """Embedded name, Hub id, file, or folder of `train/validation/test.parquet`."""
+    """Embedded name, file, folder of `train/validation/test` files, or Hub id, with a subset and a
+    revision where wanted: `owner/name:subset@revision`."""
     template: str | None = None
-    """Prompt around `{text}` (and `{text_pair}`); None is the bare text."""
+    """Prompt around `{text}` (and `{text_pair}`); None is the bare text, or the built-in prompt of
+    questions about a passage and of multiple choice."""
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
-    """Column names; None lets the task guess and say what it guessed."""
+    choices: str | None = None
+    """Column names; None lets the task guess and say what it guessed. `choices` holds the options
+    of multiple choice, whose first text is the passage, or the question where there is none."""
     poolings: tuple[Pooling, ...] = ("last", "mean")
     chips: tuple[ChipKind, ...] = ("linear",)
     max_train: Annotated[int, Field(ge=2)] | None = None

@@ -16,8 +16,9 @@ from chipviz.backbone import Backbone, watch_layers
 from chipviz.chips import Chip
 from chipviz.config import ChipKind, Pooling
 from chipviz.metrics import EMBEDDING_LAYER
+from chipviz.prompt import Prompt
 from chipviz.report import BundleKind, CutCost, LayerCost, Measured, Parts
-from chipviz.task import Examples, Prompt
+from chipviz.task import Examples
 
 CHIP_BYTES = 4
 """A bundle keeps its chip in float32: rounding it would move the probabilities."""

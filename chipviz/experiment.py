@@ -15,14 +15,16 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from chipviz import bundle, controls, cost, sources
+from chipviz import bundle, controls, cost, sources, tables
 from chipviz.backbone import Backbone, best_device, convert_gguf, fast_dtype, load_backbone
 from chipviz.chips import Chip, Chips
+from chipviz.columns import say_columns
 from chipviz.config import CutSpec, Rule, RunConfig, Split
 from chipviz.errors import ConfigError
 from chipviz.features import extract, forward_pooled
 from chipviz.metrics import EMBEDDING_LAYER, Score
 from chipviz.progress import Progress, ProgressFn, silent
+from chipviz.prompt import Prompt, bake, load_prompt, load_tokenizer, n_truncated
 from chipviz.report import (
     BackboneInfo,
     BundleReport,
@@ -35,7 +37,7 @@ from chipviz.report import (
     Timing,
     load_correct,
 )
-from chipviz.task import Prompt, Task, bake, load_prompt, load_tokenizer, make_task, n_truncated
+from chipviz.task import Task, make_task
 from chipviz.team import join
 from chipviz.training import LiveCurve, PointsFn, Trainer
 
@@ -70,7 +72,9 @@ def run(
     clock = _Clock()
     team = join()
     progress(Progress("loading", "reading the texts"))
-    task = make_task(sources.read_table(config.data, home, progress), config)
+    task = make_task(tables.read_table(config.data, home, progress), config)
+    if task.columns:
+        progress(Progress("loading", say_columns(task.columns.roles, task.columns.guessed)))
     backbone, prompt = _load(config, task, home, progress)
     team.share(backbone.dtype)  # everything is in place: helpers may begin
     prompt.save(run_dir / "prompt")
@@ -107,7 +111,7 @@ def help_leader(config: RunConfig, *, home: Path) -> None:
     """
     team = join()
     dtype = team.share()
-    task = make_task(sources.read_table(config.data, home, silent), config)
+    task = make_task(tables.read_table(config.data, home, silent), config)
     backbone, prompt = _load(config, task, home, silent, dtype)
     extract(backbone, prompt, task, home, poolings=config.features, team=team)
 
@@ -210,7 +214,7 @@ def _load(
     folder = sources.find_backbone(config.backbone, home, convert_gguf, progress)
     progress(Progress("loading", "baking the prompt into the tokenizer"))
     tokenizer = load_tokenizer(folder)
-    prompt = bake(tokenizer, config.template, config.max_length, task.splits["train"])
+    prompt = bake(tokenizer, task.template, config.max_length, task.splits["train"])
     progress(Progress("loading", f"loading {sources.public_name(config.backbone)}"))
     backbone = load_backbone(
         folder,
@@ -342,6 +346,10 @@ def _task_info(task: Task, prompt: Prompt) -> TaskInfo:
         max_length=prompt.max_length,
         max_chars=prompt.max_chars,
         n_truncated=n_truncated(prompt, task),
+        columns=task.columns.roles if task.columns else {},
+        guessed=list(task.columns.guessed) if task.columns else [],
+        made=list(task.made),
+        revision=task.revision,
     )
 
 

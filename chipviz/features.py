@@ -28,8 +28,9 @@ from chipviz.errors import JobError
 from chipviz.metrics import EMBEDDING_LAYER
 from chipviz.pooling import AT_ONE_TOKEN, pool
 from chipviz.progress import Meter, Progress, ProgressFn, silent
+from chipviz.prompt import Prompt
 from chipviz.streams import side_by_side
-from chipviz.task import Examples, Prompt, Task
+from chipviz.task import Examples, Task
 from chipviz.team import ALONE, Team
 
 FORMAT = 2

@@ -59,6 +59,15 @@ class TaskInfo(_Record):
     """Where a longer text is cut, in characters: the form of the limit that travels with the
     tokenizer."""
     n_truncated: int
+    """Rows with a text that was cut there."""
+    columns: dict[str, str] = {}
+    """Role (text, text_pair, choices, label) -> column; empty in a report of an older version."""
+    guessed: list[str] = []
+    """Roles whose column nobody named."""
+    made: list[Split] = []
+    """Splits the source did not have, taken from its training rows."""
+    revision: str | None = None
+    """The commit, of a data set from the Hub."""
 
 
 class Timing(_Record):

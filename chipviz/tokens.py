@@ -10,7 +10,7 @@ from chipviz.chips import Chips
 from chipviz.config import ChipKind, Pooling
 from chipviz.metrics import EMBEDDING_LAYER
 from chipviz.pooling import pool
-from chipviz.task import Prompt
+from chipviz.prompt import Prompt
 
 
 @torch.inference_mode()

@@ -19,7 +19,8 @@ from transformers import LlamaModel, PreTrainedTokenizerFast
 
 from chipviz import features
 from chipviz.backbone import load_backbone
-from chipviz.task import Examples, Task, bake, load_tokenizer
+from chipviz.prompt import bake, load_tokenizer
+from chipviz.task import Examples, Task
 
 N_KILLS = 20
 PATIENCE_S = 60

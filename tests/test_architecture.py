@@ -11,9 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["sources", "task", "team", "streams", "controls", "pooling", "backbone", "features"],
+    *["sources", "datahub", "tables", "columns", "choices", "task", "prompt"],
+    *["team", "streams", "controls", "pooling", "backbone", "features"],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
-    *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "experiment"],
+    *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "preview", "experiment"],
     *["store", "inference", "worker", "jobs", "server"],
     *["canvas", "charts", "heatmaps", "__main__", "ui"],
 ]
@@ -21,7 +22,7 @@ ORDER = [
 
 LIGHT = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["store", "jobs", "server", "canvas", "charts", "heatmaps", "team"],
+    *["store", "jobs", "server", "canvas", "charts", "heatmaps", "team", "preview"],
 ]
 """Modules that pages import: they open fast because these never load torch (nor does `ui`, which
 the tests of the pages hold)."""
@@ -29,7 +30,7 @@ the tests of the pages hold)."""
 MAY_IMPORT = {
     "plotly": {"canvas", "charts", "heatmaps"},
     "streamlit": {"ui", "pages", "app"},
-    "transformers": {"backbone", "bundle", "classifier", "task"},
+    "transformers": {"backbone", "bundle", "classifier", "prompt"},
 }
 
 CODE = sorted([*ROOT.glob("chipviz/**/*.py"), *ROOT.glob("pages/*.py"), ROOT / "app.py"])

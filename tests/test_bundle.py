@@ -20,7 +20,7 @@ from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import BundleError, ConfigError
 from chipviz.progress import silent
 from chipviz.report import load_predictions
-from chipviz.sources import read_table
+from chipviz.tables import read_table
 from chipviz.task import make_task
 from tests.test_backbone import family  # noqa: F401 - a fixture
 

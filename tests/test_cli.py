@@ -199,6 +199,25 @@ def test_tokens_gives_every_layers_answer_at_every_token(trained):
     assert said["label_names"] == run["task"]["label_names"]
 
 
+def test_inspect_says_what_train_read_and_train_says_what_it_guessed(trained, toy_csv):
+    home, run = trained
+    options = ["--backbone", run["config"]["backbone"], "--data", toy_csv, "--template", TEMPLATE]
+    options += ["--max-length", "40", "--max-test", "40"]
+    found = chipviz(home, "inspect", *options, "--json").json
+    task = run["task"]
+    assert found["columns"] == task["columns"] == {"text": "text", "label": "label"}
+    assert found["guessed"] == task["guessed"] == ["text", "label"]
+    assert task["made"] == ["validation", "test"]
+    for split, rows in found["splits"].items():
+        assert rows["n"] == task[f"n_{split}"]
+        assert list(rows["label_counts"]) == task["label_names"]
+    assert found["max_chars"] == task["max_chars"]
+    assert all(example["tokens"][-1] == ":" for example in found["examples"])
+    said = "text = `text`, label = `label`, guessed"
+    assert said in chipviz(home, "inspect", *options).out
+    assert said in chipviz(home, "show", run["run_id"]).out
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 
@@ -220,7 +239,7 @@ def train(home, tiny_backbone_folder, toy_csv):
         ({"backbone": "nosuch"}, "backbone nosuch"),
         ({"backbone": "two\nlines"}, "is no embedded backbone"),
         ({"data": "nosuch.csv"}, "no file or folder nosuch.csv"),
-        ({"data": "x" * 300}, "data set xxx"),
+        ({"data": "x" * 300}, "is no embedded data set"),
         ({"label": "topic"}, "no column 'topic'; columns are 'text', 'label'"),
         ({"template": "Topic:"}, "holds {text} 0 times, expected 1"),
         ({"template": TEMPLATE, "max_length": 3}, "no room for text within --max-length 3"),
@@ -241,13 +260,16 @@ def test_bad_input_to_train_is_one_error_and_one_hint(train, options, said):
         ("text,kind\na,b\n", "No label column was found; columns are 'text', 'kind'"),
         ("text,label\n" + "".join(f"text {i},x\n" for i in range(40)), "one class only, 'x'"),
         ("text,label\n", "holds no rows"),
-        ("", "cannot be read"),
+        ("", "bad.csv holds no rows"),
     ],
 )
-def test_bad_data_is_one_error_and_one_hint(train, tmp_path, content, said):
+def test_bad_data_is_one_error_and_one_hint(train, tmp_path, content, said, home):
     path = tmp_path / "bad.csv"
     path.write_text(content)
     assert said in train(data=path).refusal
+    assert [file.name for file in home.rglob("*.parquet")] == []
+    options = ["--backbone", "smollm2-135m", "--data", path, "--json"]
+    assert said in chipviz(home, "inspect", *options).refusal
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_peak_memory_is_what_a_count_by_hand_finds(batch, vocabulary):
 
 
 def test_the_typical_length_is_that_of_the_median_prompt(tiny_tokenizer_folder):
-    from chipviz.task import bake, load_tokenizer
+    from chipviz.prompt import bake, load_tokenizer
 
     texts = ["goal", "goal goal goal", "goal " * 40]
     rows = Examples(texts, None, torch.tensor([0, 1, 2]).numpy())

@@ -14,7 +14,8 @@ from chipviz import features as features_module
 from chipviz.backbone import load_backbone
 from chipviz.features import ORDER, batches, extract, forward_pooled, plan
 from chipviz.progress import Cancelled
-from chipviz.task import Examples, Task, bake, load_tokenizer
+from chipviz.prompt import bake, load_tokenizer
+from chipviz.task import Examples, Task
 from tests.families import SEVEN
 
 POOLINGS = ("last", "mean", "first", "max", "raw")

@@ -12,12 +12,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from chipviz import sources
+from chipviz import sources, tables
 from chipviz.backbone import convert_gguf, fast_dtype, load_backbone
 from chipviz.config import RunConfig
 from chipviz.features import extract
 from chipviz.linear import STRENGTHS, Turn, fit_linear
-from chipviz.task import bake, load_tokenizer, make_task
+from chipviz.prompt import bake, load_tokenizer
+from chipviz.task import make_task
 from chipviz.training import labels_of, read_layers
 from tests.conftest import shared_home
 
@@ -58,7 +59,7 @@ def real(request, backbone):
         max_test=n_test,
         max_length=max_length,
     )
-    task = make_task(sources.read_table(config.data, home), config)
+    task = make_task(tables.read_table(config.data, home), config)
     prompt = bake(load_tokenizer(model.folder), None, max_length, task.splits["train"])
     features, _ = extract(model, prompt, task, home, poolings=("last",))
     return task, features

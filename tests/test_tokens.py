@@ -5,7 +5,8 @@ import torch
 
 from chipviz.backbone import load_backbone
 from chipviz.chips import Chip, Chips
-from chipviz.task import Examples, bake, load_tokenizer
+from chipviz.prompt import bake, load_tokenizer
+from chipviz.task import Examples
 from chipviz.tokens import read_tokens, settled_layer
 
 

@@ -1,0 +1,212 @@
+"""Data sets of the Hub: brought as Parquet splits by a process of their own that can be stopped.
+
+`python -m chipviz.datahub REPO SUBSET REVISION FOLDER` is that process: one JSON object a line on
+standard output, the last with `folder` or `refused`. Its parent gives up when nothing was heard of
+it for a while, since the library itself waits for as long as a byte comes now and then. Only data
+files are read; a data set that is a program is refused.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from chipviz.errors import SourceError
+from chipviz.progress import Progress, ProgressFn
+from chipviz.sources import publish
+
+PATIENCE_S = 25.0
+"""How long the Hub may say and send nothing."""
+_ID = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?)"
+    r"(:(?P<subset>[\w.-]{1,100}))?(@(?P<revision>[A-Za-z0-9][\w./-]{0,199}))?",
+    re.ASCII,
+)
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "auxiliary_train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+"""What sources call their splits; anything else is one table to be split."""
+
+
+def fetch_hub_data(source: str, home: Path, progress: ProgressFn) -> Path:
+    """Bring a data set into the cache; the folder of one commit, with a Parquet file a split.
+
+    Args:
+        source: `owner/name`, `owner/name:subset`, each also with `@revision`.
+        home: The folder that holds `data/`.
+        progress: Told that it goes on; a cancel ends the process.
+
+    Raises:
+        SourceError: One sentence for each way in which the Hub says no, or nothing.
+    """
+    named = _ID.fullmatch(source)
+    if named is None or ".." in source or "--" in source:
+        raise SourceError(
+            f"{source[:80]!r} is no embedded data set, no file, no folder and no Hub id.",
+            "Embedded is bbc-news. A Hub id looks like owner/name, owner/name:subset "
+            "or owner/name:subset@revision.",
+        )
+    repo, subset, revision = (named[part] or "" for part in ("repo", "subset", "revision"))
+    place = home / "data" / "hub"
+    last = _in_a_process([repo, subset, revision, str(place)], repo, progress)
+    if "folder" in last:
+        return Path(last["folder"])
+    fetched = sorted(place.glob(f"{_stem(repo, subset)}@{revision}*"), key=os.path.getmtime)
+    if last["refused"] in ("slow", "offline") and fetched:
+        return fetched[-1]
+    raise _refusal(last, repo, subset, revision)
+
+
+def revision_of(folder: Path) -> str:
+    """The commit that a folder written by `fetch_hub_data` holds."""
+    return folder.name.rpartition("@")[2]
+
+
+def _stem(repo: str, subset: str) -> str:
+    return "--".join([*repo.split("/"), *([subset] if subset else [])])
+
+
+def _in_a_process(arguments: list[str], repo: str, progress: ProgressFn) -> dict[str, Any]:
+    """Run the other half of this module; the last object it says, or that it says nothing."""
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "chipviz.datahub", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=log,
+            cwd=Path(__file__).parents[1],
+        )
+        try:
+            heard, size = time.monotonic(), -1
+            while process.poll() is None:
+                progress(Progress("loading", f"asking the Hub for {repo}"))
+                now = os.fstat(said.fileno()).st_size + os.fstat(log.fileno()).st_size
+                if now != size:  # results, or bars of progress
+                    heard, size = time.monotonic(), now
+                elif time.monotonic() - heard > PATIENCE_S:
+                    return {"refused": "slow"}
+                time.sleep(0.1)
+        finally:
+            process.kill()
+            process.wait()
+        said.seek(0)
+        lines = said.read().decode().splitlines()
+    last = json.loads(lines[-1]) if lines else {}
+    return last if last.keys() & {"folder", "refused"} else {"refused": "broken"}
+
+
+def _refusal(last: dict[str, Any], repo: str, subset: str, revision: str) -> SourceError:
+    name = f"{repo}:{subset}" if subset else repo
+    check = "Check the name (embedded: bbc-news); a private one needs HF_TOKEN in the environment."
+    messages = {
+        "gated": (
+            f"The data set {repo} is gated.",
+            "Accept its terms on the Hub and set HF_TOKEN in the environment.",
+        ),
+        "missing": (f"The Hub has no data set {repo}, or it is private.", check),
+        "revision": (
+            f"The data set {repo} has no revision {revision[:60]!r}.",
+            "Give a branch, a tag or a commit after the @, or none.",
+        ),
+        "slow": (
+            f"The Hub sent nothing of {name} for {PATIENCE_S:.0f} seconds.",
+            "Try again later, or give a file or a folder.",
+        ),
+        "offline": (
+            f"The data set {name} is not on this machine and the Hub did not answer.",
+            "Check the connection, or give a file, a folder or the embedded bbc-news.",
+        ),
+        "broken": (
+            f"The data set {name} could not be read: {last.get('why', 'its reader ended early')}.",
+            f"Name one of its subsets as {repo}:SUBSET, or give it as Parquet files.",
+        ),
+    }
+    return SourceError(*messages[last["refused"]])
+
+
+# --- the process that fetches -------------------------------------------------------------------
+
+
+def _say(**values: object) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def _fetch(repo: str, subset: str, revision: str, place: str) -> None:
+    """Find the commit, and bring its splits unless they are there."""
+    _say(begun=repo)
+    import httpx2
+    from huggingface_hub import HfApi, constants, errors
+
+    # A missing token is said so: otherwise one that lies on this machine would be taken.
+    token = os.environ.get("HF_TOKEN") or False
+    constants.DOWNLOAD_CHUNK_SIZE = 1 << 18  # small steps: a slow line is told from a dead one
+    try:
+        info = HfApi(token=token).dataset_info(repo, revision=revision or None, timeout=10)
+    except errors.GatedRepoError:
+        return _say(refused="gated")
+    except errors.RevisionNotFoundError:
+        return _say(refused="revision")
+    except errors.RepositoryNotFoundError:
+        return _say(refused="missing")
+    except (OSError, ValueError, httpx2.HTTPError):
+        return _say(refused="offline")
+    final = Path(place) / f"{_stem(repo, subset)}@{info.sha}"
+    if not final.exists():
+        _say(found=info.sha)
+        refused = _bring(repo, subset, str(info.sha), token, final)
+        if refused is not None:
+            return _say(**refused)
+    return _say(folder=str(final))
+
+
+def _bring(
+    repo: str, subset: str, sha: str, token: str | bool, final: Path
+) -> dict[str, str] | None:
+    """Write one Parquet file a split, class names and all; why not, if not."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        loaded: Any = datasets.load_dataset(repo, subset or None, revision=sha, token=token)
+    except DatasetNotFoundError as error:
+        return {"refused": "gated" if "gated" in str(error) else "missing"}
+    except (ConnectionError, TimeoutError):
+        return {"refused": "offline"}
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        return {"refused": "broken", "why": " ".join(str(error).split())[:200].rstrip(".")}
+    with publish(final) as work:
+        for split, name in _splits(loaded):
+            loaded[name].to_parquet(work / f"{split}.parquet")
+    return None
+
+
+def _splits(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Our split and the source's name of it; without one for training, the first is the table."""
+    found: dict[str, str] = {}
+    for name in map(str, names):
+        split = SPLIT_NAMES.get(name.lower())
+        if split is not None and (split not in found or name == split):
+            found[split] = name
+    if "train" not in found:
+        found = {"train": next(iter(map(str, names)))}
+    return list(found.items())
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        _fetch(*sys.argv[1:])

@@ -1,0 +1,220 @@
+"""What a run is about to read, before anything runs: prompts, labels, lengths, repeated texts.
+
+Needs a tokenizer and no weights. The record is plain data, and loading this module loads no torch:
+pages draw it, the command line prints it.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chipviz.columns import say_columns
+from chipviz.config import Pooling, RunConfig, Split
+from chipviz.progress import Progress, ProgressFn, silent
+
+if TYPE_CHECKING:
+    from chipviz.prompt import Prompt
+    from chipviz.task import Task
+
+N_EXAMPLES = 3
+N_MEASURED = 1_000
+"""Texts of each split whose tokens are counted."""
+N_BINS = 20
+
+
+@dataclass(frozen=True)
+class SplitPreview:
+    """The rows of one split."""
+
+    n: int
+    made: bool
+    """Whether it was taken from the training rows, since the source has none."""
+    label_counts: dict[str, int]
+    """Every class, in order."""
+    n_truncated: int
+    """Rows that the length limit shortens."""
+
+
+@dataclass(frozen=True)
+class PromptPreview:
+    """One training text as the model will read it."""
+
+    prompt: str
+    tokens: tuple[str, ...]
+    probed: dict[Pooling, tuple[int, int]]
+    """The tokens a chip reads: from the first number up to, not including, the second."""
+    label: str
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of whole prompts, template included and over-long texts cut."""
+
+    edges: tuple[int, ...]
+    """Of the bins; bin i counts lengths from edges[i] up to, not including, edges[i + 1]."""
+    counts: tuple[int, ...]
+    n_measured: int
+    """Prompts counted: the first of every split, which are a fair sample."""
+    median: int
+    longest: int
+    n_over: int
+    """Prompts that are longer than the limit in tokens, which is kept in characters."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A task and its prompt, as a run with the same settings will take them."""
+
+    name: str
+    revision: str | None
+    """The commit, of a data set from the Hub."""
+    columns: dict[str, str]
+    """Role (text, text_pair, choices, label) -> column."""
+    guessed: tuple[str, ...]
+    """Roles whose column nobody named."""
+    template: str
+    max_length: int
+    max_chars: int
+    splits: dict[Split, SplitPreview]
+    shared: dict[str, int]
+    """How many different texts two splits share, by "train, test" and the like."""
+    examples: tuple[PromptPreview, ...]
+    lengths: Lengths
+    backbone: dict[str, Any] | None = None
+    """Facts of the backbone from its configuration alone, where somebody looked them up."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def inspect(config: RunConfig, *, home: Path, progress: ProgressFn = silent) -> Preview:
+    """Look at what a run with these settings would read.
+
+    Raises:
+        ChipvizError: As the run would, for its data, its template or its tokenizer.
+    """
+    from chipviz.backbone import convert_gguf
+    from chipviz.prompt import bake, load_tokenizer
+    from chipviz.sources import find_backbone
+    from chipviz.tables import read_table
+    from chipviz.task import make_task
+
+    progress(Progress("loading", "reading the texts"))
+    task = make_task(read_table(config.data, home, progress), config)
+    folder = find_backbone(config.backbone, home, convert_gguf, progress)
+    progress(Progress("loading", "counting tokens"))
+    prompt = bake(load_tokenizer(folder), task.template, config.max_length, task.splits["train"])
+    return preview(task, prompt, config.poolings)
+
+
+def preview(task: "Task", prompt: "Prompt", poolings: Sequence[Pooling]) -> Preview:
+    """Describe a task and its prompt.
+
+    Args:
+        task: As it will be run, limits and all.
+        prompt: Baked for it.
+        poolings: Whose tokens to mark.
+    """
+    from chipviz.prompt import n_cut
+    from chipviz.task import text_keys
+
+    keys = {split: set(text_keys(rows)) for split, rows in task.splits.items()}
+    return Preview(
+        name=task.name,
+        revision=task.revision,
+        columns=task.columns.roles if task.columns else {},
+        guessed=task.columns.guessed if task.columns else (),
+        template=prompt.template,
+        max_length=prompt.max_length,
+        max_chars=prompt.max_chars,
+        splits={
+            split: SplitPreview(
+                len(rows),
+                split in task.made,
+                _counts(rows.labels.tolist(), task.label_names),
+                n_cut(prompt, rows),
+            )
+            for split, rows in task.splits.items()
+        },
+        shared={f"{a}, {b}": len(keys[a] & keys[b]) for a, b in combinations(keys, 2)},
+        examples=_examples(task, prompt, poolings),
+        lengths=_lengths(task, prompt),
+    )
+
+
+def in_words(found: Preview) -> list[str]:
+    """The preview as lines for a terminal; texts are quoted, control characters and all."""
+    lines = [f"{found.name}: {say_columns(found.columns, found.guessed)}"]
+    for split, rows in found.splits.items():
+        counts = [f"{name[:40]!r} {n}" for name, n in rows.label_counts.items()]
+        lines.append(
+            f"{split:>10}: {rows.n} texts{' (made here)' * rows.made}, {rows.n_truncated} cut by "
+            f"the limit; {', '.join(counts[:20])}{', ...' * (len(counts) > 20)}"
+        )
+    lines.append("Texts shared: " + "; ".join(f"{two}: {n}" for two, n in found.shared.items()))
+    lengths = found.lengths
+    lines.append(
+        f"Tokens of {lengths.n_measured} prompts: median {lengths.median}, longest "
+        f"{lengths.longest}, {lengths.n_over} over {found.max_length}"
+    )
+    for start, count in zip(lengths.edges, lengths.counts, strict=False):
+        lines.append(f"{start:>10} {'#' * -(-40 * count // max(lengths.counts))} {count}")
+    for example in found.examples:
+        lines.append(f"{example.label[:40]!r}: {example.prompt!r}")
+        for pooling, (start, stop) in example.probed.items():
+            one = stop - start == 1
+            read = repr(example.tokens[start]) if one else f"all {stop - start} tokens"
+            lines.append(f"{pooling:>10} reads {read}")
+    return lines
+
+
+def _counts(labels: Sequence[int], names: Sequence[str]) -> dict[str, int]:
+    counted = Counter(labels)
+    return {name: counted[label] for label, name in enumerate(names)}
+
+
+def _examples(
+    task: "Task", prompt: "Prompt", poolings: Sequence[Pooling]
+) -> tuple[PromptPreview, ...]:
+    train = task.splits["train"]
+    rows = train.take(range(min(N_EXAMPLES, len(train))))
+    decode = prompt.tokenizer.decode
+    return tuple(
+        PromptPreview(
+            prompt=decode(ids, clean_up_tokenization_spaces=False),
+            tokens=tuple(decode([token], clean_up_tokenization_spaces=False) for token in ids),
+            probed={pooling: _probed(pooling, len(ids)) for pooling in poolings},
+            label=task.label_names[label],
+        )
+        for ids, label in zip(
+            prompt.encode(rows.texts, rows.pairs), rows.labels.tolist(), strict=True
+        )
+    )
+
+
+def _probed(pooling: Pooling, n_tokens: int) -> tuple[int, int]:
+    if pooling in ("last", "raw"):
+        return n_tokens - 1, n_tokens
+    return (0, 1) if pooling == "first" else (0, n_tokens)
+
+
+def _lengths(task: "Task", prompt: "Prompt") -> Lengths:
+    parts = [rows.take(range(min(N_MEASURED, len(rows)))) for rows in task.splits.values()]
+    found = np.array([len(ids) for p in parts for ids in prompt.encode(p.texts, p.pairs)])
+    step = max(1, -(-(int(found.max()) + 1) // N_BINS))
+    edges = np.arange(0, int(found.max()) + 1 + step, step)
+    counts, _ = np.histogram(found, edges)
+    return Lengths(
+        edges=tuple(edges.tolist()),
+        counts=tuple(counts.tolist()),
+        n_measured=len(found),
+        median=int(np.median(found)),
+        longest=int(found.max()),
+        n_over=int((found > prompt.max_length).sum()),
+    )

@@ -1,0 +1,126 @@
+"""The preview says what a run with the same settings reads, and needs no weights for it."""
+
+import json
+import shutil
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from chipviz import experiment, preview
+from chipviz.config import RunConfig
+from chipviz.progress import silent
+from chipviz.prompt import bake, load_tokenizer
+from chipviz.tables import read_table
+from chipviz.task import make_task
+
+TEMPLATE = "say {text} now:"
+SETTINGS = {"template": TEMPLATE, "max_length": 16, "max_train": 60, "max_test": 20}
+
+
+def config_of(folder, data, **changes):
+    return RunConfig.checked(backbone=str(folder), data=str(data), **(SETTINGS | changes))
+
+
+@pytest.fixture(scope="module")
+def without_weights(tiny_backbone_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("light") / "model"
+    shutil.copytree(tiny_backbone_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def looked(without_weights, toy_csv, tmp_path_factory):
+    config = config_of(without_weights, toy_csv)
+    return config, preview.inspect(config, home=tmp_path_factory.mktemp("home"))
+
+
+def test_a_run_with_the_same_settings_reports_what_the_preview_said(
+    looked, tiny_backbone_folder, tmp_path
+):
+    config, found = looked
+    config = config.model_copy(update={"backbone": str(tiny_backbone_folder)})
+    (tmp_path / "run").mkdir()
+    report = experiment.run(
+        config,
+        home=tmp_path,
+        run_id="one",
+        run_dir=tmp_path / "run",
+        progress=silent,
+        on_points=lambda _: None,
+    ).task
+    assert (found.name, found.template) == (report.name, report.template)
+    assert (found.max_length, found.max_chars) == (report.max_length, report.max_chars)
+    assert (found.columns, list(found.guessed)) == (report.columns, report.guessed)
+    sizes = [rows.n for rows in found.splits.values()]
+    assert sizes == [report.n_train, report.n_validation, report.n_test]
+    assert sum(rows.n_truncated for rows in found.splits.values()) == report.n_truncated
+    assert [s for s, rows in found.splits.items() if rows.made] == report.made
+    assert list(found.splits["train"].label_counts) == report.label_names
+
+
+def test_counts_are_those_of_the_rows(looked, tiny_tokenizer_folder, tmp_path):
+    config, found = looked
+    task = make_task(read_table(config.data, tmp_path), config)
+    prompt = bake(load_tokenizer(tiny_tokenizer_folder), TEMPLATE, 16, task.splits["train"])
+    lengths = []
+    for split, rows in task.splits.items():
+        said = found.splits[split]
+        assert said.label_counts == Counter(task.label_names[i] for i in rows.labels)
+        assert said.n_truncated == sum(len(text) > prompt.max_chars for text in rows.texts)
+        lengths += [len(ids) for ids in prompt.encode(rows.texts)]
+    assert found.lengths.n_measured == len(lengths) == sum(found.lengths.counts)
+    for (start, stop), count in zip(
+        pairwise(found.lengths.edges), found.lengths.counts, strict=True
+    ):
+        assert count == sum(start <= n < stop for n in lengths)
+    assert found.lengths.longest == max(lengths)
+    assert found.lengths.n_over == sum(n > 16 for n in lengths)
+
+
+def test_the_examples_are_whole_prompts_with_the_probed_tokens_marked(looked, toy_csv):
+    _, found = looked
+    assert len(found.examples) == 3
+    written = dict(line.rsplit(",", 1) for line in toy_csv.read_text().splitlines()[1:])
+    for example in found.examples:
+        assert "".join(example.tokens) == example.prompt
+        text = example.prompt.removeprefix("say ").removesuffix(" now:")
+        (label,) = {label for whole, label in written.items() if whole.startswith(text)}
+        assert label == example.label
+        n = len(example.tokens)
+        assert example.probed == {"last": (n - 1, n), "mean": (0, n)}
+        assert example.tokens[-1] == ":"
+
+
+def test_texts_that_splits_share_are_counted_once_whatever_their_case(without_weights, tmp_path):
+    rows = {
+        "train": ["a b", "A  b", "c", "d"],
+        "validation": ["e", "A B"],
+        "test": ["D ", "d", "a b"],
+    }
+    for split, texts in rows.items():
+        lines = [json.dumps({"text": t, "label": i % 2}) for i, t in enumerate(texts)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    found = preview.inspect(config_of(without_weights, tmp_path), home=tmp_path)
+    assert found.shared == {"train, validation": 1, "train, test": 2, "validation, test": 1}
+    assert not any(rows.made for rows in found.splits.values())
+
+
+def test_a_preview_is_plain_json_and_in_words_it_says_the_same(looked):
+    _, found = looked
+    again = json.loads(json.dumps(found.to_dict()))
+    assert again["splits"]["train"]["n"] == 60
+    assert again["lengths"]["counts"] == list(found.lengths.counts)
+    words = "\n".join(preview.in_words(found))
+    assert "toy: text = `text`, label = `label`, guessed" in words
+    assert "test: 20 texts (made here)" in words
+    for example in found.examples:
+        assert repr(example.prompt) in words
+    assert words.count("last reads ':'") == 3
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"), [("first", (0, 1)), ("max", (0, 5)), ("raw", (4, 5))]
+)
+def test_each_pooling_reads_its_own_tokens(pooling, expected):
+    assert preview._probed(pooling, 5) == expected
