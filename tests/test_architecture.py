@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["sources", "task", "team", "controls", "pooling", "backbone", "features"],
+    *["hub", "sources", "task", "team", "controls", "pooling"],
+    *["vetting", "backbone", "adapters", "features", "outlook"],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
     *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "experiment"],
     *["store", "inference", "worker", "jobs", "server"],
@@ -29,7 +30,8 @@ the tests of the pages hold)."""
 MAY_IMPORT = {
     "plotly": {"canvas", "charts", "heatmaps"},
     "streamlit": {"ui", "pages", "app"},
-    "transformers": {"backbone", "bundle", "classifier", "task"},
+    "transformers": {"adapters", "backbone", "bundle", "classifier", "outlook", "task"},
+    "peft": {"adapters"},
 }
 
 CODE = sorted([*ROOT.glob("chipviz/**/*.py"), *ROOT.glob("pages/*.py"), ROOT / "app.py"])
