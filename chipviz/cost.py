@@ -118,7 +118,7 @@ def layer_cost(
     n_layers, kept = backbone.n_layers, layer + 1
     whole = _count(backbone.model)
     removed = sum(_count(block) for block in backbone.blocks[kept:])
-    extra = len(chip.weight) if bundle == "token" else 0
+    extra = len(chip.weight) if bundle == "token" and chip.bias is None else 0
     chip_parameters = chip.n_parameters + extra
     n_parameters = whole - removed + chip_parameters
     config = backbone.config.get_text_config()

@@ -307,6 +307,7 @@ def _report(
             device=str(backbone.device),
             revision=revision_of(backbone.folder),
             causal=backbone.causal,
+            blocks=config.blocks,
         ),
         task=_task_info(task, prompt),
         timing=Timing(

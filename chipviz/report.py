@@ -45,6 +45,8 @@ class BackboneInfo(_Record):
     """The commit, of a backbone from the Hub."""
     causal: bool = True
     """Whether a token reads only what stands before it."""
+    blocks: str | None = None
+    """Where the blocks are, if the user had to say."""
 
 
 class TaskInfo(_Record):

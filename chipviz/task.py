@@ -5,6 +5,7 @@ Knows tables and tokenizers; nothing of models.
 
 import copy
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -322,6 +323,12 @@ class Prompt:
         """Write the tokenizer, template and limit included, as plain `transformers` reads it."""
         self.tokenizer.chat_template = None  # it would be wrapped around the baked template
         self.tokenizer.save_pretrained(folder)
+        # A family's own class builds its steps anew and would drop template and limit; this one
+        # takes tokenizer.json as it stands.
+        path = folder / "tokenizer_config.json"
+        said = json.loads(path.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        said.pop("auto_map", None)
+        path.write_text(json.dumps(said, indent=2, ensure_ascii=False), "utf-8")
 
     @property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from chipviz.backbone import load_backbone
 from chipviz.features import ORDER, batches, extract, forward_pooled, plan
 from chipviz.progress import Cancelled
 from chipviz.task import Examples, Task, bake, load_tokenizer
-from tests.families import SEVEN
+from tests.families import ALL
 
 POOLINGS = ("last", "mean", "first", "max", "raw")
 
@@ -76,7 +76,7 @@ def pooled(state):
     }
 
 
-@pytest.mark.parametrize("family", SEVEN, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", ALL, ids=lambda family: family.name)
 def test_every_family_is_read_as_transformers_reads_it(family, tmp_path):
     """Streamed = whole = hidden_states + final norm; batch mates and padding change nothing."""
     backbone = load_backbone(family.build(tmp_path), family.name, dtype=torch.float32, device="cpu")
