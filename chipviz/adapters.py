@@ -7,6 +7,7 @@ merging needs are taken, never a module's name to import.
 import hashlib
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ IGNORED = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode"),
     *("auto_mapping", "lora_dropout", "init_lora_weights", "peft_version", "loftq_config"),
     *("eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "use_qalora"),
-    *("runtime_config", "ensure_weight_tying"),
+    *("runtime_config", "ensure_weight_tying", "megatron_core"),
 }
 """Settings of training, or those read elsewhere."""
 _HEADS: dict[str | None, Any] = {
@@ -167,13 +168,14 @@ def merge(
         rows = (len(v) for k, v in numbers.items() if re.search(r"(score|classifier).*weight$", k))
         options["num_labels"] = max(rows, default=2)
     try:
-        model = head.from_pretrained(base, **options)
-        tuned: Any = get_peft_model(model, config)
-        taken = set_peft_model_state_dict(tuned, numbers)
-        left = [*taken.unexpected_keys, *(key for key in taken.missing_keys if "lora_" in key)]
-        if left:
-            raise ValueError(f"{left[0]} has no counterpart")
-        merged: Any = tuned.merge_and_unload()
+        with warnings.catch_warnings(action="ignore"):  # of two libraries, about each other
+            model = head.from_pretrained(base, **options)
+            tuned: Any = get_peft_model(model, config)
+            taken = set_peft_model_state_dict(tuned, numbers)
+            left = [*taken.unexpected_keys, *(k for k in taken.missing_keys if "lora_" in k)]
+            if left:
+                raise ValueError(f"{left[0]} has no counterpart")
+            merged: Any = tuned.merge_and_unload()
     except FOREIGN as error:
         raise BackboneError(
             f"{adapter.name} does not fit its backbone {base.name}: "

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import shutil
+import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +46,8 @@ SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """How every file is loaded here: nothing in a model folder may run, nothing is fetched."""
 FOREIGN = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError),
-    *(ImportError, ArithmeticError, AssertionError, SafetensorError, StrictDataclassError),
+    *(ImportError, ArithmeticError, AssertionError, struct.error, SafetensorError),
+    StrictDataclassError,
 )
 """What libraries raise for files and settings that are not as they expect."""
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from chipviz.errors import SourceError
 from chipviz.progress import Progress, ProgressFn
@@ -71,20 +71,23 @@ def download(repo: str, revision: str, progress: ProgressFn) -> Path:
         text=True,
     )
     said: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    threading.Thread(target=_listen, args=(process, said), daemon=True).start()
+    listener = threading.Thread(target=_listen, args=(process.stdout, said), daemon=True)
+    listener.start()
     try:
         last = _follow(said, repo, progress)
     finally:
         process.kill()
         process.wait()
+        listener.join()
     if "folder" in last:
         return Path(last["folder"])
     raise _refusal(last.get("refused", "offline"), repo, revision)
 
 
-def _listen(process: "subprocess.Popen[str]", said: "queue.Queue[dict[str, Any] | None]") -> None:
-    for line in process.stdout or ():
-        said.put(json.loads(line))
+def _listen(lines: TextIO, said: "queue.Queue[dict[str, Any] | None]") -> None:
+    with lines:
+        for line in lines:
+            said.put(json.loads(line))
     said.put(None)
 
 

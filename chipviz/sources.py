@@ -15,7 +15,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -157,6 +157,19 @@ def _unpack_model(
             (work / member.name).write_bytes(archive.read(str(member)))
 
 
+def _gguf_digest(gguf: Path) -> str:
+    """SHA-256 of a GGUF file; what is named or begins otherwise is not read."""
+    if gguf.suffix.lower() == ".gguf":
+        with suppress(OSError), gguf.open("rb") as handle:
+            if handle.read(4) == b"GGUF":
+                handle.seek(0)
+                return hashlib.file_digest(handle, "sha256").hexdigest()
+    raise SourceError(
+        f"{gguf.name[:80]!r} is no GGUF file that can be read.",
+        "Give a model folder, or a file x.gguf that begins with GGUF.",
+    )
+
+
 def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
     """Bring an embedded data set into the cache as `texts.parquet`; a no-op when there.
 
@@ -215,14 +228,8 @@ def _unpacked(
     gguf: Path, home: Path, convert: Callable[[Path, Path], None], progress: ProgressFn
 ) -> Path:
     """The model folder of a GGUF file: converted once, under a name made of its content."""
-    with gguf.open("rb") as handle:
-        if handle.read(4) != b"GGUF":
-            raise SourceError(
-                f"{gguf.name} is no GGUF file.", "Give a model folder, or a file that begins GGUF."
-            )
-        handle.seek(0)
-        progress(Progress("loading", f"reading {gguf.name}"))
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    progress(Progress("loading", f"reading {gguf.name}"))
+    digest = _gguf_digest(gguf)
     final = home / "backbones" / f"gguf-{digest[:24]}"
     with only_one(final):
         if not final.exists():

@@ -165,6 +165,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def licence_of(folder: Path) -> str | None:
     """What the model card beside the weights says of its licence, if there is one."""
+    import yaml
     from huggingface_hub import ModelCard
 
     card = folder / "README.md"
@@ -172,7 +173,7 @@ def licence_of(folder: Path) -> str | None:
         if not card.is_file() or card.stat().st_size > MAX_JSON:
             return None
         found = ModelCard(card.read_text("utf-8"), ignore_metadata_errors=True).data
-    except (OSError, ValueError):
+    except (OSError, ValueError, yaml.YAMLError):
         return None
     licence = cast(Any, found).license
     named = getattr(found, "license_name", None)
