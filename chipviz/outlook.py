@@ -63,7 +63,7 @@ class Outlook:
         ways = ["--device-map auto spreads it over all devices, memory and disk"]
         halved = self.memory_bytes - self.weight_bytes // 2
         if self.dtype == "float32" and halved <= self.free_bytes:
-            ways.insert(0, "--dtype bfloat16 halves it and fits")
+            ways.insert(0, "--dtype bfloat16 halves its weights and fits")
         raise BackboneError(
             f"{self.name} needs about {_gb(self.memory_bytes)} in {self.dtype}, and "
             f"{self.device} has {_gb(self.free_bytes)} free.",

@@ -26,7 +26,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 Words = Literal["bytes", "bos-bytes", "unigram", "wordpiece"]
 
-_SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -58,7 +58,7 @@ class Family:
 
     def published(self, **changes: Any) -> Any:
         """A random model as its makers publish it, in float32: decoders with their LM head."""
-        config = AutoConfig.for_model(self.name, **{**_SMALL, **self.config, **changes})
+        config = AutoConfig.for_model(self.name, **{**SMALL, **self.config, **changes})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             maker = AutoModelForCausalLM if self.causal else AutoModel

@@ -67,7 +67,7 @@ def finished_encoder(tiny_tokenizer_folder, toy_csv, tmp_path_factory):
     for file in tiny_tokenizer_folder.iterdir():
         shutil.copy(file, folder)
     home = tmp_path_factory.mktemp("home-bert")
-    return run(folder, toy_csv, home, poolings=("first", "mean"))
+    return run(folder, toy_csv, home)  # poolings are left to the backbone
 
 
 _BUILT = {}
@@ -249,6 +249,15 @@ def test_a_stock_class_holds_a_plain_chip_on_final_normed_states_and_ours_all_el
         assert bundle.kind_of(backbone, "last", other) == "chipviz"
     # The class for tokens has a place for a bias, that for sequences has none.
     assert bundle.kind_of(backbone, "mean", Chip(weight, bias)) == found["mean"]
+
+
+def test_a_run_takes_the_poolings_that_suit_its_backbone_and_records_them(
+    finished, finished_encoder
+):
+    _, report, _, _ = finished_encoder
+    assert {score.pooling for score in report.scores} == {"first", "mean"}
+    assert not report.backbone.causal
+    assert finished[1].backbone.causal
 
 
 def chip_said(states, tensors, kind, pooling, layer):

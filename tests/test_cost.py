@@ -101,6 +101,16 @@ def test_flops_are_those_that_torch_counts(family):
         assert dense.flops_per_token == pytest.approx(flops(model, ids) / TOKENS, rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_flops_of_a_mixture_are_those_of_the_experts_that_are_asked(name, tmp_path):
+    backbone = loaded(name, tmp_path)
+    backbone.model.set_experts_implementation("eager")
+    _, layers = costs_of(backbone)
+    ids = torch.ones((1, TOKENS), dtype=torch.int64)
+    counted = flops(backbone.model, ids) / TOKENS + 2 * 3 * backbone.hidden_size
+    assert layers[-1].flops_per_token == pytest.approx(counted, rel=0.03)
+
+
 def flops(model, ids):
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")  # torch has no formula for the fused kernel of CPUs
