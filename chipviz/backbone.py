@@ -10,18 +10,20 @@ import math
 import os
 import platform
 import shutil
+import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -29,16 +31,25 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
 from chipviz.errors import BackboneError
 from chipviz.metrics import EMBEDDING_LAYER
+from chipviz.vetting import vet
 
 transformers_logging.disable_progress_bar()  # standard error belongs to our own progress
+transformers_logging.set_verbosity_error()  # what matters of its report is said by us
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """How every file is loaded here: nothing in a model folder may run, nothing is fetched."""
+FOREIGN = (
+    *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError),
+    *(ImportError, ArithmeticError, AssertionError, struct.error, SafetensorError),
+    StrictDataclassError,
+)
+"""What libraries raise for files and settings that are not as they expect."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,8 @@ class Backbone:
     blocks: nn.ModuleList
     final_norm: nn.Module | None
     """Applied after the last block; None where the family has none (most encoders)."""
+    causal: bool
+    """Whether a token reads only what stands before it (decoders), or the whole text (encoders)."""
     config: Any
     stored_dtype: torch.dtype
     """What the files on disk hold."""
@@ -100,6 +113,7 @@ def load_backbone(
     dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str | None = None,
     device_map: str | dict[str, Any] | None = None,
+    blocks_path: str | None = None,
 ) -> Backbone:
     """Load a model folder, frozen, without its LM head.
 
@@ -110,10 +124,14 @@ def load_backbone(
         device: None takes CUDA, then MPS, then the CPU.
         device_map: For a model too large for one device: "auto", or where each part goes, as
             accelerate reads it; what fits nowhere is read from disk for every pass.
+        blocks_path: Where the blocks are (such as `transformer.h`), for a model whose structure
+            does not tell.
 
     Raises:
-        BackboneError: If the folder cannot be loaded or has no list of blocks.
+        BackboneError: If the folder cannot be loaded, holds what no model folder should, or is no
+            chain of blocks.
     """
+    files = vet(folder)
     place = torch.device(device) if device is not None else best_device()
     spread: dict[str, Any] = {}
     if device_map is not None:
@@ -121,29 +139,54 @@ def load_backbone(
         atexit.register(shutil.rmtree, away, ignore_errors=True)
         spread = {"device_map": device_map, "offload_folder": away}
     try:
-        model: Any = AutoModel.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **spread, **SAFE
+        model, loading = AutoModel.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **spread, **SAFE
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BackboneError(
-            f"{name} cannot be loaded: {' '.join(str(error).split())[:200]}",
-            "Give a folder or id of a transformers model with safetensors weights.",
-        ) from None
-    model.eval().requires_grad_(False)
+    except FOREIGN as error:
+        raise _unloadable(name, error) from None
+    model = _text_part(model).eval().requires_grad_(False)
     if device_map is None:
         model.to(place)
-    blocks = find_blocks(model, name)
+    blocks = find_blocks(model, name, blocks_path)
+    _refuse_missing(loading["missing_keys"], model, name)
+    final_norm, causal = _probe(model, blocks, name)
     return Backbone(
         name=name,
         folder=folder,
         model=model,
         blocks=blocks,
-        final_norm=_find_final_norm(model, blocks),
+        final_norm=final_norm,
+        causal=causal,
         config=model.config,
-        stored_dtype=_stored_dtype(folder),
-        n_published=_count_published(folder, model),
-        fingerprint=_fingerprint(folder),
+        stored_dtype=_stored_dtype(files),
+        n_published=count_published(folder, model),
+        fingerprint=_fingerprint(folder, files),
     )
+
+
+def _unloadable(name: str, error: Exception) -> BackboneError:
+    return BackboneError(
+        f"{name} cannot be loaded: {' '.join(str(error).split())[:200]}",
+        "Give a folder or id of a transformers model with safetensors weights.",
+    )
+
+
+def _text_part(model: nn.Module) -> Any:
+    """Of a model that sees or hears as well, the part that reads text."""
+    text = type(cast(Any, model).config.get_text_config())
+    parts = (m for m in model.modules() if isinstance(m, PreTrainedModel))
+    return next((m for m in parts if type(m.config) is text), model)
+
+
+def _refuse_missing(missing: Iterable[str], model: nn.Module, name: str) -> None:
+    """Weights that are not in the files are random; only a pooler's may be: no chip reads it."""
+    own = tuple(key for key in model.state_dict() if not key.startswith("pooler."))
+    lost = sorted(key for key in missing if key.endswith(own))
+    if lost:
+        raise BackboneError(
+            f"{name} lacks the weights of {len(lost)} parts, such as {lost[0]}.",
+            "Its files do not belong together; download or save the model again.",
+        )
 
 
 def best_device() -> torch.device:
@@ -192,21 +235,37 @@ def _measure_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if faster else torch.float32
 
 
-def find_blocks(model: nn.Module, name: str = "the model") -> nn.ModuleList:
+def find_blocks(
+    model: nn.Module, name: str = "the model", path: str | None = None
+) -> nn.ModuleList:
     """The list of transformer blocks: the heaviest module list with one entry a layer.
+
+    Args:
+        model: Its configuration says how many layers it has.
+        name: What the user calls it.
+        path: Which list to take, as the model or the published model around it names it; None
+            takes the heaviest.
 
     Raises:
         BackboneError: If there is none.
     """
     config: Any = model.config
     n_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    lists = {
+        where: module
+        for where, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    }
+    if path is not None:
+        lists = {w: m for w, m in lists.items() if w == path or path.endswith(f".{w}")}
     if not lists:
+        at = f" at {path!r}" if path is not None else ""
         raise BackboneError(
-            f"{name} has no list of {n_layers} blocks.",
-            "chipviz needs a transformer whose layers stand in one module list.",
+            f"{name} has no list of {n_layers} blocks{at}.",
+            "chipviz needs a transformer whose layers stand in one module list; --blocks says "
+            "where, such as transformer.h.",
         )
-    return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+    return max(lists.values(), key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
 
 @contextmanager
@@ -224,7 +283,7 @@ def watch_layers(backbone: Backbone, see: Callable[[int, Tensor], None]) -> Iter
         return hook
 
     def embedding_hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-        see(EMBEDDING_LAYER, args[0] if args else kwargs["hidden_states"])
+        see(EMBEDDING_LAYER, _entering(args, kwargs))
 
     first = backbone.blocks[0]
     handles = [first.register_forward_pre_hook(embedding_hook, with_kwargs=True)]
@@ -239,17 +298,20 @@ def watch_layers(backbone: Backbone, see: Callable[[int, Tensor], None]) -> Iter
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Turn a GGUF file into a normal model folder: bfloat16 safetensors and a tokenizer."""
     unpacked = GgufConfig(dequantize=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.bfloat16,
-        quantization_config=unpacked,
-        **SAFE,
-    )
+    options: dict[str, Any] = {"gguf_file": "model.gguf", **SAFE}
+    # Alone in a folder: nothing that lies beside the file takes part.
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / "model.gguf").symlink_to(gguf.absolute())
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                alone, dtype=torch.bfloat16, quantization_config=unpacked, **options
+            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(alone, **options)
+        except FOREIGN as error:
+            raise _unloadable(gguf.name, error) from None
     # transformers refuses to save while the model still says it is quantised.
     with suppress(AttributeError):
         del model.config.quantization_config
-    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, **SAFE)
     model.config.name_or_path = ""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -265,41 +327,93 @@ def _first(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _find_final_norm(model: nn.Module, blocks: nn.ModuleList) -> nn.Module | None:
-    """The module that turns the last block's output into the model's output, if there is one.
+def _probe(model: nn.Module, blocks: nn.ModuleList, name: str) -> tuple[nn.Module | None, bool]:
+    """The final norm, if there is one, and whether the model is causal: run two texts and look.
 
-    Found by running two tokens and looking which module made the output.
+    Raises:
+        BackboneError: If the model is no chain: tokens in, block after block, at most a norm, out.
     """
+    entered: list[Tensor] = []
     made: list[tuple[nn.Module, Tensor]] = []
-    inside = {id(m) for m in blocks.modules()}
+    inside = {id(m) for m in blocks.modules()} - {id(block) for block in blocks}
     handles = [
         module.register_forward_hook(lambda m, _a, out: made.append((m, _first(out))))
         for module in model.modules()
         if module is not model
         and not isinstance(module, nn.ModuleList)
-        and (id(module) not in inside or module is blocks[-1])
+        and id(module) not in inside
         and not any(child is blocks for child in module.modules())
     ]
-    ids = torch.tensor([[1, 2]], device=_place(model))
+    handles += [
+        block.register_forward_pre_hook(
+            lambda _m, args, kwargs: entered.append(_entering(args, kwargs)), with_kwargs=True
+        )
+        for block in blocks
+    ]
+    # Two texts that differ from the second token on.
+    ids = torch.tensor([[1, 2, 2], [1, 3, 3]], device=_place(model))
     try:
         with torch.inference_mode():
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    except FOREIGN as error:
+        raise _no_chain(name, f"it does not run on tokens alone ({str(error)[:80]})") from None
     finally:
         for handle in handles:
             handle.remove()
-    at = max(i for i, (module, _) in enumerate(made) if module is blocks[-1])
-    if torch.equal(made[at][1], output):
+    return _after_blocks(blocks, entered, made, output, name), _is_causal(blocks, made)
+
+
+def _after_blocks(
+    blocks: nn.ModuleList,
+    entered: list[Tensor],
+    made: list[tuple[nn.Module, Tensor]],
+    output: Tensor,
+    name: str,
+) -> nn.Module | None:
+    """What stands between the last block and the output, if anything does."""
+    order = [i for i, (module, _) in enumerate(made) if any(module is b for b in blocks)]
+    left = [made[i][1] for i in order]
+    if len(left) != len(blocks) or len(entered) != len(blocks):
+        raise _no_chain(name, "its blocks do not run once each")
+    if not all(_same(out, into) for out, into in zip(left[:-1], entered[1:], strict=True)):
+        raise _no_chain(name, "something stands between two of its blocks")
+    if _same(left[-1], output):
         return None
     # By value: some families reshape after the norm, so the output is another tensor object.
-    makers = [m for m, out in made[at + 1 :] if isinstance(out, Tensor) and _same(out, output)]
-    return makers[0] if makers else None
+    for module, out in made[order[-1] + 1 :]:
+        if isinstance(out, Tensor) and _same(out, output):
+            with torch.inference_mode():
+                if _same(module(left[-1]), output):
+                    return module
+    raise _no_chain(name, "more than a norm stands after its last block")
+
+
+def _is_causal(blocks: nn.ModuleList, made: list[tuple[nn.Module, Tensor]]) -> bool:
+    """Whether the first token of both texts leaves the first block alike; rounding aside."""
+    first = next(out for module, out in made if module is blocks[0])
+    one, other = first[:, 0].float()
+    noise = 4 * torch.finfo(first.dtype).eps * one.norm()
+    return bool((one - other).norm() <= noise)
+
+
+def _no_chain(name: str, why: str) -> BackboneError:
+    return BackboneError(
+        f"{name} cannot be cut: {why}.",
+        "chipviz needs one chain of blocks from tokens to output; if the wrong list was taken, "
+        "name the right one with --blocks, such as transformer.h.",
+    )
+
+
+def _entering(args: Any, kwargs: Any) -> Tensor:
+    """The hidden states that a block is given."""
+    return args[0] if args else kwargs["hidden_states"]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b)
+    return a.shape == b.shape and torch.equal(a.to(b.device), b)
 
 
-def _count_published(folder: Path, model: nn.Module) -> int:
+def count_published(folder: Path, model: nn.Module) -> int:
     """Parameters of the model as published, counted on the meta device without its weights."""
     config: Any = AutoConfig.from_pretrained(folder, **SAFE)
     with torch.device("meta"):
@@ -310,10 +424,10 @@ def _count_published(folder: Path, model: nn.Module) -> int:
     return sum(p.numel() for p in published.parameters())
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
+def _stored_dtype(files: Sequence[Path]) -> torch.dtype:
     """The dtype of the largest stored weight."""
     heaviest: tuple[int, str] = (0, "F32")
-    for file in folder.glob("*.safetensors"):
+    for file in files:
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - safe_open is no mapping
                 part = weights.get_slice(name)
@@ -321,13 +435,15 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return {"BF16": torch.bfloat16, "F16": torch.float16}.get(heaviest[1], torch.float32)
 
 
-def _fingerprint(folder: Path, samples: int = 64, width: int = 1 << 16) -> str:
+def _fingerprint(
+    folder: Path, files: Sequence[Path], samples: int = 64, width: int = 1 << 16
+) -> str:
     """Hash of the configuration and of samples spread over every weight file.
 
     Sampling keeps a model of 100 GB at a second; a fine-tune changes all of its matrices.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}{size}".encode())
         with file.open("rb") as handle:

@@ -18,6 +18,10 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.models.auto.tokenization_auto import (
+    MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
+    TOKENIZER_MAPPING_NAMES,
+)
 
 from chipviz import __version__, cards
 from chipviz.backbone import Backbone
@@ -52,7 +56,9 @@ def kind_of(backbone: Backbone, pooling: Pooling, chip: Chip) -> BundleKind:
         chip: One chip, or a stack of them.
     """
     kind = _STOCK.get(pooling)
-    if kind is None or set(chip.tensors()) != {"weight"}:
+    if kind is None or not {"weight"} <= set(chip.tensors()) <= {"weight", "bias"}:
+        return "chipviz"
+    if not backbone.causal or _has_tokenizer_of_its_own(backbone.config):
         return "chipviz"
     model = _empty_model(backbone, cut_config(backbone, 0), kind)
     if model is None or set(model.state_dict()) != set(_stock_weights(model, backbone, 0, chip)):
@@ -201,9 +207,21 @@ def _stock_weights(model: Any, backbone: Backbone, cut_layer: int, chip: Chip) -
     kept = cut_weights(backbone, cut_layer)
     weights = {f"{model.base_model_prefix}.{name}": value for name, value in kept.items()}
     weights["score.weight"] = chip.weight
-    if "score.bias" in model.state_dict():  # the class for tokens insists on a bias
+    if chip.bias is not None:
+        weights["score.bias"] = chip.bias
+    elif "score.bias" in model.state_dict():  # the class for tokens insists on a bias
         weights["score.bias"] = torch.zeros(len(chip.weight))
     return weights
+
+
+def _has_tokenizer_of_its_own(config: Any) -> bool:
+    """Whether stock code takes the family's class of tokenizers, whatever a folder asks for.
+
+    It builds its steps anew, and so would drop the length limit and the space before a text.
+    """
+    own = TOKENIZER_MAPPING_NAMES.get(config.model_type) or ""
+    distrusted = config.model_type in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+    return distrusted and own not in ("", "TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def _about(cut: CutSpec, report: RunReport, kind: BundleKind) -> dict[str, Any]:

@@ -12,17 +12,17 @@ from typing import Any, get_args
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from chipviz.backbone import SAFE, find_blocks, pad
+from chipviz.backbone import FOREIGN, SAFE, find_blocks, pad
 from chipviz.chips import Chip
 from chipviz.config import CutSpec, Pooling
-from chipviz.errors import BundleError
+from chipviz.errors import BackboneError, BundleError
 from chipviz.features import batch_tokens, batches
 from chipviz.pooling import pool
 from chipviz.report import BundleKind
+from chipviz.vetting import vet
 
 FORMAT = 1
 FILES = {".safetensors", ".json", ".md", ".txt", ".model"}
@@ -58,6 +58,8 @@ class Classifier:
     pooling: Pooling
     chip: Chip | None = None
     """Of kind *chipviz* alone."""
+    blocks_path: str | None = None
+    """Where the blocks are, if the run had to be told."""
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
@@ -92,7 +94,7 @@ class Classifier:
     def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The hidden states that the chip pools, shape (B, T, D): *raw* ones before the norm."""
         seen: list[Any] = []
-        last = find_blocks(self.model)[-1]
+        last = find_blocks(self.model, path=self.blocks_path)[-1]
         handle = last.register_forward_hook(lambda _module, _args, output: seen.append(output))
         try:
             normed = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
@@ -112,15 +114,23 @@ def load(path: Path) -> Classifier:
     about = read_about(path)
     kind: BundleKind = about["kind"]
     try:
+        vet(path)
+    except BackboneError as error:
+        raise BundleError(error.message, error.hint) from None
+    try:
         model: Any = _CLASSES[kind].from_pretrained(path, use_safetensors=True, **SAFE)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **SAFE)
+        # Stock kinds are read as stock code reads them; ours as tokenizer.json says.
+        own = kind == "chipviz"
+        words: Any = transformers.PreTrainedTokenizerFast if own else transformers.AutoTokenizer
+        tokenizer = words.from_pretrained(path, **SAFE)
         chip = _read_chip(path, model) if kind == "chipviz" else None
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except FOREIGN as error:
         raise BundleError(
             f"{path.name} cannot be loaded: {' '.join(str(error).split())[:200]}",
             "Run `python -m chipviz verify` on it, and build it again if a file was altered.",
         ) from None
-    return Classifier(kind, model.eval(), tokenizer, about["cut"]["pooling"], chip)
+    blocks_path = about.get("backbone", {}).get("blocks")
+    return Classifier(kind, model.eval(), tokenizer, about["cut"]["pooling"], chip, blocks_path)
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = Field(min_length=1, max_length=4096)
-    """Embedded name, Hub id, or folder of a saved model."""
+    """Embedded name, Hub id (also `id@revision`), folder of a saved model or LoRA adapter, or GGUF
+    file."""
     data: str = Field(min_length=1, max_length=4096)
     """Embedded name, file, folder of `train/validation/test` files, or Hub id, with a subset and a
     revision where wanted: `owner/name:subset@revision`."""
@@ -58,7 +59,8 @@ class RunConfig(BaseModel):
     choices: str | None = None
     """Column names; None lets the task guess and say what it guessed. `choices` holds the options
     of multiple choice, whose first text is the passage, or the question where there is none."""
-    poolings: tuple[Pooling, ...] = ("last", "mean")
+    poolings: tuple[Pooling, ...] = ()
+    """None named: those that suit the backbone, see `resolved`."""
     chips: tuple[ChipKind, ...] = ("linear",)
     max_train: Annotated[int, Field(ge=2)] | None = None
     max_validation: Annotated[int, Field(ge=2)] | None = None
@@ -74,14 +76,23 @@ class RunConfig(BaseModel):
     another seed), and their spread is drawn as a band."""
     device_map: Literal["auto"] | None = None
     """*auto* spreads a model too large for one device over all devices, memory and disk."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What the forward pass computes in; None takes the fast one of the device."""
+    blocks: str | None = Field(default=None, max_length=200)
+    """Where the backbone's blocks are, such as `transformer.h`; None finds them."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @field_validator("poolings", "chips")
     @classmethod
-    def _some_and_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+    def _once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(values))
+
+    @field_validator("chips")
+    @classmethod
+    def _some(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if not values:
             raise ValueError("name at least one")
-        return tuple(dict.fromkeys(values))
+        return values
 
     @field_validator("poolings")
     @classmethod
@@ -89,6 +100,16 @@ class RunConfig(BaseModel):
         if "raw" in values:
             raise ValueError("raw states belong to preset published, which adds them by itself")
         return values
+
+    def resolved(self, *, causal: bool) -> Self:
+        """With the poolings that suit a backbone, where the user named none.
+
+        The last token of a causal model has read the whole text; where tokens read both ways, the
+        first is the one that training prepared for it.
+        """
+        if self.poolings:
+            return self
+        return self.model_copy(update={"poolings": ("last" if causal else "first", "mean")})
 
     @property
     def features(self) -> tuple[Pooling, ...]:

@@ -119,7 +119,7 @@ def layer_cost(
     n_layers, kept = backbone.n_layers, layer + 1
     whole = _count(backbone.model)
     removed = sum(_count(block) for block in backbone.blocks[kept:])
-    extra = len(chip.weight) if bundle == "token" else 0
+    extra = len(chip.weight) if bundle == "token" and chip.bias is None else 0
     chip_parameters = chip.n_parameters + extra
     n_parameters = whole - removed + chip_parameters
     config = backbone.config.get_text_config()
@@ -160,8 +160,14 @@ def _head_size(backbone: Backbone) -> int:
 
 
 def _block_flops(block: nn.Module, config: Any, max_length: int) -> int:
-    """Two for each matrix weight, and the two products of attention over `max_length` tokens."""
-    matrices = sum(p.numel() for p in block.parameters() if p.dim() == 2)
+    """Two for each matrix weight, and the two products of attention over `max_length` tokens.
+
+    Of a mixture of experts, stacked in one weight each, a token passes through a few.
+    """
+    weights = [p for name, p in block.named_parameters() if not name.endswith("bias")]
+    asked = getattr(config, "num_experts_per_tok", 1)
+    matrices = sum(p.numel() for p in weights if p.dim() == 2)
+    matrices += sum(p.numel() * asked // len(p) for p in weights if p.dim() == 3)
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from chipviz import bundle, controls, cost, sources, tables
-from chipviz.backbone import Backbone, best_device, convert_gguf, fast_dtype, load_backbone
+from chipviz.adapters import find_model
+from chipviz.backbone import Backbone, best_device, fast_dtype, load_backbone
 from chipviz.chips import Chip, Chips
 from chipviz.columns import say_columns
 from chipviz.config import CutSpec, Rule, RunConfig, Split
 from chipviz.errors import ConfigError
 from chipviz.features import extract, forward_pooled
+from chipviz.hub import revision_of
 from chipviz.metrics import EMBEDDING_LAYER, Score
+from chipviz.outlook import outlook
 from chipviz.progress import Progress, ProgressFn, silent
 from chipviz.prompt import Prompt, bake, load_prompt, load_tokenizer, n_truncated
 from chipviz.report import (
@@ -76,6 +79,7 @@ def run(
     if task.columns:
         progress(Progress("loading", say_columns(task.columns.roles, task.columns.guessed)))
     backbone, prompt = _load(config, task, home, progress)
+    config = config.resolved(causal=backbone.causal)
     team.share(backbone.dtype)  # everything is in place: helpers may begin
     prompt.save(run_dir / "prompt")
     clock.lap("load_s")
@@ -113,6 +117,7 @@ def help_leader(config: RunConfig, *, home: Path) -> None:
     dtype = team.share()
     task = make_task(tables.read_table(config.data, home, silent), config)
     backbone, prompt = _load(config, task, home, silent, dtype)
+    config = config.resolved(causal=backbone.causal)
     extract(backbone, prompt, task, home, poolings=config.features, team=team)
 
 
@@ -162,17 +167,24 @@ def reopen(
     Raises:
         ChipvizError: If the backbone is gone or is another one now.
     """
-    folder = sources.find_backbone(config.backbone, home, convert_gguf)
+    folder = find_model(_pinned(config.backbone, report), home)
     backbone = load_backbone(
         folder,
         sources.public_name(config.backbone),
         dtype="auto" if stored else getattr(torch, report.backbone.dtype),
         device="cpu" if stored else None,
         device_map=None if stored else config.device_map,
+        blocks_path=config.blocks,
     )
     task = report.task
     prompt = load_prompt(run_dir / "prompt", task.template, task.max_length, task.max_chars)
     return backbone, prompt, Chips.load(run_dir / "chips.safetensors", backbone.fingerprint)
+
+
+def _pinned(source: str, report: RunReport) -> str:
+    """The very commit that a run read; a branch of the Hub may have moved on."""
+    revision = report.backbone.revision
+    return f"{source.partition('@')[0]}@{revision}" if revision else source
 
 
 def _selection(report: RunReport, run_dir: Path) -> dict[Rule, SelectionInfo]:
@@ -211,18 +223,25 @@ def _load(
     dtype: torch.dtype | None = None,
 ) -> tuple[Backbone, Prompt]:
     """The prompt before the model: a template that does not fit costs no loading."""
-    folder = sources.find_backbone(config.backbone, home, convert_gguf, progress)
+    folder = find_model(config.backbone, home, progress)
+    name, device = sources.public_name(config.backbone), best_device()
+    dtype = dtype or _chosen_dtype(config, device, home)
+    if config.device_map is None:
+        n_vectors = sum(map(len, task.splits.values())) * max(2, len(config.features))
+        outlook(folder, name, dtype=dtype, device=device, n_vectors=n_vectors).refuse()
     progress(Progress("loading", "baking the prompt into the tokenizer"))
     tokenizer = load_tokenizer(folder)
     prompt = bake(tokenizer, task.template, config.max_length, task.splits["train"])
-    progress(Progress("loading", f"loading {sources.public_name(config.backbone)}"))
+    progress(Progress("loading", f"loading {name}"))
     backbone = load_backbone(
-        folder,
-        sources.public_name(config.backbone),
-        dtype=dtype or fast_dtype(best_device(), home),
-        device_map=config.device_map,
+        folder, name, dtype=dtype, device_map=config.device_map, blocks_path=config.blocks
     )
     return backbone, prompt
+
+
+def _chosen_dtype(config: RunConfig, device: torch.device, home: Path) -> torch.dtype:
+    """The user's choice, or the fast one of the device."""
+    return getattr(torch, config.dtype) if config.dtype else fast_dtype(device, home)
 
 
 def _expected(
@@ -290,6 +309,9 @@ def _report(
             n_parameters=backbone.n_published,
             dtype=str(backbone.dtype).removeprefix("torch."),
             device=str(backbone.device),
+            revision=revision_of(backbone.folder),
+            causal=backbone.causal,
+            blocks=config.blocks,
         ),
         task=_task_info(task, prompt),
         timing=Timing(

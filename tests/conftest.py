@@ -5,13 +5,15 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, at its import
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import random
+import shutil
 from pathlib import Path
 
 import pytest
 import threadpoolctl
 import torch
 from hypothesis import settings
+
+from tests.families import NAMED, SEVEN, make_tokenizer, planted_rows
 
 torch.set_num_threads(1)  # tiny models: a second thread would only wait for the first
 threadpoolctl.threadpool_limits(1)
@@ -46,19 +48,6 @@ def shared_home(tmp_path_factory):
     return home
 
 
-CLASSES = {"sport": "goal", "money": "bank", "science": "atom"}
-"""Class -> the one word that plants it in a text."""
-
-FILLER = ("we", "saw", "the", "old", "red", "house", "near", "a", "river", "and", "went", "on")
-
-CORPUS = [
-    "News: the bank lost money on Tuesday.\nTopic of this article:",
-    "A goal late in the match, and an atom in a cloud: we saw the old red house near a river.",
-    "Passage: it went on and on.\nQuestion: did it end?\nAnswer:",
-    'Résumé, naïve café: 12,5 % of 007 - "quoted" (and so on)\t\n\n...',
-]
-
-
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -72,18 +61,6 @@ def home(tmp_path, monkeypatch):
     return folder
 
 
-def planted_rows(n, seed=0):
-    """Texts of filler words in which one word, somewhere, gives the class away."""
-    draw = random.Random(seed)
-    rows = []
-    for i in range(n):
-        label = list(CLASSES)[i % len(CLASSES)]
-        words = [draw.choice(FILLER) for _ in range(draw.randint(4, 9))]
-        words.insert(draw.randrange(len(words) + 1), CLASSES[label])
-        rows.append((f"{' '.join(words)} {i}", label))
-    return rows
-
-
 @pytest.fixture(scope="session")
 def toy_csv(tmp_path_factory):
     """300 different short texts in 3 classes."""
@@ -93,36 +70,11 @@ def toy_csv(tmp_path_factory):
     return path
 
 
-def train_tokenizer(*, bos_added=False):
-    """A byte-level BPE tokenizer of about 400 tokens, like GPT-2's and SmolLM2's in kind."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "</s>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    words = [text for text, _ in planted_rows(60)]
-    backend.train_from_iterator(CORPUS + words, trainer)
-    if bos_added:
-        backend.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-
-
 @pytest.fixture(scope="session")
 def tiny_tokenizer_folder(tmp_path_factory) -> Path:
     """A saved tokenizer that adds nothing around a text."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer().save_pretrained(folder)
+    make_tokenizer("bytes").save_pretrained(folder)
     return folder
 
 
@@ -130,33 +82,24 @@ def tiny_tokenizer_folder(tmp_path_factory) -> Path:
 def bos_tokenizer_folder(tmp_path_factory) -> Path:
     """A saved tokenizer that puts <s> before every text, as Llama's does."""
     folder = tmp_path_factory.mktemp("bos-tokenizer")
-    train_tokenizer(bos_added=True).save_pretrained(folder)
+    make_tokenizer("bos-bytes").save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_backbone_folder(tmp_path_factory, tiny_tokenizer_folder) -> Path:
     """A random Llama of 4 layers, 32 wide, in float32, with the tiny tokenizer."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-        initializer_range=0.2,  # wide enough that layers differ
-    )
     folder = tmp_path_factory.mktemp("tiny-llama")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    NAMED["llama"].build(folder, tie_word_embeddings=True, initializer_range=0.2)
+    for file in tiny_tokenizer_folder.iterdir():
+        shutil.copy(file, folder)
     return folder
+
+
+@pytest.fixture(scope="session", params=SEVEN, ids=lambda family: family.name)
+def family(request, tmp_path_factory):
+    """A random model of one family on disk: its name, folder and published form."""
+    model = request.param.published()
+    folder = tmp_path_factory.mktemp(request.param.name)
+    model.save_pretrained(folder)
+    return request.param.name, folder, model

@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["sources", "datahub", "tables", "columns", "choices", "task", "prompt"],
-    *["team", "streams", "controls", "pooling", "backbone", "features"],
+    *["hub", "sources", "datahub", "tables", "columns", "choices", "task", "prompt"],
+    *["team", "streams", "controls", "pooling"],
+    *["vetting", "backbone", "adapters", "features", "outlook"],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
     *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "preview", "experiment"],
     *["store", "inference", "worker", "jobs", "server"],
@@ -30,7 +31,8 @@ the tests of the pages hold)."""
 MAY_IMPORT = {
     "plotly": {"canvas", "charts", "heatmaps"},
     "streamlit": {"ui", "pages", "app"},
-    "transformers": {"backbone", "bundle", "classifier", "prompt"},
+    "transformers": {"adapters", "backbone", "bundle", "classifier", "outlook", "prompt"},
+    "peft": {"adapters"},
 }
 
 CODE = sorted([*ROOT.glob("chipviz/**/*.py"), *ROOT.glob("pages/*.py"), ROOT / "app.py"])

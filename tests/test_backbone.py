@@ -1,101 +1,22 @@
 """Backbone: the parts are found by structure, and watching sees what transformers computes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    BertConfig,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from chipviz import backbone as backbone_module
 from chipviz.backbone import fast_dtype, find_blocks, load_backbone, pad, watch_layers
 from chipviz.errors import BackboneError
 from chipviz.features import forward_pooled
-
-SMALL = {"vocab_size": 99, "max_position_embeddings": 64}
-FAMILIES = {
-    "llama": (
-        LlamaForCausalLM,
-        LlamaConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            **SMALL,
-        ),
-    ),
-    "qwen2": (
-        Qwen2ForCausalLM,
-        Qwen2Config(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            **SMALL,
-        ),
-    ),
-    "gpt2": (
-        GPT2LMHeadModel,
-        GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=99, n_positions=64),
-    ),
-    "neox": (
-        GPTNeoXForCausalLM,
-        GPTNeoXConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            **SMALL,
-        ),
-    ),
-    "opt": (
-        OPTForCausalLM,
-        OPTConfig(
-            hidden_size=16,
-            ffn_dim=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            word_embed_proj_dim=16,
-            **SMALL,
-        ),
-    ),
-    "bert": (
-        BertModel,
-        BertConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            **SMALL,
-        ),
-    ),
-}
-
-
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def family(request, tmp_path_factory):
-    """A random model of one family on disk, and its folder."""
-    torch.manual_seed(0)
-    model_class, config = FAMILIES[request.param]
-    model = model_class(config)
-    for p in model.parameters():  # norms of a fresh model are ones: make them tell
-        p.data.add_(0.1 * torch.randn_like(p))
-    folder = tmp_path_factory.mktemp(request.param)
-    model.save_pretrained(folder)
-    return request.param, folder, model.eval()
+from chipviz.pruning import cut_config, cut_weights
+from tests.families import NAMED, SMALL
 
 
 def test_watched_and_read_layers_are_the_hidden_states_of_transformers(family):
@@ -107,13 +28,13 @@ def test_watched_and_read_layers_are_the_hidden_states_of_transformers(family):
     with torch.inference_mode(), watch_layers(backbone, lambda layer, h: seen.update({layer: h})):
         backbone.forward(ids, mask)
         expected = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    assert sorted(seen) == [-1, 0, 1, 2]
+    assert sorted(seen) == [-1, 0, 1, 2, 3]
     real = mask.bool()
-    for layer in (-1, 0, 1):
+    for layer in (-1, 0, 1, 2):
         got = seen[layer][real]
         torch.testing.assert_close(got, expected.hidden_states[layer + 1][real], atol=1e-5, rtol=0)
-    last = backbone.read(seen[2])[real]
-    torch.testing.assert_close(last, expected.hidden_states[3][real], atol=1e-5, rtol=0)
+    last = backbone.read(seen[3])[real]
+    torch.testing.assert_close(last, expected.hidden_states[4][real], atol=1e-5, rtol=0)
 
 
 def test_encoders_have_no_final_norm_and_decoders_have_one(family):
@@ -137,7 +58,7 @@ def test_watching_leaves_no_hook_behind_even_after_an_error(family):
     with pytest.raises(RuntimeError, match="stop"), watch_layers(backbone, lambda *_: None):
         raise RuntimeError("stop")
     hooks = [len(b._forward_hooks) + len(b._forward_pre_hooks) for b in backbone.blocks]
-    assert hooks == [0, 0, 0]
+    assert hooks == [0, 0, 0, 0]
 
 
 def test_the_fingerprint_changes_with_one_weight_matrix(family, tmp_path):
@@ -158,11 +79,80 @@ def test_a_model_without_a_block_list_is_refused():
         find_blocks(model, "x")
 
 
-def test_a_folder_without_safetensors_is_refused(tmp_path):
-    FAMILIES["llama"][1].save_pretrained(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
-    with pytest.raises(BackboneError, match="cannot be loaded"):
-        load_backbone(tmp_path, "pickled", device="cpu")
+def test_of_a_model_that_sees_as_well_the_part_that_reads_is_taken(tmp_path):
+    """Gemma 3 as published from 4B on: vision beside the language model."""
+    text = SMALL | NAMED["gemma3_text"].config
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = Gemma3ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path, "sees", dtype=torch.float32, device="cpu")
+    assert backbone.n_layers == 4
+    assert backbone.n_published == whole.num_parameters()
+    ids = [5, 9, 30]
+    states = whole(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+    got = forward_pooled(backbone, [ids], 2, ["last"])[0]
+    torch.testing.assert_close(got[-1, 0], states[-1][0, -1], atol=1e-5, rtol=0)
+    cut = type(backbone.model)(cut_config(backbone, 1)).eval()
+    cut.load_state_dict(cut_weights(backbone, 1))
+    state = cut(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    torch.testing.assert_close(state, got[2, 0], atol=1e-6, rtol=0)
+
+
+class _Odd(torch.nn.Module):
+    """Four blocks that do not make a chain, in one way or another."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.config = LlamaConfig(num_hidden_layers=4, hidden_size=8, num_attention_heads=2)
+        self.table = torch.nn.Embedding(9, 8)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+        self.twin = torch.nn.ModuleList(torch.nn.Linear(8, 2) for _ in range(4))
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, input_ids, **_):
+        hidden = self.table(input_ids)
+        for i, block in enumerate(self.blocks):
+            if self.way == "skips" and i == 2:
+                continue
+            hidden = block(hidden)
+            if self.way == "between" and i == 1:
+                hidden = hidden + 1
+        if self.way == "fails":
+            raise ValueError("needs decoder_input_ids")
+        if self.way == "after":
+            hidden = self.head(hidden).relu()
+        return SimpleNamespace(last_hidden_state=hidden)
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("skips", "do not run once each"),
+        ("between", "something stands between two of its blocks"),
+        ("after", "more than a norm stands after its last block"),
+        ("fails", "does not run on tokens alone"),
+    ],
+)
+def test_a_model_that_is_no_chain_of_blocks_is_refused(way, said):
+    model = _Odd(way).eval()
+    with pytest.raises(BackboneError, match=said) as refused:
+        backbone_module._probe(model, find_blocks(model), "odd")
+    assert "--blocks" in refused.value.hint
+
+
+def test_a_path_names_the_list_that_is_not_the_heaviest_and_only_a_list_that_is_there():
+    model = _Odd("")
+    assert find_blocks(model) is model.blocks
+    assert find_blocks(model, path="twin") is model.twin
+    assert find_blocks(model, path="transformer.twin") is model.twin
+    for path in ("nosuch", "head", "win", ""):
+        with pytest.raises(BackboneError, match=f"no list of 4 blocks at '{path}'"):
+            find_blocks(model, path=path)
 
 
 def test_padding_stands_on_the_right_with_a_mask():

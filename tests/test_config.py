@@ -46,8 +46,10 @@ def test_the_example_is_a_config_that_takes_what_it_says():
         ("seed", 2**31),
         ("preset", "loud"),
         ("poolings", ("median",)),
-        ("poolings", ()),
+        ("chips", ()),
         ("chips", ("forest",)),
+        ("dtype", "int8"),
+        ("blocks", "x" * 300),
         ("batch_size", 4),
     ],
 )
@@ -66,6 +68,14 @@ def test_a_missing_setting_is_refused_by_its_name():
 def test_a_pooling_named_twice_counts_once_and_keeps_its_place():
     config = RunConfig.checked(**NEEDED, poolings=("mean", "last", "mean"))
     assert config.poolings == ("mean", "last")
+
+
+@pytest.mark.parametrize(("causal", "own"), [(True, "last"), (False, "first")])
+def test_poolings_that_nobody_named_are_those_that_suit_the_backbone(causal, own):
+    config = RunConfig.checked(**NEEDED, preset="published")
+    assert config.resolved(causal=causal).features == ("raw", own, "mean")
+    named = RunConfig.checked(**NEEDED, poolings=("max",))
+    assert named.resolved(causal=causal) is named
 
 
 def test_a_config_cannot_be_changed_once_it_is_made():

@@ -16,7 +16,7 @@ from chipviz.errors import ConfigError
 from chipviz.pruning import cut_config, cut_weights
 from chipviz.task import Examples
 from tests.example_run import report_of
-from tests.test_backbone import FAMILIES, family  # noqa: F401 - a fixture
+from tests.families import NAMED
 
 TOKENS = 12
 
@@ -31,9 +31,7 @@ def load(folder, name, dtype=torch.float32):
 
 def loaded(name, folder, **changes):
     """A random model of one family with a changed configuration."""
-    model_class, config = FAMILIES[name]
-    model_class(type(config).from_dict(config.to_dict() | changes)).save_pretrained(folder)
-    return load(folder, name)
+    return load(NAMED[name].build(folder, **changes), name)
 
 
 def costs_of(backbone, pooling="last", bundle="sequence", chip=None):
@@ -74,7 +72,7 @@ def test_the_parts_sum_to_the_published_model(name, tied, tmp_path):
     assert found.tied == tied
 
 
-def test_each_cut_counts_what_the_really_cut_model_holds(family):  # noqa: F811
+def test_each_cut_counts_what_the_really_cut_model_holds(family):
     name, folder, _ = family
     backbone = load(folder, name)
     _, layers = costs_of(backbone, bundle="token")
@@ -89,7 +87,7 @@ def test_each_cut_counts_what_the_really_cut_model_holds(family):  # noqa: F811
         assert found.parameter_ratio == pytest.approx(removed / backbone.n_published)
 
 
-def test_flops_are_those_that_torch_counts(family):  # noqa: F811
+def test_flops_are_those_that_torch_counts(family):
     """Attention included; the rotary table, counted by torch alone, is within the tolerance."""
     name, folder, model = family
     backbone = load(folder, name)
@@ -101,6 +99,16 @@ def test_flops_are_those_that_torch_counts(family):  # noqa: F811
         assert found.flops_per_token == pytest.approx(counted, rel=0.015)
     if name != "bert":
         assert dense.flops_per_token == pytest.approx(flops(model, ids) / TOKENS, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_flops_of_a_mixture_are_those_of_the_experts_that_are_asked(name, tmp_path):
+    backbone = loaded(name, tmp_path)
+    backbone.model.set_experts_implementation("eager")
+    _, layers = costs_of(backbone)
+    ids = torch.ones((1, TOKENS), dtype=torch.int64)
+    counted = flops(backbone.model, ids) / TOKENS + 2 * 3 * backbone.hidden_size
+    assert layers[-1].flops_per_token == pytest.approx(counted, rel=0.03)
 
 
 def flops(model, ids):
@@ -117,7 +125,7 @@ def flops(model, ids):
 # --- measured -----------------------------------------------------------------------------------
 
 
-def test_one_measurement_gives_every_cut_and_leaves_the_model_as_it_was(family):  # noqa: F811
+def test_one_measurement_gives_every_cut_and_leaves_the_model_as_it_was(family):
     name, folder, _ = family
     backbone = load(folder, name)
     ids = torch.tensor([[5, 6, 7]])
@@ -136,7 +144,7 @@ def test_one_measurement_gives_every_cut_and_leaves_the_model_as_it_was(family):
     assert torch.equal(backbone.model(input_ids=ids).last_hidden_state, before)
 
 
-def test_peak_memory_holds_the_weights_and_grows_with_depth(family):  # noqa: F811
+def test_peak_memory_holds_the_weights_and_grows_with_depth(family):
     name, folder, _ = family
     backbone = load(folder, name)
     dense, layers = costs_of(backbone)
@@ -193,6 +201,7 @@ def test_peak_memory_is_what_a_count_by_hand_finds(batch, vocabulary):
         model=model,
         blocks=model.blocks,
         final_norm=None,
+        causal=True,
         config=model.config,
         stored_dtype=torch.float32,
         n_published=count(model),

@@ -16,7 +16,7 @@ from chipviz.features import ORDER, batches, extract, forward_pooled, plan
 from chipviz.progress import Cancelled
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.task import Examples, Task
-from tests.families import SEVEN
+from tests.families import ALL
 
 POOLINGS = ("last", "mean", "first", "max", "raw")
 
@@ -78,7 +78,7 @@ def pooled(state):
     }
 
 
-@pytest.mark.parametrize("family", SEVEN, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", ALL, ids=lambda family: family.name)
 def test_every_family_is_read_as_transformers_reads_it(family, tmp_path):
     """Streamed = whole = hidden_states + final norm; batch mates and padding change nothing."""
     backbone = load_backbone(family.build(tmp_path), family.name, dtype=torch.float32, device="cpu")

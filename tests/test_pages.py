@@ -139,7 +139,7 @@ def test_the_form_left_alone_asks_for_the_embedded_example(store):
 
 def test_a_wrong_setting_is_said_in_words_and_starts_nothing(store):
     at = open_page("train")
-    at.multiselect(key="poolings").set_value([]).run()
+    at.multiselect(key="chips").set_value([]).run()
     button(at, "start").click().run()
     assert "name at least one" in text_of(at).replace("\\", "")
     assert store.runs() == []

@@ -7,11 +7,11 @@ from chipviz.backbone import load_backbone
 from chipviz.errors import ConfigError
 from chipviz.features import forward_pooled
 from chipviz.pruning import cut_config, cut_weights
-from tests.test_backbone import FAMILIES, family  # noqa: F401 - a fixture
+from tests.families import NAMED
 
 
-@pytest.mark.parametrize("cut_layer", [0, 1, 2])
-def test_pruned_backbone_gives_the_features_the_chip_was_trained_on(family, cut_layer):  # noqa: F811
+@pytest.mark.parametrize("cut_layer", [0, 1, 3])
+def test_pruned_backbone_gives_the_features_the_chip_was_trained_on(family, cut_layer):
     name, folder, _ = family
     backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
     config = cut_config(backbone, cut_layer)
@@ -25,19 +25,19 @@ def test_pruned_backbone_gives_the_features_the_chip_was_trained_on(family, cut_
     torch.testing.assert_close(states.mean(dim=1), trained_on[1, cut_layer + 1], atol=1e-6, rtol=0)
 
 
-def test_every_list_with_one_entry_a_layer_is_cut(family):  # noqa: F811
+def test_every_list_with_one_entry_a_layer_is_cut(family):
     name, folder, _ = family
     backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
     config = cut_config(backbone, 0)
     assert config.num_hidden_layers == 1
     lists = [v for v in config.to_dict().values() if isinstance(v, list)]
-    assert all(len(v) != 3 for v in lists)
-    assert backbone.config.num_hidden_layers == 3, "the backbone's own config stays as it is"
+    assert all(len(v) != 4 for v in lists)
+    assert backbone.config.num_hidden_layers == 4, "the backbone's own config stays as it is"
 
 
 def test_a_layer_that_does_not_exist_is_refused(tmp_path):
-    model_class, config = FAMILIES["llama"]
-    model_class(config).save_pretrained(tmp_path)
-    backbone = load_backbone(tmp_path, "llama", device="cpu", dtype=torch.float32)
-    with pytest.raises(ConfigError, match="layers are 0 to 2"):
-        cut_config(backbone, 3)
+    backbone = load_backbone(
+        NAMED["llama"].build(tmp_path), "llama", device="cpu", dtype=torch.float32
+    )
+    with pytest.raises(ConfigError, match="layers are 0 to 3"):
+        cut_config(backbone, 4)

@@ -128,10 +128,11 @@ def _chips() -> dict[str, Any]:
         poolings = st.multiselect(
             "Poolings",
             POOLINGS,
-            default=["last", "mean"],
+            placeholder="Those that suit the backbone",
             key="poolings",
             help="Which state of a text the chips read: its last token, the mean over all, its "
-            "first token, or the largest value of each dimension.",
+            "first token, or the largest value of each dimension. None named: the mean, and the "
+            "last token of a decoder or the first of an encoder.",
         )
     with right:
         chips = st.multiselect(

@@ -1,0 +1,133 @@
+"""What a backbone will need before any of its weights is loaded, from its configuration alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from chipviz.backbone import FOREIGN, SAFE, count_published
+from chipviz.errors import BackboneError
+from chipviz.features import batch_tokens
+from chipviz.vetting import licence_of, vet
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Size of a backbone, and whether it fits. Bytes of activations are an estimate."""
+
+    name: str
+    n_layers: int
+    hidden_size: int
+    n_parameters: int
+    """Of the published model, LM head included."""
+    n_loaded: int
+    """Of the part that is loaded, without its LM head."""
+    file_bytes: int
+    """Of the weight files."""
+    licence: str | None
+    """As the model card says."""
+    dtype: str
+    """What would be computed in."""
+    device: str
+    weight_bytes: int
+    """Of the loaded part, in that dtype."""
+    activation_bytes: int
+    """Of one batch on its way through a block."""
+    feature_bytes: int
+    """Of the pooled states of all texts, on disk; one layer of them at a time is in memory."""
+    free_bytes: int
+    """Of memory on the device, now."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a run needs on the device at once."""
+        return self.weight_bytes + self.activation_bytes + self.feature_bytes // (self.n_layers + 1)
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is free."""
+        return self.memory_bytes <= self.free_bytes
+
+    def refuse(self) -> None:
+        """Say that it does not fit, and what would.
+
+        Raises:
+            BackboneError: If it does not.
+        """
+        if self.fits:
+            return
+        ways = ["--device-map auto spreads it over all devices, memory and disk"]
+        halved = self.memory_bytes - self.weight_bytes // 2
+        if self.dtype == "float32" and halved <= self.free_bytes:
+            ways.insert(0, "--dtype bfloat16 halves its weights and fits")
+        raise BackboneError(
+            f"{self.name} needs about {_gb(self.memory_bytes)} in {self.dtype}, and "
+            f"{self.device} has {_gb(self.free_bytes)} free.",
+            f"Free some memory, take a smaller backbone, or: {'; '.join(ways)}.",
+        )
+
+
+def outlook(
+    folder: Path, name: str, *, dtype: torch.dtype, device: torch.device, n_vectors: int = 0
+) -> Outlook:
+    """Look ahead: read the configuration and the headers of the weight files, load nothing.
+
+    Args:
+        folder: Of the backbone.
+        name: What the user calls it.
+        dtype: What would be computed in.
+        device: Where.
+        n_vectors: Texts times poolings that will be kept of every layer.
+
+    Raises:
+        BackboneError: If the folder holds what no model folder should, or no known architecture.
+    """
+    files = vet(folder)
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, **SAFE)
+        with torch.device("meta"):
+            model: nn.Module = AutoModel.from_config(config, trust_remote_code=False)
+        text = config.get_text_config()
+        n_layers, width = int(text.num_hidden_layers), int(text.hidden_size)
+        n_published = count_published(folder, model)
+    except FOREIGN as error:
+        raise BackboneError(
+            f"{name} is of no architecture known here: {' '.join(str(error).split())[:160]}",
+            "Give a model that transformers knows by itself; code in a model folder is never run.",
+        ) from None
+    n_loaded = sum(p.numel() for p in model.parameters())
+    inner = int(getattr(text, "intermediate_size", None) or 4 * width)
+    # In and out of a block, its norms, queries, keys, values, and three of the wide product.
+    per_token = (8 * width + 3 * inner) * dtype.itemsize
+    return Outlook(
+        name=name,
+        n_layers=n_layers,
+        hidden_size=width,
+        n_parameters=n_published,
+        n_loaded=n_loaded,
+        file_bytes=sum(file.stat().st_size for file in files),
+        licence=licence_of(folder),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        weight_bytes=n_loaded * dtype.itemsize,
+        activation_bytes=per_token * batch_tokens(device),
+        feature_bytes=4 * n_vectors * (n_layers + 1) * width,
+        free_bytes=free_memory(device),
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes a device could still take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return psutil.virtual_memory().available
+
+
+def _gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB"
