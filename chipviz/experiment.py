@@ -97,7 +97,8 @@ def run(
         team=team,
     )
     clock.lap("extract_s", less=live.seconds)
-    trainer = Trainer(features, task, config, fitting, progress, on_points)
+    bias = backbone.final_norm is None
+    trainer = Trainer(features, task, config, fitting, progress, on_points, bias)
     chips = trainer.fit()
     chips.save(run_dir / "chips.safetensors", backbone.fingerprint)
     scores = trainer.score(chips, run_dir)

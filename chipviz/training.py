@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as fn
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -50,6 +51,8 @@ class Trainer:
     device: torch.device
     progress: ProgressFn
     on_points: PointsFn
+    bias: bool = False
+    """Whether linear chips get one: states without a final norm have no nearly constant part."""
 
     def keys(self) -> list[Key]:
         """Every kind of chip this run trains, by pooling; raw states take the paper's two."""
@@ -162,13 +165,19 @@ class Trainer:
             ), []
         if kind == "mlp":
             return self._fit_mlp(pooling, layers, self._row_weight(), meter=meter), []
-        grid = fit_linear(read, labels, n_classes, row_weight=self._row_weight())
         held_out = self._reader("validation", pooling, layers)
+        if self.bias:
+            read, held_out = with_constant(read), with_constant(held_out)
+        grid = fit_linear(read, labels, n_classes, row_weight=self._row_weight())
         validation = labels_of(self.task, "validation").to(grid.device)
         rows = held_out(0, len(validation))
         best = [choose_strength(grid[k], rows[k], validation) for k in range(len(layers))]
         weight = torch.stack([grid[k, g] for k, g in enumerate(best)]).cpu()
-        return Chip(weight), [STRENGTHS[g] for g in best]
+        return self._linear(weight), [STRENGTHS[g] for g in best]
+
+    def _linear(self, weight: Tensor) -> Chip:
+        """The chips of fitted weights, whose last column may be a bias."""
+        return Chip(weight[..., :-1], weight[..., -1]) if self.bias else Chip(weight)
 
     def _fit_again(
         self,
@@ -189,15 +198,18 @@ class Trainer:
         row_weight = counts if own is None else counts * own
         if kind == "mlp":
             return self._fit_mlp(pooling, layers, row_weight, seed=seed)
+        read, begin = self._reader("train", pooling, layers), chip.weight
+        if chip.bias is not None:
+            read, begin = with_constant(read), torch.cat([begin, chip.bias[..., None]], dim=-1)
         weights = fit_linear(
-            self._reader("train", pooling, layers),
+            read,
             labels,
             self.task.n_classes,
             strengths=torch.tensor(strengths)[:, None],
             row_weight=row_weight,
-            start=chip.weight,
+            start=begin,
         )
-        return Chip(weights[:, 0].cpu())
+        return self._linear(weights[:, 0].cpu())
 
     def _fit_mlp(
         self,
@@ -315,6 +327,15 @@ class LiveCurve:
         )[0, 0]
         self._weights[pooling, layer] = weight
         return weight
+
+
+def with_constant(read: Read) -> Read:
+    """The same rows with a column of ones at their end, whose weight is a bias."""
+
+    def widened(start: int, stop: int) -> Tensor:
+        return fn.pad(read(start, stop), (0, 1), value=1.0)
+
+    return widened
 
 
 def labels_of(task: Task, split: Split) -> Tensor:

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from chipviz.chips import Chips
+from chipviz.linear import fit_linear
+from chipviz.training import with_constant
+from tests import families
 from tests.test_experiment import run, write_csv
 
 
@@ -75,3 +78,33 @@ def _fingerprint(folder):
     from chipviz.backbone import load_backbone
 
     return load_backbone(folder, "tiny", device="cpu").fingerprint
+
+
+def test_a_bias_learns_the_shares_of_the_classes_from_states_that_say_nothing():
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 2000, 8, generator=draw)
+    rows -= rows.mean(dim=1, keepdim=True)
+    labels = (torch.arange(2000) % 10 == 0).long()
+
+    def plain(start, stop):
+        return rows[:, start:stop]
+
+    def shares(read):
+        weight = fit_linear(read, labels, 2, strengths=[1.0])[0, 0]
+        return (read(0, 2000)[0] @ weight.mT).softmax(dim=-1).mean(dim=0)
+
+    # Where the gradient of an (almost) free bias vanishes, mean probability is the share.
+    torch.testing.assert_close(
+        shares(with_constant(plain))[1], torch.tensor(0.1), rtol=0, atol=2e-3
+    )
+    assert shares(plain)[1] > 0.4
+
+
+def test_chips_have_a_bias_where_no_final_norm_is(tiny_backbone_folder, toy_csv, tmp_path):
+    encoder = families.NAMED["bert"].build(tmp_path / "bert")
+    families.add_words(families.NAMED["bert"], encoder)
+    for folder, biased in ((encoder, True), (tiny_backbone_folder, False)):
+        home = tmp_path / str(biased)
+        _, run_dir = run(home, folder, toy_csv, poolings=("mean",), repeats=2)
+        chips = Chips.load(run_dir / "chips.safetensors", _fingerprint(folder))
+        assert (chips.stacks["linear", "mean"].bias is not None) is biased
