@@ -41,6 +41,7 @@ from chipviz.report import (
 from chipviz.task import Prompt, Task, bake, load_prompt, load_tokenizer, make_task, n_truncated
 from chipviz.team import join
 from chipviz.training import LiveCurve, PointsFn, Trainer
+from chipviz.vetting import licence_of
 
 N_EXAMPLES = 400
 N_CHECKED = 64
@@ -308,6 +309,7 @@ def _report(
             revision=revision_of(backbone.folder),
             causal=backbone.causal,
             blocks=config.blocks,
+            licence=licence_of(backbone.folder),
         ),
         task=_task_info(task, prompt),
         timing=Timing(
