@@ -43,6 +43,7 @@ from chipviz.report import (
 from chipviz.task import Task, make_task
 from chipviz.team import join
 from chipviz.training import LiveCurve, PointsFn, Trainer
+from chipviz.vetting import licence_of
 
 N_EXAMPLES = 400
 N_CHECKED = 64
@@ -313,6 +314,7 @@ def _report(
             revision=revision_of(backbone.folder),
             causal=backbone.causal,
             blocks=config.blocks,
+            licence=licence_of(backbone.folder),
         ),
         task=_task_info(task, prompt),
         timing=Timing(
