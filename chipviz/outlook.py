@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from chipviz.backbone import FOREIGN, SAFE, count_published
+from chipviz.backbone import FOREIGN, SAFE, count_published, fast_dtype
+from chipviz.config import RunConfig
 from chipviz.errors import BackboneError
 from chipviz.features import batch_tokens
 from chipviz.vetting import licence_of, vet
@@ -118,6 +119,11 @@ def outlook(
         feature_bytes=4 * n_vectors * (n_layers + 1) * width,
         free_bytes=free_memory(device),
     )
+
+
+def chosen_dtype(config: RunConfig, device: torch.device, home: Path) -> torch.dtype:
+    """What a run computes in: the user's choice, or the fast one of the device."""
+    return getattr(torch, config.dtype) if config.dtype else fast_dtype(device, home)
 
 
 def free_memory(device: torch.device) -> int:
