@@ -62,8 +62,6 @@ class Backbone:
     blocks: nn.ModuleList
     final_norm: nn.Module | None
     """Applied after the last block; None where the family has none (most encoders)."""
-    causal: bool
-    """Whether a token reads only what stands before it (decoders), or the whole text (encoders)."""
     config: Any
     stored_dtype: torch.dtype
     """What the files on disk hold."""
@@ -71,6 +69,8 @@ class Backbone:
     """Parameters of the published model, LM head included (a tied head counts once)."""
     fingerprint: str
     """Changes when the configuration or the weights do."""
+    causal: bool = True
+    """Whether a token reads only what stands before it (decoders), or the whole text (encoders)."""
 
     @property
     def n_layers(self) -> int:
