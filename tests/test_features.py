@@ -169,7 +169,9 @@ def test_a_second_run_reads_what_is_there(line, home):
         backbone, prompt, task, home, poolings=POOLINGS, on_chunk=lambda _, c: chunks.append(c)
     )
     assert n_tokens == 0
-    assert [c.split for c in chunks] == sorted((c.split for c in chunks), key=ORDER.index)
+    first, second, *rest = (c.split for c in chunks)  # a curve can be drawn after two chunks
+    assert (first, second) == ("validation", "train")
+    assert rest == sorted(rest, key=ORDER.index)
 
 
 def test_runs_with_other_poolings_share_what_both_need(line, home):
