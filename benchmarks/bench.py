@@ -85,7 +85,8 @@ class Bench:
 
     def config(self, **values: object) -> RunConfig:
         """A run on this backbone and these texts."""
-        return RunConfig.checked(**{"backbone": self.backbone, "data": self.data} | values)
+        own = {"backbone": self.backbone, "data": self.data, "poolings": ("last", "mean")}
+        return RunConfig.checked(**own | values)
 
     def folder(self) -> Path:
         """The backbone's folder, fetched first where needed."""

@@ -12,7 +12,7 @@ import typer
 from chipviz import jobs, sources, tables, team, worker
 from chipviz.columns import say_columns
 from chipviz.config import ChipKind, CutSpec, Pooling, Rule, RunConfig, home_dir
-from chipviz.errors import ChipvizError, ConfigError, JobError
+from chipviz.errors import BackboneError, ChipvizError, ConfigError, JobError
 from chipviz.progress import Progress, ProgressFn
 from chipviz.report import RunReport, SelectionInfo, load_correct
 from chipviz.store import Job, Store
@@ -24,7 +24,9 @@ app = typer.Typer(
     help="Find the shallowest layer of a language model that a classifier needs, and cut there.",
 )
 
-BackboneName = Annotated[str, typer.Option("--backbone", help="Embedded name, Hub id or folder.")]
+BackboneName = Annotated[
+    str, typer.Option("--backbone", help="Embedded name, Hub id, folder or GGUF file.")
+]
 DataName = Annotated[
     str, typer.Option("--data", help="Embedded name, file, folder or Hub id (owner/name:subset).")
 ]
@@ -36,7 +38,10 @@ ChoicesColumn = Annotated[
     str | None, typer.Option("--choices", help="Column of the options of multiple choice.")
 ]
 Poolings = Annotated[
-    str, typer.Option("--pooling", help="Comma-separated: last, mean, first, max.")
+    str | None,
+    typer.Option(
+        "--pooling", help="Comma-separated: last, mean, first, max; without it, what suits."
+    ),
 ]
 MaxTrain = Annotated[int | None, typer.Option(help="Training texts at most.")]
 MaxValidation = Annotated[int | None, typer.Option(help="Validation texts at most.")]
@@ -45,6 +50,10 @@ MaxLength = Annotated[int, typer.Option(help="Tokens of a prompt, template inclu
 PresetName = Annotated[
     str, typer.Option("--preset", help="sound, or published: the paper's recipe beside it.")
 ]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="auto: spread a model too large for one device.")
+]
+DtypeName = Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16.")]
 Seed = Annotated[int, typer.Option(help="Orders and splits the texts.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Layer = Annotated[int | None, typer.Option(help="The last layer to keep, from 0.")]
@@ -76,9 +85,7 @@ def train(
     text_pair: PairColumn = None,
     label: LabelColumn = None,
     choices: ChoicesColumn = None,
-    pooling: Annotated[
-        str | None, typer.Option(help="Comma-separated: last, mean, first, max.")
-    ] = None,
+    pooling: Poolings = None,
     chip: Annotated[str, typer.Option(help="Comma-separated: linear, mlp.")] = "linear",
     max_train: MaxTrain = None,
     max_validation: MaxValidation = None,
@@ -89,10 +96,8 @@ def train(
         str, typer.Option(help="none, or balanced: every class counts alike.")
     ] = "none",
     repeats: Annotated[int, typer.Option(help="Fits of each chip; their spread is the band.")] = 1,
-    device_map: Annotated[
-        str | None, typer.Option(help="auto: spread a model too large for one device.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16.")] = None,
+    device_map: DeviceMap = None,
+    dtype: DtypeName = None,
     blocks: Annotated[
         str | None, typer.Option(help="Where the blocks are, such as transformer.h.")
     ] = None,
@@ -108,8 +113,8 @@ def train(
         text_pair=text_pair,
         label=label,
         choices=choices,
-        poolings=tuple(part.strip() for part in pooling.split(",")) if pooling is not None else (),
-        chips=tuple(part.strip() for part in chip.split(",")),
+        poolings=_parts(pooling),
+        chips=_parts(chip),
         max_train=max_train,
         max_validation=max_validation,
         max_test=max_test,
@@ -139,12 +144,14 @@ def inspect(
     text_pair: PairColumn = None,
     label: LabelColumn = None,
     choices: ChoicesColumn = None,
-    pooling: Poolings = "last,mean",
+    pooling: Poolings = None,
     max_train: MaxTrain = None,
     max_validation: MaxValidation = None,
     max_test: MaxTest = None,
     max_length: MaxLength = 256,
     preset: PresetName = "sound",
+    device_map: DeviceMap = None,
+    dtype: DtypeName = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -159,12 +166,14 @@ def inspect(
         text_pair=text_pair,
         label=label,
         choices=choices,
-        poolings=tuple(part.strip() for part in pooling.split(",")),
+        poolings=_parts(pooling),
         max_train=max_train,
         max_validation=max_validation,
         max_test=max_test,
         max_length=max_length,
         preset=preset,
+        device_map=device_map,
+        dtype=dtype,
         seed=seed,
     )
     found = preview.inspect(config, home=context.obj, progress=_printer())
@@ -173,6 +182,8 @@ def inspect(
         _print_json(found.to_dict())
     else:
         print("\n".join(preview.in_words(found)))
+    if found.backbone is not None and found.backbone.refused:
+        raise BackboneError(found.backbone.refused, found.backbone.hint)
 
 
 @app.command()
@@ -389,6 +400,11 @@ def _help(config: RunConfig, home: Path) -> None:
 
     with suppress(ChipvizError):
         experiment.help_leader(config, home=home)
+
+
+def _parts(named: str | None) -> tuple[str, ...]:
+    """What an option lists, by commas; nothing where it is not given."""
+    return tuple(part.strip() for part in named.split(",")) if named is not None else ()
 
 
 def _work(store: Store, job: Job, as_json: bool) -> None:

@@ -62,8 +62,6 @@ class Backbone:
     blocks: nn.ModuleList
     final_norm: nn.Module | None
     """Applied after the last block; None where the family has none (most encoders)."""
-    causal: bool
-    """Whether a token reads only what stands before it (decoders), or the whole text (encoders)."""
     config: Any
     stored_dtype: torch.dtype
     """What the files on disk hold."""
@@ -71,6 +69,8 @@ class Backbone:
     """Parameters of the published model, LM head included (a tied head counts once)."""
     fingerprint: str
     """Changes when the configuration or the weights do."""
+    causal: bool = True
+    """Whether a token reads only what stands before it (decoders), or the whole text (encoders)."""
 
     @property
     def n_layers(self) -> int:
@@ -350,8 +350,11 @@ def _probe(model: nn.Module, blocks: nn.ModuleList, name: str) -> tuple[nn.Modul
         )
         for block in blocks
     ]
-    # Two texts that differ from the second token on.
-    ids = torch.tensor([[1, 2, 2], [1, 3, 3]], device=_place(model))
+    # Two texts that differ from the second token on; of the middle of the vocabulary, for the first
+    # of it are often tokens that no training has seen.
+    size = int(cast(Any, model).config.get_text_config().vocab_size)
+    ids = torch.tensor([[size // 3, *[other] * 7] for other in (size // 2, size // 4)])
+    ids = ids.to(_place(model))
     try:
         with torch.inference_mode():
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
@@ -389,11 +392,14 @@ def _after_blocks(
 
 
 def _is_causal(blocks: nn.ModuleList, made: list[tuple[nn.Module, Tensor]]) -> bool:
-    """Whether the first token of both texts leaves the first block alike; rounding aside."""
-    first = next(out for module, out in made if module is blocks[0])
-    one, other = first[:, 0].float()
-    noise = 4 * torch.finfo(first.dtype).eps * one.norm()
-    return bool((one - other).norm() <= noise)
+    """Whether the first token of both texts leaves the last block alike; rounding aside.
+
+    Measured: 0 of dense decoders, up to 5 eps of mixtures of experts, 0.1 to 0.5 of encoders.
+    """
+    last = next(out for module, out in made if module is blocks[-1])
+    one, other = last[:, 0].float()
+    noise = max(1e-3, 8 * torch.finfo(last.dtype).eps)
+    return bool((one - other).norm() <= noise * one.norm())
 
 
 def _no_chain(name: str, why: str) -> BackboneError:

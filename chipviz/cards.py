@@ -84,7 +84,8 @@ def model_card(
     data = ModelCardData(
         library_name="transformers" if stock else "chipviz",
         pipeline_tag="text-classification",
-        base_model=backbone.name,
+        base_model=backbone.name.partition("@")[0],
+        license=backbone.licence,
         datasets=[task.name],
         metrics=["accuracy", "f1"],
         tags=["chipviz", "chip-tuning", "arxiv:2410.06541", "layer-pruning"],

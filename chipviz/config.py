@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -94,11 +94,16 @@ class RunConfig(BaseModel):
             raise ValueError("name at least one")
         return values
 
-    @field_validator("poolings")
+    @field_validator("poolings", mode="before")
     @classmethod
-    def _raw_is_a_preset(cls, values: tuple[Pooling, ...]) -> tuple[Pooling, ...]:
-        if "raw" in values:
-            raise ValueError("raw states belong to preset published, which adds them by itself")
+    def _choosable(cls, values: Any) -> Any:
+        if isinstance(values, (list, tuple)) and not set(values) <= {
+            "last",
+            "mean",
+            "first",
+            "max",
+        }:
+            raise ValueError("take last, mean, first or max; raw states belong to preset published")
         return values
 
     def resolved(self, *, causal: bool) -> Self:
@@ -127,9 +132,11 @@ class RunConfig(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
+            got = first["input"]
+            got = ", ".join(map(str, got)) if isinstance(got, (list, tuple)) else str(got)
             field = ".".join(str(part) for part in first["loc"]) or "config"
             raise ConfigError(
-                f"{field}: {first['msg']} (got {str(first['input'])[:80]!r}).",
+                f"{field}: {first['msg'].removeprefix('Value error, ')} (got {got[:80]!r}).",
                 f"Change {field} and start again; see `python -m chipviz train --help`.",
             ) from None
 

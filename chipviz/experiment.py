@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chipviz import bundle, controls, cost, sources, tables
 from chipviz.adapters import find_model
-from chipviz.backbone import Backbone, best_device, fast_dtype, load_backbone
+from chipviz.backbone import Backbone, best_device, load_backbone
 from chipviz.chips import Chip, Chips
 from chipviz.columns import say_columns
 from chipviz.config import CutSpec, Rule, RunConfig, Split
@@ -25,7 +25,7 @@ from chipviz.errors import ConfigError
 from chipviz.features import extract, forward_pooled
 from chipviz.hub import revision_of
 from chipviz.metrics import EMBEDDING_LAYER, Score
-from chipviz.outlook import outlook
+from chipviz.outlook import chosen_dtype, outlook
 from chipviz.progress import Progress, ProgressFn, silent
 from chipviz.prompt import Prompt, bake, load_prompt, load_tokenizer, n_truncated
 from chipviz.report import (
@@ -43,6 +43,7 @@ from chipviz.report import (
 from chipviz.task import Task, make_task
 from chipviz.team import join
 from chipviz.training import LiveCurve, PointsFn, Trainer
+from chipviz.vetting import licence_of
 
 N_EXAMPLES = 400
 N_CHECKED = 64
@@ -226,7 +227,7 @@ def _load(
     """The prompt before the model: a template that does not fit costs no loading."""
     folder = find_model(config.backbone, home, progress)
     name, device = sources.public_name(config.backbone), best_device()
-    dtype = dtype or _chosen_dtype(config, device, home)
+    dtype = dtype or chosen_dtype(config, device, home)
     if config.device_map is None:
         n_vectors = sum(map(len, task.splits.values())) * max(2, len(config.features))
         outlook(folder, name, dtype=dtype, device=device, n_vectors=n_vectors).refuse()
@@ -238,11 +239,6 @@ def _load(
         folder, name, dtype=dtype, device_map=config.device_map, blocks_path=config.blocks
     )
     return backbone, prompt
-
-
-def _chosen_dtype(config: RunConfig, device: torch.device, home: Path) -> torch.dtype:
-    """The user's choice, or the fast one of the device."""
-    return getattr(torch, config.dtype) if config.dtype else fast_dtype(device, home)
 
 
 def _expected(
@@ -313,6 +309,7 @@ def _report(
             revision=revision_of(backbone.folder),
             causal=backbone.causal,
             blocks=config.blocks,
+            licence=licence_of(backbone.folder),
         ),
         task=_task_info(task, prompt),
         timing=Timing(

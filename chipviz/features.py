@@ -35,7 +35,6 @@ from chipviz.team import ALONE, Team
 
 FORMAT = 2
 ORDER: tuple[Split, ...] = ("validation", "train", "test")
-"""Validation goes first, so that the curve can be drawn from the first training chunk on."""
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
 """Tokens of one forward pass at most, padding included: large enough for full matrix speed on the
 device, small enough for a CPU's cache."""
@@ -43,7 +42,7 @@ SMALL_BATCH, SIMILAR = 0.2, 0.9
 """A batch with this share of its tokens takes no text any more that is clearly shorter, of less
 than this share of its longest: another pass costs less than the padding."""
 ENCODE_ROWS = 1_000
-CHUNK_BATCHES = 8
+CHUNK_BATCHES = 4
 """Full batches of one chunk: how much a killed run has to do again, and how many texts there are to
 sort by length."""
 
@@ -183,6 +182,8 @@ def extract(
         return features, 0
     budget = CHUNK_BATCHES * batch_tokens(backbone.device)
     chunks = [chunk for split in ORDER for chunk in plan(split, ids[split], budget)]
+    # A curve can be drawn as soon as there are a few texts to fit and a few to check with.
+    chunks.sort(key=lambda chunk: chunk.start > 0 or chunk.split == "test")
     n_tokens = 0
     with _alone_in(folder, progress):
         done = _open_store(features, identity)

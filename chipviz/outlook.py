@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from chipviz.backbone import FOREIGN, SAFE, count_published
+from chipviz.backbone import FOREIGN, SAFE, count_published, fast_dtype
+from chipviz.config import RunConfig
 from chipviz.errors import BackboneError
 from chipviz.features import batch_tokens
+from chipviz.streams import n_streams
 from chipviz.vetting import licence_of, vet
 
 
@@ -36,7 +38,7 @@ class Outlook:
     weight_bytes: int
     """Of the loaded part, in that dtype."""
     activation_bytes: int
-    """Of one batch on its way through a block."""
+    """Of the batches on their way through a block."""
     feature_bytes: int
     """Of the pooled states of all texts, on disk; one layer of them at a time is in memory."""
     free_bytes: int
@@ -114,10 +116,15 @@ def outlook(
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         weight_bytes=n_loaded * dtype.itemsize,
-        activation_bytes=per_token * batch_tokens(device),
+        activation_bytes=per_token * batch_tokens(device) * n_streams(device),
         feature_bytes=4 * n_vectors * (n_layers + 1) * width,
         free_bytes=free_memory(device),
     )
+
+
+def chosen_dtype(config: RunConfig, device: torch.device, home: Path) -> torch.dtype:
+    """What a run computes in: the user's choice, or the fast one of the device."""
+    return getattr(torch, config.dtype) if config.dtype else fast_dtype(device, home)
 
 
 def free_memory(device: torch.device) -> int:

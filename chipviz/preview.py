@@ -6,7 +6,7 @@ pages draw it, the command line prints it.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from chipviz.columns import say_columns
 from chipviz.config import Pooling, RunConfig, Split
+from chipviz.errors import BackboneError
 from chipviz.progress import Progress, ProgressFn, silent
 
 if TYPE_CHECKING:
@@ -67,6 +68,28 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class BackbonePreview:
+    """A backbone from its configuration alone; see `chipviz.outlook`."""
+
+    name: str
+    n_layers: int = 0
+    hidden_size: int = 0
+    n_parameters: int = 0
+    """Of the published model, LM head included; 0 where the configuration could not be read."""
+    memory_bytes: int = 0
+    """What a run needs on the device at once, about."""
+    free_bytes: int = 0
+    feature_bytes: int = 0
+    """What the features take on disk."""
+    dtype: str = ""
+    device: str = ""
+    licence: str | None = None
+    refused: str | None = None
+    """Why a run would be refused, if it would."""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class Preview:
     """A task and its prompt, as a run with the same settings will take them."""
 
@@ -85,8 +108,7 @@ class Preview:
     """How many different texts two splits share, by "train, test" and the like."""
     examples: tuple[PromptPreview, ...]
     lengths: Lengths
-    backbone: dict[str, Any] | None = None
-    """Facts of the backbone from its configuration alone, where somebody looked them up."""
+    backbone: BackbonePreview | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -99,18 +121,59 @@ def inspect(config: RunConfig, *, home: Path, progress: ProgressFn = silent) -> 
     Raises:
         ChipvizError: As the run would, for its data, its template or its tokenizer.
     """
-    from chipviz.backbone import convert_gguf
+    from chipviz.adapters import find_model
     from chipviz.prompt import bake, load_tokenizer
-    from chipviz.sources import find_backbone
     from chipviz.tables import read_table
     from chipviz.task import make_task
 
     progress(Progress("loading", "reading the texts"))
     task = make_task(read_table(config.data, home, progress), config)
-    folder = find_backbone(config.backbone, home, convert_gguf, progress)
+    folder = find_model(config.backbone, home, progress)
     progress(Progress("loading", "counting tokens"))
-    prompt = bake(load_tokenizer(folder), task.template, config.max_length, task.splits["train"])
-    return preview(task, prompt, config.poolings)
+    tokenizer = load_tokenizer(folder)
+    # A mask token belongs to a model that reads both ways; the run itself asks the model.
+    config = config.resolved(causal=tokenizer.mask_token is None)
+    prompt = bake(tokenizer, task.template, config.max_length, task.splits["train"])
+    n_vectors = sum(map(len, task.splits.values())) * max(2, len(config.features))
+    facts = _facts(config, folder, home, n_vectors)
+    return replace(preview(task, prompt, config.poolings), backbone=facts)
+
+
+def _facts(config: RunConfig, folder: Path, home: Path, n_vectors: int) -> BackbonePreview:
+    """What loading the backbone would take; a refusal is a fact like others."""
+    from chipviz.backbone import best_device
+    from chipviz.outlook import chosen_dtype, outlook
+    from chipviz.sources import public_name
+
+    name, device = public_name(config.backbone), best_device()
+    try:
+        ahead = outlook(
+            folder,
+            name,
+            dtype=chosen_dtype(config, device, home),
+            device=device,
+            n_vectors=n_vectors,
+        )
+    except BackboneError as error:
+        return BackbonePreview(name, refused=error.message, hint=error.hint)
+    facts = BackbonePreview(
+        name,
+        ahead.n_layers,
+        ahead.hidden_size,
+        ahead.n_parameters,
+        ahead.memory_bytes,
+        ahead.free_bytes,
+        ahead.feature_bytes,
+        ahead.dtype,
+        ahead.device,
+        ahead.licence,
+    )
+    try:
+        if config.device_map is None:
+            ahead.refuse()
+    except BackboneError as error:
+        return replace(facts, refused=error.message, hint=error.hint)
+    return facts
 
 
 def preview(task: "Task", prompt: "Prompt", poolings: Sequence[Pooling]) -> Preview:
@@ -157,6 +220,8 @@ def in_words(found: Preview) -> list[str]:
             f"{split:>10}: {rows.n} texts{' (made here)' * rows.made}, {rows.n_truncated} cut by "
             f"the limit; {', '.join(counts[:20])}{', ...' * (len(counts) > 20)}"
         )
+    if found.backbone is not None and found.backbone.n_layers:
+        lines.append(_backbone_in_words(found.backbone))
     lines.append("Texts shared: " + "; ".join(f"{two}: {n}" for two, n in found.shared.items()))
     lengths = found.lengths
     lines.append(
@@ -172,6 +237,15 @@ def in_words(found: Preview) -> list[str]:
             read = repr(example.tokens[start]) if one else f"all {stop - start} tokens"
             lines.append(f"{pooling:>10} reads {read}")
     return lines
+
+
+def _backbone_in_words(facts: BackbonePreview) -> str:
+    return (
+        f"{facts.name}: {facts.n_layers} layers of width {facts.hidden_size}, "
+        f"{facts.n_parameters:,} parameters, licence {facts.licence or 'not said'}; needs about "
+        f"{facts.memory_bytes / 1e9:.1f} of {facts.free_bytes / 1e9:.1f} GB free on {facts.device} "
+        f"in {facts.dtype}, and {facts.feature_bytes / 1e9:.1f} GB on disk"
+    )
 
 
 def _counts(labels: Sequence[int], names: Sequence[str]) -> dict[str, int]:

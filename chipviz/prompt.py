@@ -64,12 +64,6 @@ class Prompt:
         said = json.loads(path.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
         said.pop("auto_map", None)
         path.write_text(json.dumps(said, indent=2, ensure_ascii=False), "utf-8")
-        # A family's own class builds its steps anew and would drop template and limit; this one
-        # takes tokenizer.json as it stands.
-        path = folder / "tokenizer_config.json"
-        said = json.loads(path.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-        said.pop("auto_map", None)
-        path.write_text(json.dumps(said, indent=2, ensure_ascii=False), "utf-8")
 
     @property
     def fingerprint(self) -> str:

@@ -47,6 +47,8 @@ class BackboneInfo(_Record):
     """Whether a token reads only what stands before it."""
     blocks: str | None = None
     """Where the blocks are, if the user had to say."""
+    licence: str | None = None
+    """As its model card says."""
 
 
 class TaskInfo(_Record):

@@ -19,6 +19,11 @@ MAX_STREAMS = 8
 """Pieces at work at once: Python's lock leaves little to more of them."""
 
 
+def n_streams(device: torch.device) -> int:
+    """How many pieces `side_by_side` has at work at once."""
+    return min(torch.get_num_threads(), MAX_STREAMS) if device.type == "cpu" else 1
+
+
 def side_by_side(work: Callable[[T], R], items: Iterable[T], device: torch.device) -> Iterator[R]:
     """Results of `work` in order; on a CPU several items at a time, each on its share of the cores.
 
@@ -26,16 +31,15 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], device: torch.devic
     several pieces with a thread each are done earlier than one after another with all threads.
     An exception, from `work` or from the caller, leaves what was not begun undone.
     """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
+    threads, n_beside = torch.get_num_threads(), n_streams(device)
+    if n_beside == 1:
         yield from map(work, items)
         return
-    n_streams = min(threads, MAX_STREAMS)
-    torch.set_num_threads(threads // n_streams)
+    torch.set_num_threads(threads // n_beside)
     waiting = iter(items)
-    pool, begun = _pool(n_streams, threads // n_streams), deque[Future[R]]()
+    pool, begun = _pool(n_beside, threads // n_beside), deque[Future[R]]()
     try:
-        begun.extend(pool.submit(work, item) for item in islice(waiting, 2 * n_streams))
+        begun.extend(pool.submit(work, item) for item in islice(waiting, 2 * n_beside))
         while begun:
             result = begun[0].result()
             begun.popleft()
@@ -49,6 +53,6 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], device: torch.devic
 
 
 @lru_cache(maxsize=1)
-def _pool(n_streams: int, _threads_each: int) -> ThreadPoolExecutor:
+def _pool(n_threads: int, _cores_each: int) -> ThreadPoolExecutor:
     """The same threads every time: each new one would leave memory of its own behind."""
-    return ThreadPoolExecutor(n_streams)
+    return ThreadPoolExecutor(n_threads)

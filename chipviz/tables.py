@@ -165,9 +165,8 @@ def _read_file(path: Path, name: str) -> Table:
 
 
 def _unique(columns: Iterable[str], name: str) -> list[str]:
-    """The columns, each of its own name, of characters that have an encoding."""
+    """The columns, each of its own name."""
     columns = list(columns)
-    "".join(columns).encode()
     twice = [column for column, n in Counter(columns).items() if n > 1]
     if twice:
         raise SourceError(

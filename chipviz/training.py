@@ -282,10 +282,14 @@ class LiveCurve:
     on_points: PointsFn
     seconds: float = 0.0
     _n_fitted: int = 0
+    _n_checked: int = 0
+    """Validation texts that have arrived."""
     _weights: dict[tuple[Pooling, int], Tensor] = field(default_factory=dict)
 
     def on_chunk(self, features: Features, chunk: Chunk) -> None:
         """Draw the curve anew if it is time to."""
+        if chunk.split == "validation":
+            self._n_checked = chunk.stop
         n_train = len(self.task.splits["train"])
         enough = min(n_train, LIVE_GROWTH * self._n_fitted)
         if chunk.split != "train" or chunk.stop < enough or "linear" not in self.config.chips:
@@ -293,7 +297,7 @@ class LiveCurve:
         start = time.perf_counter()
         self._n_fitted = chunk.stop
         labels = labels_of(self.task, "train")[: chunk.stop]
-        validation = labels_of(self.task, "validation")
+        validation = labels_of(self.task, "validation")[: self._n_checked]
         label = f"drawing the curve after {chunk.stop} of {n_train} texts"
         for pooling in self.config.poolings:
             points = []

@@ -292,6 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--home")
     parser.add_argument("job_id")
     options = parser.parse_args(arguments)
+    if hasattr(os, "nice"):
+        os.nice(5)  # all cores compute here: the server and the browser go first
     try:
         store = Store(home_dir(options.home))
         if not store.claim(options.job_id):

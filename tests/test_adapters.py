@@ -287,6 +287,7 @@ def test_the_embedded_encoder_is_what_it_is_said_to_be(minilm):
     """Cosines of mean states, as its authors publish them for the first two of these sentences."""
     backbone = load_backbone(minilm, "minilm-l6", dtype=torch.float32, device="cpu")
     assert (backbone.n_layers, backbone.hidden_size, backbone.causal) == (6, 384, False)
+    assert not load_backbone(minilm, "minilm-l6", dtype=torch.bfloat16, device="cpu").causal
     assert sum(p.numel() for p in backbone.model.parameters()) == 22_713_216
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     texts = [

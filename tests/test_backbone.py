@@ -109,7 +109,7 @@ class _Odd(torch.nn.Module):
         super().__init__()
         self.way = way
         self.config = LlamaConfig(num_hidden_layers=4, hidden_size=8, num_attention_heads=2)
-        self.table = torch.nn.Embedding(9, 8)
+        self.table = torch.nn.Embedding(self.config.vocab_size, 8)
         self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
         self.twin = torch.nn.ModuleList(torch.nn.Linear(8, 2) for _ in range(4))
         self.head = torch.nn.Linear(8, 3)

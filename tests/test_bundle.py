@@ -190,6 +190,7 @@ def test_the_card_parses_and_its_numbers_are_the_reports(finished, tmp_path):
     card = ModelCard.load(out / "README.md")
     assert card.data.pipeline_tag == "text-classification"
     assert "arxiv:2410.06541" in card.data.tags
+    assert card.data.license is None  # this backbone has no card to say it
     test = report.score_at(1, "last", "linear", "test")
     assert f"{100 * test.accuracy:.1f} %" in card.text
     assert f"{report.cost_at(1, 'last').n_parameters:,}" in card.text
@@ -335,6 +336,15 @@ def test_a_chip_that_does_not_fit_its_model_is_not_loaded(finished, tmp_path, ha
         save_file(harm(load_file(path)), path)
     with pytest.raises(BundleError, match=reason):
         bundle.load(out)
+
+
+def test_the_card_names_the_backbone_without_its_revision_and_its_licence(finished):
+    _, report, _, _ = finished
+    named = {"name": "owner/name@v1", "licence": "apache-2.0"}
+    report = report.model_copy(update={"backbone": report.backbone.model_copy(update=named)})
+    cut = CutSpec(cut_layer=1, pooling="raw", chip="mlp")
+    data = ModelCard(cards.model_card(cut, report, "chipviz", 64, 0.0)).data
+    assert (data.base_model, data.license) == ("owner/name", "apache-2.0")
 
 
 @pytest.mark.parametrize("rule", ["within", "oracle"])

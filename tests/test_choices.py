@@ -194,6 +194,10 @@ def test_an_answer_is_an_index_a_letter_or_words_the_same_way_in_a_whole_column(
     assert answer_indices(answers, THREE) == expected
 
 
+def test_answers_that_could_be_numbers_or_words_are_numbers():
+    assert answer_indices(["2", "1"], [["2", "1", "0"]] * 2) == [2, 1]
+
+
 def test_answers_in_every_form_make_the_same_task():
     frame = reading()
     rows = frame.to_dict("records")

@@ -50,6 +50,12 @@ def test_the_parts_are_found_by_structure(found):
         assert backbone.n_published == sum(p.numel() for p in model.parameters())
 
 
+def test_rounding_does_not_make_a_model_causal_or_not(found):
+    family, _, backbone = found
+    rounded = load_backbone(backbone.folder, "x", dtype=torch.bfloat16, device="cpu")
+    assert rounded.causal == family.causal
+
+
 def test_a_path_names_the_same_blocks_as_the_base_or_the_published_model_does(found):
     family, model, backbone = found
     for path in (family.blocks, f"{model.base_model_prefix}.{family.blocks}"):

@@ -16,7 +16,7 @@ from chipviz.features import ORDER, batches, extract, forward_pooled, plan
 from chipviz.progress import Cancelled
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.task import Examples, Task
-from tests.families import ALL
+from tests.families import ALL, NAMED
 
 POOLINGS = ("last", "mean", "first", "max", "raw")
 
@@ -161,6 +161,27 @@ def test_kill_9_at_20_random_moments_ends_with_the_same_bytes(tiny_backbone_fold
     assert found["broken"] >= 10  # or nothing was tested
 
 
+def test_passes_side_by_side_end_with_the_bytes_of_one_after_another(line, home):
+    backbone, prompt, task = line
+    alone, _ = extract(backbone, prompt, task, home / "alone", poolings=POOLINGS)
+    torch.set_num_threads(2)
+    try:
+        beside, _ = extract(backbone, prompt, task, home / "beside", poolings=POOLINGS)
+    finally:
+        torch.set_num_threads(1)
+    for file in alone.folder.iterdir():
+        assert file.read_bytes() == (beside.folder / file.name).read_bytes()
+
+
+def test_a_model_that_a_pass_changes_is_read_one_pass_at_a_time(tmp_path):
+    ropes = {"plain": "default", "stretching": "dynamic"}
+    for name, kind in ropes.items():
+        rope = {"rope_type": kind, "factor": 2.0, "rope_theta": 10_000.0}
+        folder = NAMED["llama"].build(tmp_path / name, rope_parameters=rope)
+        backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
+        assert features_module._reentrant(backbone) is (name == "plain")
+
+
 def test_a_second_run_reads_what_is_there(line, home):
     backbone, prompt, task = line
     extract(backbone, prompt, task, home, poolings=POOLINGS)
@@ -169,7 +190,9 @@ def test_a_second_run_reads_what_is_there(line, home):
         backbone, prompt, task, home, poolings=POOLINGS, on_chunk=lambda _, c: chunks.append(c)
     )
     assert n_tokens == 0
-    assert [c.split for c in chunks] == sorted((c.split for c in chunks), key=ORDER.index)
+    first, second, *rest = (c.split for c in chunks)  # a curve can be drawn after two chunks
+    assert (first, second) == ("validation", "train")
+    assert rest == sorted(rest, key=ORDER.index)
 
 
 def test_runs_with_other_poolings_share_what_both_need(line, home):

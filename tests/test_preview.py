@@ -6,13 +6,17 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
-from chipviz import experiment, preview
+from chipviz import experiment, outlook, preview
+from chipviz.backbone import load_backbone
 from chipviz.config import RunConfig
 from chipviz.progress import silent
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.tables import read_table
 from chipviz.task import make_task
+from tests import families
 
 TEMPLATE = "say {text} now:"
 SETTINGS = {"template": TEMPLATE, "max_length": 16, "max_train": 60, "max_test": 20}
@@ -124,3 +128,33 @@ def test_a_preview_is_plain_json_and_in_words_it_says_the_same(looked):
 )
 def test_each_pooling_reads_its_own_tokens(pooling, expected):
     assert preview._probed(pooling, 5) == expected
+
+
+def test_the_backbone_is_seen_before_it_is_loaded(
+    looked, tiny_backbone_folder, toy_csv, tmp_path, monkeypatch
+):
+    config = config_of(tiny_backbone_folder, toy_csv)
+    facts = preview.inspect(config, home=tmp_path).backbone
+    model = AutoModelForCausalLM.from_pretrained(tiny_backbone_folder)
+    assert facts.n_parameters == model.num_parameters()
+    assert facts.n_layers == model.config.num_hidden_layers
+    assert facts.refused is None
+    assert "model.safetensors" in looked[1].backbone.refused  # a folder without weights
+    monkeypatch.setattr(outlook, "free_memory", lambda _: 1000)
+    facts = preview.inspect(config, home=tmp_path).backbone
+    assert "free" in facts.refused
+    assert "--device-map auto" in facts.hint
+    spread = config_of(tiny_backbone_folder, toy_csv, device_map="auto")
+    assert preview.inspect(spread, home=tmp_path).backbone.refused is None
+
+
+@pytest.mark.parametrize(("name", "own"), [("bert", "first"), ("llama", "last")])
+def test_without_poolings_those_are_marked_that_the_run_takes(name, own, toy_csv, tmp_path):
+    folder = families.NAMED[name].build(tmp_path / name)
+    families.add_words(families.NAMED[name], folder)
+    config = config_of(folder, toy_csv)
+    (example, *_) = preview.inspect(config, home=tmp_path).examples
+    backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
+    assert (
+        tuple(example.probed) == config.resolved(causal=backbone.causal).poolings == (own, "mean")
+    )

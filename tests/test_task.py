@@ -68,6 +68,7 @@ def test_made_splits_share_no_text_and_lose_none():
     task = task_of(frame_of(100, ("no", "yes")))
     sizes = {split: len(rows) for split, rows in task.splits.items()}
     assert sizes == {"train": 70, "validation": 10, "test": 20}
+    assert task.made == ("validation", "test")
     every = [text for texts in all_texts(task).values() for text in texts]
     assert sorted(every) == sorted(frame_of(100)["text"])
     for rows in task.splits.values():

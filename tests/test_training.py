@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from chipviz.chips import Chips
 from chipviz.linear import fit_linear

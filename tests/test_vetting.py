@@ -302,6 +302,13 @@ def test_a_hostile_id_or_path_is_refused_before_anything_is_touched(
     assert len(refused.value.message) < 400
 
 
+@pytest.mark.parametrize("source", ["\\\\host\\x", "//host/x", "file://host/x", "http://host/x"])
+def test_names_of_other_machines_are_not_even_looked_for(source, home, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda _: pytest.fail("looked for"))
+    with pytest.raises(ChipvizError):
+        find_model(source, home)
+
+
 def test_the_hostile_names_are_many():
     assert len(set(HOSTILE)) >= 60
 
