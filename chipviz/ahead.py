@@ -49,29 +49,29 @@ def outlook(backbone: str, dtype: str | None, home: Path) -> dict[str, Any]:
         home: The folder that holds `backbones/`.
 
     Returns:
-        The fields of `Outlook`, `memory_bytes`, and `refused`: message and hint, or None if it
-        fits.
+        The fields of `Outlook`, `memory_bytes`, and `refused` with its `hint`: why it does not fit,
+        or None.
 
     Raises:
         ChipvizError: If the backbone cannot be had, or is none.
     """
-    import torch
-
     from chipviz import outlook as outlooks
     from chipviz.adapters import find_model
-    from chipviz.backbone import best_device, fast_dtype
+    from chipviz.backbone import best_device
     from chipviz.sources import public_name
 
     folder = find_model(backbone, home)
     device = best_device()
-    chosen = getattr(torch, dtype) if dtype else fast_dtype(device, home)
+    config = RunConfig.checked(backbone=backbone, data="any", dtype=dtype)
+    chosen = outlooks.chosen_dtype(config, device, home)
     found = outlooks.outlook(folder, public_name(backbone), dtype=chosen, device=device)
-    refused = None
+    refused, hint = None, ""
     try:
         found.refuse()
     except BackboneError as error:
-        refused = {"message": error.message, "hint": error.hint}
-    return asdict(found) | {"memory_bytes": found.memory_bytes, "refused": refused}
+        refused, hint = error.message, error.hint
+    sums = {"memory_bytes": found.memory_bytes, "refused": refused, "hint": hint}
+    return asdict(found) | sums
 
 
 def preview(config: RunConfig, home: Path) -> dict[str, Any]:

@@ -172,6 +172,43 @@ def test_what_must_be_fetched_is_looked_at_only_when_asked_for(asked):
     assert button(at, "start").disabled
 
 
+def test_a_process_that_broke_down_is_asked_anew_and_a_refusal_is_not(form, asked, monkeypatch):
+    def die(_self, _request, _timeout_s=0):
+        raise jobs.JobError("It ended.", "Try again.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(jobs.Inference, "ask", die)
+        at = upload(form, "broken.csv", b"text,label\n")
+        assert "It ended" in text_of(at)
+    before = len(asked)
+    at.run()
+    assert "holds no rows" in text_of(at).replace("\\", "")
+    at.run()
+    assert asked[before:] == ["columns"]
+
+
+@pytest.mark.usefixtures("store")
+def test_long_work_is_never_begun_by_looking(tmp_path):
+    adapter, model = tmp_path / "adapter", tmp_path / "model"
+    for folder, name in ((adapter, "adapter_config.json"), (model, "config.json")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    fetched = tmp_path / "home" / "backbones" / "minilm-l6"
+    fetched.mkdir(parents=True)
+    for source, here in {
+        str(model): True,
+        str(tmp_path / "nowhere"): True,  # that it is missing is said at once
+        "minilm-l6": True,
+        "smollm2-135m": False,
+        "owner/name": False,
+        "../home/backbones/minilm-l6": True,
+        str(adapter): False,
+        str(tmp_path / "x.gguf"): False,
+    }.items():
+        assert looks.is_here("backbones", source) is here, source
+
+
 def test_the_advanced_options_reach_the_run(form, store):
     at = upload(form, "toy.csv", table(("row", "text", "label")))
     at.selectbox(key="dtype").select("float32")

@@ -67,11 +67,14 @@ def show_outlook(values: dict[str, Any]) -> bool:
     if looks.trouble(found, backbone):
         return False
     st.html(_facts(found, embedded=backbone in EMBEDDED))
-    refused = found["refused"]
-    if refused is None or values["device_map"]:
-        return True
-    parts.show_trouble(refused["message"], refused["hint"])
-    return False
+    return values["device_map"] is not None or show_refusal(found)
+
+
+def show_refusal(found: dict[str, Any]) -> bool:
+    """Say why a backbone would be refused, as `refused` and `hint`; true if it would not."""
+    if found["refused"]:
+        parts.show_trouble(found["refused"], found["hint"])
+    return not found["refused"]
 
 
 def _facts(found: dict[str, Any], *, embedded: bool) -> str:

@@ -13,20 +13,23 @@ from chipviz.ui import backbone_step, data_step, looks, nav, options, parts, pro
 
 def show() -> None:
     """Draw the three steps and what is known of the run they describe, and start it."""
-    data = data_step.choose()
-    rows = st.container()
-    values = backbone_step.choose()
-    size = st.container()
+    # A place each: what comes and goes in one step must not move the next while the page waits.
+    texts, rows, model, size, prompt, read, more = (st.container() for _ in range(7))
+    with texts:
+        data = data_step.choose()
     embedded = data == {"data": EXAMPLE["data"]}
-    values |= prompt_step.choose(embedded=embedded)
-    prompts = st.container()
-    values |= options.choose(embedded=embedded)
+    with model:
+        values = backbone_step.choose()
+    with prompt:
+        values |= prompt_step.choose(embedded=embedded)
+    with more:
+        values |= options.choose(embedded=embedded)
     fits = True
     if values["backbone"]:
         with size:
             fits = backbone_step.show_outlook(values)
     config = None if data is None else _config(values | data)
-    ready = config is not None and fits and _looks_good(config, rows, prompts)
+    ready = config is not None and fits and _looks_good(config, rows, size, read)
     if st.button("Train chips on all layers", type="primary", key="start", disabled=not ready):
         assert config is not None
         _start(config)
@@ -45,18 +48,21 @@ def _config(values: dict[str, Any]) -> RunConfig | None:
         return None
 
 
-def _looks_good(config: RunConfig, rows: DeltaGenerator, prompts: DeltaGenerator) -> bool:
+def _looks_good(
+    config: RunConfig, rows: DeltaGenerator, size: DeltaGenerator, read: DeltaGenerator
+) -> bool:
     """Draw what the run would read, where that can be known now; whether nothing is wrong."""
     if not looks.is_here("data", config.data) or not looks.is_here("backbones", config.backbone):
         return True
-    with prompts:
+    with read:
         found = looks.preview(config)
         if looks.trouble(found, config.data, config.backbone):
             return False
-        prompt_step.show(found, looks.probed(config))
+        prompt_step.show(found)
     with rows:
         data_step.show_rows(found)
-    return True
+    with size:  # with the features of so many texts
+        return backbone_step.show_refusal(found["backbone"])
 
 
 def _start(config: RunConfig) -> None:

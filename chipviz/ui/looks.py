@@ -12,20 +12,19 @@ from typing import Any
 import streamlit as st
 
 from chipviz import sources
-from chipviz.config import Pooling, RunConfig
+from chipviz.config import RunConfig
 from chipviz.errors import ChipvizError, JobError
 from chipviz.ui import parts, state
 
 WAIT_S = 1800.0
 """Fetching may take its time; what does not answer is given up by the process itself."""
 KEPT_S = 900
-CAUSAL = {"smollm2-135m": True, "minilm-l6": False}
-"""Embedded backbones; of others it shows when they are loaded."""
 _READ = {
-    *("backbone", "data", "template", "text", "text_pair", "label", "choices"),
+    *("backbone", "data", "template", "text", "text_pair", "label", "choices", "poolings"),
     *("max_train", "max_validation", "max_test", "max_length", "preset", "seed"),
+    *("dtype", "device_map"),
 }
-"""Settings that change what a run reads."""
+"""Settings that change what a run reads, or the memory it takes."""
 
 
 def columns(data: str, label: str | None) -> dict[str, Any]:
@@ -40,15 +39,8 @@ def outlook(backbone: str, dtype: str | None) -> dict[str, Any]:
 
 def preview(config: RunConfig) -> dict[str, Any]:
     """What a run would read; see `chipviz.ahead.preview`."""
-    asked = config.model_dump(include=_READ) | {"poolings": probed(config)}
+    asked = config.model_dump(include=_READ)
     return _answer(_line("preview", config=asked), (_stamp(config.data), _stamp(config.backbone)))
-
-
-def probed(config: RunConfig) -> tuple[Pooling, ...]:
-    """The poolings of a run; first and last where nobody named one and both may be meant."""
-    if config.poolings or config.backbone in CAUSAL:
-        return config.resolved(causal=CAUSAL.get(config.backbone, True)).poolings
-    return ("last", "first", "mean")
 
 
 def is_here(kind: str, source: str) -> bool:

@@ -1,13 +1,12 @@
 """Step 3 of a new run: the prompt, and what the chips would read of three texts."""
 
 import html
-from collections.abc import Collection
 from typing import Any
 
 import streamlit as st
 
 from chipviz import lengths
-from chipviz.config import EXAMPLE, Pooling
+from chipviz.config import EXAMPLE
 from chipviz.ui import state
 
 MAX_SHOWN = 600
@@ -37,13 +36,11 @@ def choose(*, embedded: bool) -> dict[str, Any]:
     return {"template": template or None, "max_length": limit}
 
 
-def show(found: dict[str, Any], probed: Collection[Pooling]) -> None:
-    """Draw the prompts and the lengths of a preview, in which these poolings are marked."""
+def show(found: dict[str, Any]) -> None:
+    """Draw the prompts and the lengths of a preview."""
     st.html(
         '<p class="cv-muted">Three training texts as they will be read, probed tokens marked</p>'
     )
-    if {"first", "last"} <= set(probed) and not st.session_state.get("poolings"):
-        st.caption("Unless you choose: the last token of a decoder, the first of an encoder.")
     st.html("".join(prompt_html(example) for example in found["examples"]))
     pairs = found["lengths"]
     over = f", {pairs['n_over']:,} over the limit" if pairs["n_over"] else ""
