@@ -110,6 +110,20 @@ def test_the_preview_marks_the_probed_tokens_and_counts_the_texts(form):
     assert "4</b><span>layers, 32 wide" in page
 
 
+def test_texts_that_stand_in_two_splits_are_counted_and_splits_that_were_found_are_not_made(
+    form, tmp_path
+):
+    rows = planted_rows(60)
+    splits = {"train": rows[:40], "validation": rows[40:50], "test": [rows[0], *rows[50:]]}
+    for name, some in splits.items():
+        (tmp_path / f"{name}.csv").write_bytes(table(("text", "label"), some))
+    at = choose(form, "data_source", "File or folder")
+    at.text_input(key="data_path").set_value(str(tmp_path)).run()
+    page = html_of(at)
+    assert "texts: 40 train, 10 validation, 11 test<" in page
+    assert "<b>1</b><span>texts that stand in two splits: 1 in train and test</span>" in page
+
+
 def test_an_option_that_changes_no_prompt_asks_nothing_again(form, asked):
     at = upload(form, "toy.csv", table(("row", "text", "label")))
     before = list(asked)
@@ -220,7 +234,7 @@ def test_the_advanced_options_reach_the_run(form, store):
 
 def test_hostile_texts_labels_and_columns_reach_the_form_only_escaped(form):
     rows = [
-        (f"{EVIL} {text}", EVIL if label == "alpha" else label) for text, label in planted_rows(90)
+        (f"{EVIL} {text}", EVIL if label == "sport" else label) for text, label in planted_rows(90)
     ]
     at = upload(form, f"{EVIL}.csv", table((EVIL, "label"), rows))
     body = re.sub(r"<style>.*?</style>", "", html_of(at), flags=re.S)
@@ -243,7 +257,7 @@ def test_a_token_of_white_space_and_a_piece_of_a_word_are_marked_visibly():
     assert "token</mark>" not in drawn("tokenise", ["token", "##ise"])
     assert "token<mark" in drawn("tokenise", ["token", "##ise"])
     long = drawn("x" * 5000 + ":", ["x", ":"])
-    assert "4,400 characters" in long
+    assert "3,500 characters" in long
     assert ">:</mark>" in long
 
 

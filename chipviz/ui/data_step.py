@@ -89,13 +89,13 @@ def _columns(data: str) -> dict[str, str | None] | None:
     found = looks.columns(data, named) if named else first
     guess: dict[str, str] = found.get("roles", {})
     rest = [name for name in names if name != label]
-    seed = f"{data}\0{label}"
+    about = f"{data}\0{label}"
     with places[1]:
-        text = _box("Text column", "text", rest, guess.get("text"), seed)
+        text = _box("Text column", "text", rest, guess.get("text"), about)
     with places[2]:
-        pair = _box("Second text column", "text_pair", [None, *rest], guess.get("text_pair"), seed)
+        pair = _box("Second text column", "text_pair", [None, *rest], guess.get("text_pair"), about)
     with places[3]:
-        choices = _box("Choices column", "choices", [None, *rest], guess.get("choices"), seed)
+        choices = _box("Choices column", "choices", [None, *rest], guess.get("choices"), about)
     if text is None:
         st.warning(parts.plain(found["missing"]) + " Choose the one that holds the texts.")
         return None
@@ -130,22 +130,14 @@ def show_rows(found: dict[str, Any]) -> None:
         f"{rows['n']:,} {name}{' (made here)' * rows['made']}" for name, rows in splits.items()
     )
     cut = sum(rows["n_truncated"] for rows in splits.values())
-    shared = [f"{n:,} shared by {two.replace(', ', ' and ')}" for two, n in found["shared"].items()]
-    repeats = "; ".join(
-        words for words, n in zip(shared, found["shared"].values(), strict=True) if n
-    )
-    st.html(
-        parts.facts(
-            [
-                (f"{sum(rows['n'] for rows in splits.values()):,}", f"texts: {sizes}"),
-                (f"{cut:,}", "texts that the length limit cuts"),
-                (
-                    f"{sum(found['shared'].values()):,}",
-                    "texts that stand in two splits" + (f": {repeats}" if repeats else ""),
-                ),
-            ]
-        )
-    )
+    shared = [f"{n:,} in {two.replace(', ', ' and ')}" for two, n in found["shared"].items() if n]
+    where = f": {', '.join(shared)}" if shared else ""
+    facts = [
+        (f"{sum(rows['n'] for rows in splits.values()):,}", f"texts: {sizes}"),
+        (f"{cut:,}", "texts that the length limit cuts"),
+        (f"{sum(found['shared'].values()):,}", f"texts that stand in two splits{where}"),
+    ]
+    st.html(parts.facts(facts))
     st.html(label_bars(splits))
 
 

@@ -9,7 +9,7 @@ from chipviz import lengths
 from chipviz.config import EXAMPLE
 from chipviz.ui import state
 
-MAX_SHOWN = 600
+MAX_SHOWN = 1_500
 """Characters of a prompt drawn before the rest is folded into a mark."""
 
 
