@@ -26,8 +26,9 @@ from transformers.models.auto.tokenization_auto import (
 from chipviz import __version__, cards
 from chipviz.backbone import Backbone
 from chipviz.chips import Chip
-from chipviz.classifier import CHIP_FILE, FORMAT, read_about
+from chipviz.classifier import CHIP_FILE, FORMAT
 from chipviz.classifier import load as load  # reading and writing are one subject to callers
+from chipviz.classifier import read_about as read_about
 from chipviz.config import CutSpec, Pooling
 from chipviz.errors import BundleError
 from chipviz.prompt import Prompt

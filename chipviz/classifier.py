@@ -17,12 +17,13 @@ from torch import Tensor
 
 from chipviz.backbone import FOREIGN, SAFE, find_blocks, pad, segments
 from chipviz.chips import Chip
-from chipviz.config import CutSpec, Pooling
+from chipviz.config import CutSpec, Pooling, Preset
 from chipviz.errors import BackboneError, BundleError
 from chipviz.features import batch_tokens, batches
 from chipviz.pooling import pool
-from chipviz.prompt import check_fields, segment_break
+from chipviz.prompt import segment_break
 from chipviz.report import BundleKind, TaskInfo
+from chipviz.task import check_fields
 from chipviz.vetting import vet
 
 FORMAT = 1
@@ -165,6 +166,7 @@ def read_about(path: Path) -> dict[str, Any]:
         about = json.loads((path / "chip.json").read_text("utf-8"))
         config = json.loads((path / "config.json").read_text("utf-8"))
         known = about["format"] == FORMAT and about["kind"] in get_args(BundleKind)
+        known = known and about["preset"] in get_args(Preset)
         CutSpec.model_validate(about["cut"])
         TaskInfo.model_validate(about["task"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -106,8 +106,8 @@ def bake(tokenizer: Any, template: str | None, max_length: int, sample: Examples
 
     Args:
         tokenizer: As loaded; not changed.
-        template: Prompt around `{text}` and, for two fields, `{text_pair}`; None for bare texts, two
-            of them on two lines, or as the family's own form has it ([CLS] a [SEP] b [SEP]).
+        template: Prompt around `{text}` and, for two fields, `{text_pair}`; None for bare
+            texts, two of them on two lines or in the family's own form ([CLS] a [SEP] b [SEP]).
         max_length: Tokens a prompt may have.
         sample: Training rows, to find out how many characters fit the limit.
 
@@ -188,31 +188,9 @@ def segment_break(tokenizer: Any) -> int | None:
     return tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None
 
 
-def check_fields(two: bool, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-    """Refuse a second text that has no place in the prompt, or the lack of one.
-
-    Raises:
-        ConfigError: Saying what is read.
-    """
-    if two and pairs is None:
-        raise ConfigError(
-            "Two texts are read here, a text and a second text; the second is missing.",
-            "Give it with --text-pair, or as a column of a table.",
-        )
-    if not two and pairs is not None:
-        raise ConfigError("One text is read here; there is no place for a second.", "Leave it out.")
-    if pairs is not None and len(pairs) != len(texts):
-        raise ConfigError(
-            f"There are {len(texts)} texts and {len(pairs)} second texts.",
-            "Give one second text to each text.",
-        )
-
-
 def _pair_form(tokenizer: Any) -> str:
     """How two texts stand where no template says it: as the family's encoders have seen pairs."""
-    first, second = (
-        tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("a", "b")
-    )
+    first, second = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("a", "b"))
     before, after = _specials_around(tokenizer)
     whole = tokenizer("a", "b")["input_ids"]
     start, stop = len(before) + len(first), len(whole) - len(second) - len(after)

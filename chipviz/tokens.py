@@ -10,7 +10,8 @@ from chipviz.chips import Chips
 from chipviz.config import ChipKind, Pooling
 from chipviz.metrics import EMBEDDING_LAYER
 from chipviz.pooling import pool
-from chipviz.prompt import Prompt, check_fields
+from chipviz.prompt import Prompt
+from chipviz.task import check_fields
 
 
 @torch.inference_mode()
