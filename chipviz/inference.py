@@ -1,17 +1,20 @@
-"""The process that answers pages: tokens of a text, predictions of a bundle.
+"""The process that answers pages: what a run would read, tokens of a text, predictions of a bundle.
 
 Reads one JSON object a line on standard input, answers with one a line on standard output, and ends
-when its input closes. Keeps the last run and the last bundle loaded.
+when its input closes. Keeps the last run and the last bundle loaded. What loads models is imported
+by the questions that need it: a page that only asks for columns waits for nothing else.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from chipviz import bundle, experiment, tokens
+from chipviz import ahead
+from chipviz.config import RunConfig
 from chipviz.errors import ChipvizError, JobError
 from chipviz.store import Store
 
@@ -22,18 +25,25 @@ class Answerer:
     def __init__(self, home: Path) -> None:
         self._store = Store(home)
         self._run = lru_cache(maxsize=1)(self._open_run)
-        self._bundle = lru_cache(maxsize=1)(bundle.load)
+        self._bundle = lru_cache(maxsize=1)(_open_bundle)
+        self._answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "columns": lambda asked: ahead.columns(asked["data"], asked["label"], home),
+            "outlook": lambda asked: ahead.outlook(asked["backbone"], asked["dtype"], home),
+            "preview": lambda asked: ahead.preview(RunConfig.checked(**asked["config"]), home),
+            "tokens": self._tokens,
+            "predict": self._predict,
+        }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request; what the user can mend comes back as `error` and `hint`."""
         try:
-            if request["op"] == "tokens":
-                return self._tokens(request)
-            return self._predict(request)
+            return self._answers[request["op"]](request)
         except ChipvizError as error:
             return {"error": error.message, "hint": error.hint}
 
     def _tokens(self, request: dict[str, Any]) -> dict[str, Any]:
+        from chipviz import tokens
+
         backbone, prompt, chips, names = self._run(request["run_id"])
         read = tokens.read_tokens(
             backbone,
@@ -53,12 +63,20 @@ class Answerer:
         return {"predictions": [p.__dict__ for p in found]}
 
     def _open_run(self, run_id: str) -> tuple[Any, Any, Any, list[str]]:
+        from chipviz import experiment
+
         job = self._store.get(run_id)
         if job.report is None:
             raise JobError(f"Run {run_id} is {job.status}, not done.", "Wait until it is done.")
         run_dir = self._store.run_dir(run_id)
         opened = experiment.reopen(job.config, job.report, home=self._store.home, run_dir=run_dir)
         return (*opened, job.report.task.label_names)
+
+
+def _open_bundle(path: Path) -> Any:
+    from chipviz import bundle
+
+    return bundle.load(path)
 
 
 def main() -> None:

@@ -16,21 +16,21 @@ ORDER = [
     *["vetting", "backbone", "adapters", "features", "outlook"],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
     *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "preview", "experiment"],
-    *["store", "inference", "worker", "jobs", "server"],
-    *["canvas", "charts", "heatmaps"],
+    *["ahead", "store", "inference", "worker", "jobs", "server"],
+    *["canvas", "charts", "heatmaps", "lengths"],
     *["asked", "options", "printing", "__main__", "ui"],
 ]
 """A module imports only modules that stand before it."""
 
 LIGHT = [
-    *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["store", "jobs", "server", "canvas", "charts", "heatmaps", "team", "preview"],
+    *["errors", "progress", "config", "metrics", "selection", "report", "hub", "sources"],
+    *["store", "jobs", "server", "canvas", "charts", "heatmaps", "lengths", "team", "preview"],
 ]
 """Modules that pages import: they open fast because these never load torch (nor does `ui`, which
 the tests of the pages hold)."""
 
 MAY_IMPORT = {
-    "plotly": {"canvas", "charts", "heatmaps"},
+    "plotly": {"canvas", "charts", "heatmaps", "lengths"},
     "streamlit": {"ui", "pages", "app"},
     "transformers": {"adapters", "backbone", "bundle", "classifier", "outlook", "prompt"},
     "peft": {"adapters"},

@@ -11,7 +11,7 @@ from chipviz.config import RunConfig
 from chipviz.errors import ConfigError, JobError
 from chipviz.progress import Progress
 from chipviz.store import Store
-from chipviz.ui import form, parts, words
+from chipviz.ui import parts, uploads, words
 from tests.example_run import (
     EVIL,
     LABELS,
@@ -140,7 +140,7 @@ def test_the_form_left_alone_asks_for_the_embedded_example(store):
 def test_a_wrong_setting_is_said_in_words_and_starts_nothing(store):
     at = open_page("train")
     at.multiselect(key="chips").set_value([]).run()
-    button(at, "start").click().run()
+    assert button(at, "start").disabled
     assert "name at least one" in text_of(at).replace("\\", "")
     assert store.runs() == []
 
@@ -179,14 +179,14 @@ def test_a_run_without_a_heartbeat_is_called_stalled(store):
 
 
 def test_an_upload_gets_a_made_up_name_and_the_same_content_the_same_one(tmp_path):
-    first = form.save_upload(tmp_path, "../../My Reviews!.CSV", b"text,label\n")
-    again = form.save_upload(tmp_path, "../../My Reviews!.CSV", b"text,label\n")
+    first = uploads.save(tmp_path, "../../My Reviews!.CSV", b"text,label\n")
+    again = uploads.save(tmp_path, "../../My Reviews!.CSV", b"text,label\n")
     assert first == again
     assert first.parent == tmp_path / "data" / "uploads"
-    assert re.fullmatch(r"my-reviews-[0-9a-f]{8}\.csv", first.name)
+    assert re.fullmatch(r"my-reviews-[0-9a-f]{16}\.csv", first.name)
     assert first.read_bytes() == b"text,label\n"
     with pytest.raises(ConfigError, match="is not one of csv"):
-        form.save_upload(tmp_path, "model.pkl", b"")
+        uploads.save(tmp_path, "model.pkl", b"")
 
 
 # tokens

@@ -23,6 +23,18 @@ _WORDS = {
     "verifying": "verifying the bundle",
     "stalled": "stalled: no sign of life for 15 seconds",
 }
+_FIELDS = {
+    "--device-map auto": "Spread over devices",
+    "--dtype bfloat16": "computing in bfloat16",
+    "--text-pair": "Second text column",
+    "--text": "Text column",
+    "another --label column": "another label column",
+    "--label": "Label column",
+    "--choices": "Choices column",
+    "--max-length": "the length limit",
+    "--blocks": "Path of the blocks",
+}
+"""What options of the command line are called in the form; the longer name first."""
 _DOTS = {"done": "cv-done", "failed": "cv-bad", "interrupted": "cv-bad", "stalled": "cv-bad"}
 
 
@@ -38,6 +50,8 @@ def show_error(error: ChipvizError) -> None:
 
 def show_trouble(message: str, hint: str) -> None:
     """The same for a job that has ended with a message and a hint."""
+    for option, field in _FIELDS.items():
+        message, hint = message.replace(option, field), hint.replace(option, field)
     tail = f"\n\n{plain(hint)}" if hint else ""
     st.error(f"**{plain(message)}**{tail}", icon=":material/error:")
 

@@ -38,7 +38,15 @@ def store() -> Store:
 
 def inference() -> jobs.Inference:
     """The client of the one inference process that all sessions share."""
-    return _inference(home_dir())
+    return _inference(home_dir(), "inference")
+
+
+def scout() -> jobs.Inference:
+    """The client of another such process, for what runs would read.
+
+    Fetching data may take minutes, and nobody who reads words should wait for it.
+    """
+    return _inference(home_dir(), "scout")
 
 
 @st.cache_resource
@@ -47,7 +55,8 @@ def _store(home: Path) -> Store:
 
 
 @st.cache_resource
-def _inference(home: Path) -> jobs.Inference:
+def _inference(home: Path, role: str) -> jobs.Inference:
+    del role  # one process each
     return jobs.Inference(home)
 
 

@@ -1,6 +1,6 @@
 """The style sheet of the pages: fixed classes, filled only from `canvas`, never from data."""
 
-from chipviz.canvas import CLASS_COLOURS, Look, tint
+from chipviz.canvas import CLASS_COLOURS, SERIES, Look, tint
 
 STRENGTHS = 5
 """Steps of confidence that a tint shows."""
@@ -47,8 +47,15 @@ _SHEET = """
   margin:0 .3rem .3rem 0; font-size:.88rem; overflow-wrap:anywhere; }
 .cv-bars { display:grid; grid-template-columns:minmax(4rem,12rem) 1fr 3.6rem; gap:.35rem .7rem;
   align-items:center; }
+.cv-prompt { border-left:3px solid rgba(128,140,138,.3); padding:.1rem 0 .1rem .9rem;
+  margin:0 0 1rem; }
+.cv-read { font-family:monospace; font-size:.92rem; white-space:pre-wrap; overflow-wrap:anywhere;
+  unicode-bidi:isolate; line-height:1.6; }
+.cv-probed { background:none; color:inherit; font-weight:700; border:2px solid; border-radius:4px;
+  padding:0 .2em; }
 .cv-bars span { overflow-wrap:anywhere; }
 .cv-bar { background:rgba(128,140,138,.2); border-radius:4px; height:.95rem; }
+.cv-fact + .cv-bar { margin:.5rem 0; }
 .cv-bar i { display:block; height:100%; border-radius:4px; background:ACCENT; }
 """
 
@@ -56,7 +63,8 @@ _SHEET = """
 def sheet(look: Look) -> str:
     """The whole style element for a theme."""
     rules = _SHEET.replace("ACCENT", look.accent).replace("ON_FILL", look.on_accent)
-    return f"<style>{rules}{_tints()}</style>"
+    probed = "".join(f".cv-p-{name}{{border-color:{look.series(name)}}}" for name in SERIES)
+    return f"<style>{rules}{probed}{_tints()}</style>"
 
 
 def tint_class(slot: int, confidence: float) -> str:

@@ -1,0 +1,101 @@
+"""Step 2 of a new run: the backbone, and what it would take to load it."""
+
+import html
+from typing import Any
+
+import streamlit as st
+
+from chipviz import sources
+from chipviz.config import EXAMPLE
+from chipviz.ui import looks, parts
+
+EMBEDDED = {
+    "smollm2-135m": "SmolLM2-135M-Instruct: a decoder of 30 layers, Apache-2.0.",
+    "minilm-l6": "all-MiniLM-L6-v2: an encoder of 6 layers, Apache-2.0. Small and fast.",
+}
+
+
+def choose() -> dict[str, Any]:
+    """Draw the step; `backbone` is empty where none is named yet."""
+    st.subheader("2 Backbone", anchor=False)
+    kind = st.segmented_control(
+        "Where the language model comes from",
+        ["Embedded", "File or folder", "Hub"],
+        default="Embedded",
+        required=True,
+        key="backbone_source",
+    )
+    if kind == "Embedded":
+        name = st.selectbox(
+            "Embedded backbone",
+            list(EMBEDDED),
+            index=list(EMBEDDED).index(str(EXAMPLE["backbone"])),
+            key="backbone_embedded",
+        )
+        st.caption(EMBEDDED[name])
+        return {"backbone": name}
+    if kind == "Hub":
+        named = st.text_input(
+            "Hub id of a model or LoRA adapter",
+            placeholder="owner/name@revision",
+            key="backbone_hub",
+        )
+        return {"backbone": named.strip()}
+    path = st.text_input(
+        "Path on this computer",
+        placeholder="/path/to/model",
+        key="backbone_path",
+        help="A folder written by save_pretrained, a GGUF file, or the folder of a LoRA adapter.",
+    ).strip()
+    return {"backbone": sources.absolute(path, ()) if path else ""}
+
+
+def show_outlook(values: dict[str, Any]) -> bool:
+    """Draw size and memory of a backbone that is here, else the offer to prepare it.
+
+    Args:
+        values: Fields of `RunConfig`: backbone, dtype, device_map.
+
+    Returns:
+        Whether a run with these settings can load it, as far as is known.
+    """
+    backbone: str = values["backbone"]
+    if not looks.is_here("backbones", backbone):
+        looks.offer("backbones", backbone)
+        return True
+    found = looks.outlook(backbone, values["dtype"])
+    if looks.trouble(found, backbone):
+        return False
+    st.html(_facts(found, embedded=backbone in EMBEDDED))
+    return values["device_map"] is not None or show_refusal(found)
+
+
+def show_refusal(found: dict[str, Any]) -> bool:
+    """Say why a backbone would be refused, as `refused` and `hint`; true if it would not."""
+    if found["refused"]:
+        parts.show_trouble(found["refused"], found["hint"])
+    return not found["refused"]
+
+
+def _facts(found: dict[str, Any], *, embedded: bool) -> str:
+    needed, free = found["memory_bytes"], found["free_bytes"]
+    share = min(1.0, needed / max(1, free))
+    rows = [
+        (str(found["n_layers"]), f"layers, {found['hidden_size']:,} wide"),
+        (
+            parts.millions(found["n_parameters"]),
+            f"parameters, {parts.megabytes(found['file_bytes'])} on disk",
+        ),
+        (
+            parts.megabytes(needed),
+            f"of memory needed in {found['dtype']}, {parts.megabytes(free)} free "
+            f"on {found['device']}",
+        ),
+    ]
+    bar = (
+        f'<div class="cv-bar" role="img" aria-label="{100 * share:.0f} % of the free memory">'
+        f'<i style="width:{max(1.0, 100 * share):.1f}%"></i></div>'
+    )
+    licence = html.escape(found["licence"] or "none is stated in its folder")
+    said = "" if embedded else f'<p class="cv-muted">Licence: {licence}</p>'
+    return parts.facts(rows) + bar + said

@@ -1,0 +1,166 @@
+"""Step 1 of a new run: where the texts come from, and which columns are what."""
+
+import html
+from typing import Any
+
+import streamlit as st
+
+from chipviz import sources
+from chipviz.config import EXAMPLE
+from chipviz.errors import ChipvizError
+from chipviz.ui import looks, parts, uploads
+
+MAX_BARS = 12
+"""Classes drawn; of the others there is a count."""
+
+
+def choose() -> dict[str, Any] | None:
+    """Draw the step.
+
+    Returns:
+        Fields of `RunConfig`, `data` empty where nothing is named yet; None if what is named cannot
+        be used, which has been said.
+    """
+    st.subheader("1 Data", anchor=False)
+    kind = st.segmented_control(
+        "Where the texts come from",
+        ["Embedded", "Upload", "File or folder", "Hub"],
+        default="Embedded",
+        required=True,
+        key="data_source",
+    )
+    if kind == "Embedded":
+        st.caption("BBC news: 2,225 articles in five topics.")
+        return {"data": str(EXAMPLE["data"])}
+    try:
+        data = _named(kind)
+    except ChipvizError as error:
+        parts.show_error(error)
+        return None
+    if not data:
+        return {"data": ""}
+    if not looks.is_here("data", data):
+        looks.offer("data", data)
+        return {"data": data}
+    columns = _columns(data)
+    return None if columns is None else {"data": data} | columns
+
+
+def _named(kind: str) -> str:
+    if kind == "Upload":
+        file = st.file_uploader(
+            "A table with a text and a label column",
+            type=uploads.KINDS,
+            max_upload_size=uploads.MAX_MB,
+            key="upload",
+        )
+        st.caption(
+            f"CSV, TSV, JSON lines, JSON or Parquet, up to {uploads.MAX_MB} MB. "
+            "A larger table is best named under File or folder."
+        )
+        return "" if file is None else str(uploads.keep(file))
+    if kind == "Hub":
+        return st.text_input(
+            "Hub id of a data set", placeholder="owner/name:subset@revision", key="data_hub"
+        ).strip()
+    path = st.text_input(
+        "Path on this computer",
+        placeholder="/path/to/reviews.csv",
+        key="data_path",
+        help="A CSV, TSV, JSON or Parquet file, or a folder of such files named train, "
+        "validation and test.",
+    ).strip()
+    return sources.absolute(path, ()) if path else ""
+
+
+def _columns(data: str) -> dict[str, str | None] | None:
+    """Draw a box a role, the guess chosen; what differs from the guess is named in the run."""
+    first = looks.columns(data, None)
+    if looks.trouble(first, data):
+        return None
+    names: list[str] = first["columns"]
+    places = st.columns(4)
+    with places[0]:
+        label = _box("Label column", "label", names, first["roles"].get("label"), data)
+    if label is None:
+        st.warning(parts.plain(first["missing"]) + " Choose the one that holds the labels.")
+        return None
+    named = None if label == first["roles"].get("label") else label
+    found = looks.columns(data, named) if named else first
+    guess: dict[str, str] = found.get("roles", {})
+    rest = [name for name in names if name != label]
+    seed = f"{data}\0{label}"
+    with places[1]:
+        text = _box("Text column", "text", rest, guess.get("text"), seed)
+    with places[2]:
+        pair = _box("Second text column", "text_pair", [None, *rest], guess.get("text_pair"), seed)
+    with places[3]:
+        choices = _box("Choices column", "choices", [None, *rest], guess.get("choices"), seed)
+    if text is None:
+        st.warning(parts.plain(found["missing"]) + " Choose the one that holds the texts.")
+        return None
+    others = {"text": text, "text_pair": pair, "choices": choices}
+    if others == {role: guess.get(role) for role in others}:
+        return {"label": named}
+    return {"label": label} | others
+
+
+def _box(label: str, role: str, options: list[Any], guess: str | None, about: str) -> str | None:
+    """A box with the guess chosen and named as one; `about` is what the guess is for."""
+    return st.selectbox(
+        label,
+        options,
+        index=options.index(guess) if guess in options else None,
+        format_func=lambda name: _shown(name, guess),
+        placeholder="Choose",
+        key=f"column_{role}_{hash(about)}",
+    )
+
+
+def _shown(name: str | None, guess: str | None) -> str:
+    if name is None:
+        return "(none)"
+    return f"{name} (guessed)" if name == guess else name
+
+
+def show_rows(found: dict[str, Any]) -> None:
+    """Draw the splits and the labels of a preview."""
+    splits: dict[str, dict[str, Any]] = found["splits"]
+    sizes = ", ".join(
+        f"{rows['n']:,} {name}{' (made here)' * rows['made']}" for name, rows in splits.items()
+    )
+    cut = sum(rows["n_truncated"] for rows in splits.values())
+    shared = [f"{n:,} shared by {two.replace(', ', ' and ')}" for two, n in found["shared"].items()]
+    repeats = "; ".join(
+        words for words, n in zip(shared, found["shared"].values(), strict=True) if n
+    )
+    st.html(
+        parts.facts(
+            [
+                (f"{sum(rows['n'] for rows in splits.values()):,}", f"texts: {sizes}"),
+                (f"{cut:,}", "texts that the length limit cuts"),
+                (
+                    f"{sum(found['shared'].values()):,}",
+                    "texts that stand in two splits" + (f": {repeats}" if repeats else ""),
+                ),
+            ]
+        )
+    )
+    st.html(label_bars(splits))
+
+
+def label_bars(splits: dict[str, dict[str, Any]]) -> str:
+    """How many training texts each label has, as bars; the largest first, in HTML."""
+    counts: dict[str, int] = splits["train"]["label_counts"]
+    largest = sorted(counts.items(), key=lambda item: -item[1])
+    most = max(1, largest[0][1])
+    cells = "".join(
+        f"<span>{html.escape(label[:80])}</span>"
+        f'<div class="cv-bar"><i style="width:{100 * n / most:.1f}%"></i></div>'
+        f"<span>{n:,}</span>"
+        for label, n in largest[:MAX_BARS]
+    )
+    more = len(largest) - MAX_BARS
+    rest = f'<p class="cv-muted">and {more:,} labels more, none of them with more texts</p>'
+    head = '<p class="cv-muted">Training texts by label</p>'
+    return f'{head}<div class="cv-bars">{cells}</div>{rest if more > 0 else ""}'

@@ -1,0 +1,115 @@
+"""Step 3 of a new run: the prompt, and what the chips would read of three texts."""
+
+import html
+from typing import Any
+
+import streamlit as st
+
+from chipviz import lengths
+from chipviz.config import EXAMPLE
+from chipviz.ui import state
+
+MAX_SHOWN = 600
+"""Characters of a prompt drawn before the rest is folded into a mark."""
+
+
+def choose(*, embedded: bool) -> dict[str, Any]:
+    """Draw the step; the example has its own prompt and limit."""
+    st.subheader("3 Prompt", anchor=False)
+    left, right = st.columns([3, 1])
+    template = left.text_area(
+        "Template",
+        str(EXAMPLE["template"]) if embedded else "",
+        key=f"template_{embedded}",
+        placeholder="Empty: the text alone; a question with options is asked as such.",
+        help="Where {text} stands, each text is put. What follows it decides what the last "
+        "token knows. {text_pair} is the second column, where there is one.",
+    )
+    limit = right.number_input(
+        "Length limit, tokens",
+        min_value=1,
+        max_value=32768,
+        value=64 if embedded else 256,
+        key=f"limit_{embedded}",
+        help="Of a whole prompt, template included.",
+    )
+    return {"template": template or None, "max_length": limit}
+
+
+def show(found: dict[str, Any]) -> None:
+    """Draw the prompts and the lengths of a preview."""
+    st.html(
+        '<p class="cv-muted">Three training texts as they will be read, probed tokens marked</p>'
+    )
+    st.html("".join(prompt_html(example) for example in found["examples"]))
+    pairs = found["lengths"]
+    over = f", {pairs['n_over']:,} over the limit" if pairs["n_over"] else ""
+    st.plotly_chart(
+        lengths.lengths_figure(
+            pairs["edges"],
+            pairs["counts"],
+            limit=found["max_length"],
+            subtitle=f"{pairs['n_measured']:,} prompts, median {pairs['median']:,}, "
+            f"longest {pairs['longest']:,} tokens{over}",
+            look=state.look(),
+        ),
+        key="lengths",
+        theme=None,
+        config={"displayModeBar": False},
+        alt="How many prompts have how many tokens",
+    )
+
+
+def prompt_html(example: dict[str, Any]) -> str:
+    """One prompt as the model reads it, the probed tokens marked, in HTML; all text escaped."""
+    prompt, tokens = example["prompt"], example["tokens"]
+    said, marks = [], {}
+    for pooling, (start, stop) in example["probed"].items():
+        if stop - start > 1:
+            said.append(f"{pooling} reads all {stop - start:,} tokens")
+            continue
+        said.append(f"{pooling} reads <code>{html.escape(_visible(tokens[start]))}</code>")
+        span = _place(prompt, tokens[start], at_end=start > 0)
+        if span:
+            marks[span] = pooling
+    pieces, place = [], 0
+    for (start, stop), pooling in sorted(marks.items()):
+        pieces.append(_folded(prompt[place:start]))
+        text = prompt[start:stop]
+        shown = _visible(text) if not text.strip() else text
+        pieces.append(
+            f'<mark class="cv-probed cv-p-{pooling}" title="{pooling} reads this token">'
+            f"{html.escape(shown)}</mark>"
+        )
+        place = stop
+    pieces.append(_folded(prompt[place:]))
+    return (
+        f'<div class="cv-prompt"><div class="cv-read">{"".join(pieces)}</div>'
+        f'<div class="cv-muted">label <b>{html.escape(example["label"][:80])}</b> · '
+        f"{' · '.join(said)}</div></div>"
+    )
+
+
+def _place(prompt: str, token: str, *, at_end: bool) -> tuple[int, int] | None:
+    """Where the first or last token stands in the decoded prompt; pieces of words carry marks."""
+    for form in (token, token.removeprefix("##")):
+        if form and at_end and prompt.endswith(form):
+            return len(prompt) - len(form), len(prompt)
+        if form and not at_end and prompt.startswith(form):
+            return 0, len(form)
+    return None
+
+
+def _visible(token: str) -> str:
+    """A token with its white space as signs."""
+    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+
+
+def _folded(text: str) -> str:
+    """The beginning and the end of a text, in HTML; between them how much was left out."""
+    if len(text) <= MAX_SHOWN:
+        return html.escape(text)
+    left_out = len(text) - MAX_SHOWN
+    head, tail = text[: 2 * MAX_SHOWN // 3], text[-MAX_SHOWN // 3 :]
+    gap = f'<span class="cv-muted"> … {left_out:,} characters … </span>'
+    return f"{html.escape(head)}{gap}{html.escape(tail)}"
