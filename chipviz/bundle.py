@@ -26,8 +26,9 @@ from transformers.models.auto.tokenization_auto import (
 from chipviz import __version__, cards
 from chipviz.backbone import Backbone
 from chipviz.chips import Chip
-from chipviz.classifier import CHIP_FILE, FORMAT, read_about
+from chipviz.classifier import CHIP_FILE, FORMAT
 from chipviz.classifier import load as load  # reading and writing are one subject to callers
+from chipviz.classifier import read_about as read_about
 from chipviz.config import CutSpec, Pooling
 from chipviz.errors import BundleError
 from chipviz.prompt import Prompt
@@ -39,11 +40,12 @@ TOLERANCE = 1e-3
 """Largest probability difference between a bundle and its run's own chip, both in float32."""
 MAX_SHARD = "5GB"
 SELF_TEST = (
-    "The match ended two to one after extra time.",
-    "Shares rose as the central bank kept its rate.",
-    "I would not watch this film again.",
+    ("The match ended two to one after extra time.", "Was there extra time?"),
+    ("Shares rose as the central bank kept its rate.", "Did the bank change its rate?"),
+    ("I would not watch this film again.", "The film was a joy."),
 )
-"""Texts whose probabilities stand in every bundle, so that `verify` needs nothing else."""
+"""Texts, with a second text where one is read, whose probabilities stand in every bundle, so that
+`verify` needs nothing else."""
 _STOCK: dict[Pooling, BundleKind] = {"last": "sequence", "mean": "token"}
 
 
@@ -98,12 +100,13 @@ def save(
         _write_model(backbone, prompt, chip, cut, report, kind, folder)
         about = _about(cut, report, kind)
         _write_about(folder, about)  # our own kind is loaded by it
-        found = _in_fresh_process(folder, kind, [*check, *_bare(SELF_TEST)])
+        own = [(text, pair if prompt.two else None) for text, pair in SELF_TEST]
+        found = _in_fresh_process(folder, kind, [*check, *own])
         difference = _compare(check, found[: len(check)], expected)
         about["verification"] = {"n_texts": len(check), "max_difference": difference}
         about["self_test"] = [
-            {"text": text, "probabilities": row}
-            for text, row in zip(SELF_TEST, found[len(check) :], strict=True)
+            {"text": text, "text_pair": pair, "probabilities": row}
+            for (text, pair), row in zip(own, found[len(check) :], strict=True)
         ]
         _write_about(folder, about)
         card = cards.model_card(cut, report, kind, len(check), difference)
@@ -146,7 +149,7 @@ def verify(path: Path) -> dict[str, Any]:
         raise BundleError(f"{absent[0]} is missing.", "Build or download the bundle again.")
     tests = about["self_test"]
     expected = torch.tensor([list(t["probabilities"]) for t in tests])
-    texts = _bare([test["text"] for test in tests])
+    texts = [(test["text"], test.get("text_pair")) for test in tests]
     difference = _compare(texts, _in_fresh_process(path, about["kind"], texts), expected)
     return {
         "path": str(path),
@@ -252,10 +255,6 @@ def _about(cut: CutSpec, report: RunReport, kind: BundleKind) -> dict[str, Any]:
 
 def _write_about(folder: Path, about: dict[str, Any]) -> None:
     (folder / "chip.json").write_text(json.dumps(about, indent=2, ensure_ascii=False), "utf-8")
-
-
-def _bare(texts: Sequence[str]) -> list[tuple[str, str | None]]:
-    return [(text, None) for text in texts]
 
 
 def _refuse_in_the_way(out: Path) -> None:

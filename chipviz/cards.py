@@ -1,26 +1,33 @@
 """The model card of a bundle, and the lines that run it."""
 
+import json
+
 from huggingface_hub import ModelCardData
 
 from chipviz.config import CutSpec, Pooling
-from chipviz.report import BundleKind, CutCost, LayerCost, RunReport
+from chipviz.report import BundleKind, CutCost, LayerCost, RunReport, TaskInfo
 
-USE: dict[BundleKind, str] = {
+_USE: dict[BundleKind, str] = {
     "sequence": """\
 from transformers import pipeline
 classify = pipeline("text-classification", "PATH")
-print(classify("TEXT"))""",
+print(classify(GIVEN))""",
     "token": """\
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 model, read = AutoModelForTokenClassification.from_pretrained("PATH"), AutoTokenizer.from_pretrained("PATH")
-scores = model(**read("TEXT", return_tensors="pt")).logits.mean(dim=1)[0].softmax(dim=0).tolist()
+scores = model(**read(GIVEN, return_tensors="pt")).logits.mean(dim=1)[0].softmax(dim=0).tolist()
 print(max(zip(scores, model.config.id2label.values())))""",
     "chipviz": """\
 from pathlib import Path
 from chipviz import bundle
-print(bundle.load(Path("PATH")).predict(["TEXT"])[0])""",
+print(bundle.load(Path("PATH")).predict(GIVEN)[0])""",
 }
-"""Lines to copy: PATH is the bundle's folder. One text at a time needs no mask."""
+_GIVEN: dict[BundleKind, tuple[str, str]] = {
+    "sequence": ('"TEXT"', '{"text": "TEXT", "text_pair": "SECOND TEXT"}'),
+    "token": ('"TEXT"', '"TEXT", "SECOND TEXT"'),
+    "chipviz": ('["TEXT"]', '["TEXT"], ["SECOND TEXT"]'),
+}
+"""How one text is handed over, and how two are."""
 
 _READ = """\
 import json, sys, torch
@@ -73,6 +80,16 @@ _STATES: dict[Pooling, str] = {
 }
 
 
+def use(kind: BundleKind, *, two: bool) -> str:
+    """Lines to copy: PATH is the bundle's folder. One prompt at a time needs no mask.
+
+    Args:
+        kind: What the bundle is.
+        two: Whether it reads two texts.
+    """
+    return _USE[kind].replace("GIVEN", _GIVEN[kind][two])
+
+
 def model_card(
     cut: CutSpec, report: RunReport, kind: BundleKind, n_verified: int, difference: float
 ) -> str:
@@ -122,10 +139,10 @@ chosen {_chosen(cut, report)}, the chip fitted on {task.n_train} training texts.
 {"No chipviz and no remote code" if stock else "With chipviz, no remote code"}:
 
 ```python
-{USE[kind]}
+{use(kind, two="{text_pair}" in task.template)}
 ```
 
-Give raw texts: the prompt template and the length limit (texts are cut after {task.max_chars}
+{_fields(task)}Give raw texts: the prompt template and the length limit (texts are cut after {task.max_chars}
 characters, about {task.max_length} tokens with the template) are part of the tokenizer. Pad on the right.
 Weights are stored as published and computed in float32{rounded}.
 
@@ -138,6 +155,25 @@ validation texts; the largest difference was {difference:.1e}.
 
 Method: Chip-Tuning, arXiv:2410.06541. The licence of the backbone applies to this bundle.
 """
+
+
+def _fields(task: TaskInfo) -> str:
+    """What the two texts are, where two are read."""
+    if "{text_pair}" not in task.template:
+        return ""
+    first, second, options = (
+        f"`{_plain(task.columns[role])}`" if role in task.columns else None
+        for role in ("text", "text_pair", "choices")
+    )
+    if options is None:
+        told = f": {first} and {second} of the data" if first and second else ""
+        return f"Two texts are read{told}. "
+    question = f"{second} with the options of {options} below it" if second else options
+    example = "The question\nA. one\nB. two" if second else "A. one\nB. two"
+    return (
+        f"Two texts are read: {first} of the data, and {question}, one a line and lettered:\n"
+        f"`{json.dumps(example)}`.\n"
+    )
 
 
 def _measured(report: RunReport, cost: LayerCost) -> str:

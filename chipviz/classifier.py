@@ -15,13 +15,15 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from chipviz.backbone import FOREIGN, SAFE, find_blocks, pad
+from chipviz.backbone import FOREIGN, SAFE, find_blocks, pad, segments
 from chipviz.chips import Chip
-from chipviz.config import CutSpec, Pooling
+from chipviz.config import CutSpec, Pooling, Preset
 from chipviz.errors import BackboneError, BundleError
 from chipviz.features import batch_tokens, batches
 from chipviz.pooling import pool
-from chipviz.report import BundleKind
+from chipviz.prompt import segment_break
+from chipviz.report import BundleKind, TaskInfo
+from chipviz.task import check_fields
 from chipviz.vetting import vet
 
 FORMAT = 1
@@ -60,12 +62,19 @@ class Classifier:
     """Of kind *chipviz* alone."""
     blocks_path: str | None = None
     """Where the blocks are, if the run had to be told."""
+    two: bool = False
+    """Whether it reads two texts."""
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
-        """Classify raw texts: template and length limit are part of the tokenizer."""
+        """Classify raw texts: template and length limit are part of the tokenizer.
+
+        Raises:
+            ConfigError: If second texts are missing, or given where one text is read.
+        """
         if not texts:
             return []
+        check_fields(self.two, texts, pairs)
         ids = self.tokenizer(list(texts), list(pairs) if pairs is not None else None)["input_ids"]
         names = self.model.config.id2label
         found: list[Prediction | None] = [None] * len(ids)
@@ -97,11 +106,12 @@ class Classifier:
         last = find_blocks(self.model, path=self.blocks_path)[-1]
         handle = last.register_forward_hook(lambda _module, _args, output: seen.append(output))
         try:
-            normed = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+            which = segments(self.model.config, tokens, segment_break(self.tokenizer))
+            output = self.model(input_ids=tokens, attention_mask=mask, **which)
         finally:
             handle.remove()
         if self.pooling != "raw":
-            return normed
+            return output.last_hidden_state
         return seen[0] if isinstance(seen[0], Tensor) else seen[0][0]
 
 
@@ -130,7 +140,10 @@ def load(path: Path) -> Classifier:
             "Run `python -m chipviz verify` on it, and build it again if a file was altered.",
         ) from None
     blocks_path = about.get("backbone", {}).get("blocks")
-    return Classifier(kind, model.eval(), tokenizer, about["cut"]["pooling"], chip, blocks_path)
+    two = "{text_pair}" in about["task"]["template"]
+    return Classifier(
+        kind, model.eval(), tokenizer, about["cut"]["pooling"], chip, blocks_path, two
+    )
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -153,7 +166,9 @@ def read_about(path: Path) -> dict[str, Any]:
         about = json.loads((path / "chip.json").read_text("utf-8"))
         config = json.loads((path / "config.json").read_text("utf-8"))
         known = about["format"] == FORMAT and about["kind"] in get_args(BundleKind)
+        known = known and about["preset"] in get_args(Preset)
         CutSpec.model_validate(about["cut"])
+        TaskInfo.model_validate(about["task"])
     except (OSError, ValueError, KeyError, TypeError):
         raise BundleError(
             f"{path.name} has an unreadable chip.json or config.json.", "Build the bundle again."

@@ -27,7 +27,14 @@ from chipviz.hub import revision_of
 from chipviz.metrics import EMBEDDING_LAYER, Score
 from chipviz.outlook import chosen_dtype, outlook
 from chipviz.progress import Progress, ProgressFn, silent
-from chipviz.prompt import Prompt, bake, load_prompt, load_tokenizer, n_truncated
+from chipviz.prompt import (
+    Prompt,
+    bake,
+    load_prompt,
+    load_tokenizer,
+    n_truncated,
+    segment_break,
+)
 from chipviz.report import (
     BackboneInfo,
     BundleReport,
@@ -170,6 +177,8 @@ def reopen(
         ChipvizError: If the backbone is gone or is another one now.
     """
     folder = find_model(_pinned(config.backbone, report), home)
+    task = report.task
+    prompt = load_prompt(run_dir / "prompt", task.template, task.max_length, task.max_chars)
     backbone = load_backbone(
         folder,
         sources.public_name(config.backbone),
@@ -177,9 +186,8 @@ def reopen(
         device="cpu" if stored else None,
         device_map=None if stored else config.device_map,
         blocks_path=config.blocks,
+        sep=segment_break(prompt.tokenizer),
     )
-    task = report.task
-    prompt = load_prompt(run_dir / "prompt", task.template, task.max_length, task.max_chars)
     return backbone, prompt, Chips.load(run_dir / "chips.safetensors", backbone.fingerprint)
 
 
@@ -236,7 +244,12 @@ def _load(
     prompt = bake(tokenizer, task.template, config.max_length, task.splits["train"])
     progress(Progress("loading", f"loading {name}"))
     backbone = load_backbone(
-        folder, name, dtype=dtype, device_map=config.device_map, blocks_path=config.blocks
+        folder,
+        name,
+        dtype=dtype,
+        device_map=config.device_map,
+        blocks_path=config.blocks,
+        sep=segment_break(prompt.tokenizer),
     )
     return backbone, prompt
 

@@ -58,7 +58,8 @@ class Answerer:
         return {**read, "label_names": names}
 
     def _predict(self, request: dict[str, Any]) -> dict[str, Any]:
-        found = self._bundle(Path(request["path"])).predict(request["texts"])
+        classifier = self._bundle(Path(request["path"]))
+        found = classifier.predict(request["texts"], request.get("text_pairs"))
         return {"predictions": [p.__dict__ for p in found]}
 
     def _open_run(self, run_id: str) -> tuple[Any, Any, Any, list[str]]:

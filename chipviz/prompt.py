@@ -54,6 +54,11 @@ class Prompt:
             max_length=longest if longest < 10**9 else None,
         )["input_ids"]
 
+    @property
+    def two(self) -> bool:
+        """Whether it has a place for a second text."""
+        return "{text_pair}" in self.template
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer, template and limit included, as plain `transformers` reads it."""
         self.tokenizer.chat_template = None  # it would be wrapped around the baked template
@@ -101,7 +106,8 @@ def bake(tokenizer: Any, template: str | None, max_length: int, sample: Examples
 
     Args:
         tokenizer: As loaded; not changed.
-        template: Prompt around `{text}` and, for two fields, `{text_pair}`; None for bare texts.
+        template: Prompt around `{text}` and, for two fields, `{text_pair}`; None for bare
+            texts, two of them on two lines or in the family's own form ([CLS] a [SEP] b [SEP]).
         max_length: Tokens a prompt may have.
         sample: Training rows, to find out how many characters fit the limit.
 
@@ -109,7 +115,7 @@ def bake(tokenizer: Any, template: str | None, max_length: int, sample: Examples
         ConfigError: If the template lacks a field, or the limit cannot hold it.
     """
     two = sample.pairs is not None
-    template = template or ("{text}\n{text_pair}" if two else "{text}")
+    template = template or (_pair_form(tokenizer) if two else "{text}")
     parts = _parse(template, two)
     rows = sample.take(range(min(len(sample), 2000)))
     baked, pieces = _with_template(tokenizer, parts, rows)
@@ -174,6 +180,26 @@ def n_truncated(prompt: Prompt, task: Task) -> int:
     return sum(n_cut(prompt, rows) for rows in task.splits.values())
 
 
+def segment_break(tokenizer: Any) -> int | None:
+    """The token that ends the first of two texts, where the family tells the model which is which.
+
+    Known of tokenizers as loaded and as baked alike; see `chipviz.backbone.segments`.
+    """
+    return tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None
+
+
+def _pair_form(tokenizer: Any) -> str:
+    """How two texts stand where no template says it: as the family's encoders have seen pairs."""
+    first, second = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("a", "b"))
+    before, after = _specials_around(tokenizer)
+    whole = tokenizer("a", "b")["input_ids"]
+    start, stop = len(before) + len(first), len(whole) - len(second) - len(after)
+    between = whole[start:stop]
+    if tokenizer.sep_token_id not in between:
+        return "{text}\n{text_pair}"
+    return "{text}" + "".join(tokenizer.convert_ids_to_tokens(between)) + "{text_pair}"
+
+
 def _parse(template: str, two: bool) -> list[str]:
     """Split a template into literal pieces and fields, in order."""
     parts = [part for part in re.split(r"(\{text\}|\{text_pair\})", template) if part]
@@ -227,13 +253,15 @@ def _assemble(tokenizer: Any, parts: list[str], glue: bool) -> tuple[Any, list[l
     pieces = {f"piece{i}": _ids_of(tokenizer, p) for i, p in enumerate(literal)}
     pieces |= {"before": before, "after": after}
     names = iter(f"piece{i}" for i in range(len(literal)))
-    fields = {"{text}": "$A:0", "{text_pair}": "$B:0"}
-    middle = [fields.get(p) or f"{next(names)}:0" for p in parts]
-    layout = [
-        item
-        for item in ["before:0", *middle, "after:0"]
-        if item.startswith("$") or pieces[item[:-2]]
-    ]
+    fields = {"{text}": "$A", "{text_pair}": "$B"}
+    middle = [fields.get(p) or next(names) for p in parts]
+    layout: list[str] = []
+    segment, marks = 0, _marks_segments(tokenizer)
+    for item in ["before", *middle, "after"]:
+        if item.startswith("$") or pieces[item]:
+            layout.append(f"{item}:{segment}")
+        if marks and tokenizer.sep_token_id in pieces.get(item, []):
+            segment = 1
     special = [
         {"id": name, "ids": ids, "tokens": [f"{name}.{i}" for i in range(len(ids))]}
         for name, ids in pieces.items()
@@ -241,7 +269,7 @@ def _assemble(tokenizer: Any, parts: list[str], glue: bool) -> tuple[Any, list[l
     ]
     two = "{text_pair}" in parts
     backend.post_processor = TemplateProcessing(
-        single=[item for item in layout if item != "$B:0"],
+        single=[item for item in layout if not item.startswith("$B")],
         pair=layout if two else [*layout, "$B:0"],
         special_tokens=special,
     )
@@ -252,6 +280,9 @@ def _assemble(tokenizer: Any, parts: list[str], glue: bool) -> tuple[Any, list[l
     # A text is data: "<|im_end|>" inside it must not become the control token.
     baked.split_special_tokens = True
     baked.init_kwargs["split_special_tokens"] = True
+    # Stock code hands over what is named here, and no more than training has seen.
+    inputs = ["input_ids", *["token_type_ids"] * marks, "attention_mask"]
+    baked.model_input_names = baked.init_kwargs["model_input_names"] = inputs
     return baked, list(pieces.values())
 
 
@@ -263,6 +294,12 @@ def _specials_around(tokenizer: Any) -> tuple[list[int], list[int]]:
         if whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]
     return [], []
+
+
+def _marks_segments(tokenizer: Any) -> bool:
+    """Whether the family's own form of two texts says of each token which text it is of."""
+    own = segment_break(tokenizer) is not None
+    return own and tokenizer("a", "b")["token_type_ids"][-1] == 1
 
 
 def _ids_of(tokenizer: Any, piece: str) -> list[int]:

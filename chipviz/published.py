@@ -20,8 +20,9 @@ from chipviz.mlp import HIDDEN, initial
 LEARNING_RATE = 1e-5
 BETAS = (0.9, 0.99)
 WEIGHT_DECAY = 0.01
-BLOCK_ROWS = 1024
-"""Rows read at once; they are still trained on one by one."""
+BLOCK_ROWS, N_LOOKS = 1024, 8
+"""Rows read at once, at most, and parts in which the rows are read, at least: they are still
+trained on one by one, and the chip can be looked at after each part."""
 
 
 def fit_published(
@@ -31,7 +32,7 @@ def fit_published(
     n_classes: int,
     *,
     seed: int,
-    on_rows: Callable[[int], None] = lambda _rows: None,
+    on_rows: Callable[[int, Chip], None] = lambda _rows, _chip: None,
 ) -> Chip:
     """Train one chip on each of K layers, row by row, once.
 
@@ -41,7 +42,8 @@ def fit_published(
         labels: Class indices, shape (N,); rows beyond 20,000 are not used.
         n_classes: C.
         seed: Of the initial weights (the public code leaves them to chance).
-        on_rows: Told how many rows were done, now and then; may raise to stop.
+        on_rows: Shown, now and then, how many rows are done and the chips as they are, which go
+            on changing; may raise to stop.
 
     Returns:
         A stack of K chips.
@@ -56,14 +58,15 @@ def fit_published(
         parameters, lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
     )
     n_rows = min(len(labels), PUBLISHED_MAX_TRAIN)
-    for start in range(0, n_rows, BLOCK_ROWS):
-        stop = min(start + BLOCK_ROWS, n_rows)
+    chip, size = Chip(*parameters[-2:], *parameters[:-2]), min(BLOCK_ROWS, -(-n_rows // N_LOOKS))
+    for start in range(0, n_rows, size):
+        stop = min(start + size, n_rows)
         block = read(start, stop)
         for row, label in enumerate(labels[start:stop].tolist()):
             _gradient(parameters, block[:, row], label)
             optimizer.step()
-        on_rows(stop - start)
-    return Chip(*parameters[-2:], *parameters[:-2])
+        on_rows(stop, chip)
+    return chip
 
 
 def _gradient(parameters: list[Tensor], x: Tensor, label: int) -> None:

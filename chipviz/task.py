@@ -21,8 +21,8 @@ from chipviz.choices import (
     with_options,
 )
 from chipviz.columns import Columns, find_columns, list_columns, options_of
-from chipviz.config import RunConfig, Split
-from chipviz.errors import TaskError
+from chipviz.config import Preset, RunConfig, Split
+from chipviz.errors import ConfigError, TaskError
 from chipviz.tables import Table
 
 VALIDATION_SHARE = 0.1
@@ -127,6 +127,26 @@ def make_task(table: Table, config: RunConfig) -> Task:
     )
 
 
+def check_fields(two: bool, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    """Refuse a second text that has no place in the prompt, or the lack of one.
+
+    Raises:
+        ConfigError: Saying what is read.
+    """
+    if two and pairs is None:
+        raise ConfigError(
+            "Two texts are read here, and the second is missing.",
+            "Give it with --text-pair, or in a table.",
+        )
+    if not two and pairs is not None:
+        raise ConfigError("One text is read here; a second has no place.", "Leave it out.")
+    if pairs is not None and len(pairs) != len(texts):
+        raise ConfigError(
+            f"There are {len(texts)} texts and {len(pairs)} second texts.",
+            "Give each text its second text.",
+        )
+
+
 def _check_sizes(splits: dict[Split, Examples], name: str, names: Sequence[str]) -> None:
     for split, rows in splits.items():
         if not len(rows):
@@ -183,18 +203,10 @@ def _answered(
 
 
 def _rows(frame: pd.DataFrame, split: str, columns: Columns, config: RunConfig) -> _Rows:
-    def strings(column: str) -> list[str]:
-        return [str(value) for value in _values(frame, column, split)]
-
     labels = [_plain(value) for value in _values(frame, columns.label, split)]
-    texts = strings(columns.text)
-    pairs = strings(columns.text_pair) if columns.text_pair else None
-    if columns.choices is None:
+    texts, pairs, options = read_fields(frame, split, columns, config.preset)
+    if not options:
         return _Rows(texts, pairs, labels)
-    options = [
-        check_options(options_of(value), f"{_row(i, split)}, column {columns.choices!r},")
-        for i, value in enumerate(frame[columns.choices].tolist())
-    ]
     answers = answer_indices(labels, options)
     if None in answers:
         row = answers.index(None)
@@ -203,14 +215,46 @@ def _rows(frame: pd.DataFrame, split: str, columns: Columns, config: RunConfig) 
             f"which is none of its {len(options[row])} options.",
             "Give the option's number counted from 0, its letter, or its own words.",
         )
-    if pairs is None and config.preset == "published" and "subject" in frame.columns:
+    return _Rows(texts, pairs, answers, max(map(len, options)))
+
+
+def read_fields(
+    frame: pd.DataFrame, split: str, columns: Columns, preset: Preset
+) -> tuple[list[str], list[str] | None, list[list[str]]]:
+    """The texts of a table as the prompt takes them.
+
+    Args:
+        frame: Its label column, if it has one, is not looked at.
+        split: For messages; "all" is a table without splits.
+        columns: Which column is what.
+        preset: Of the run: questions without a passage begin otherwise as *published*.
+
+    Returns:
+        First texts; second texts, options below the question, or None where one text is read; and
+        the options of each row, if there are any.
+
+    Raises:
+        TaskError: Naming the row and column of what is no text or no list of options.
+    """
+
+    def strings(column: str) -> list[str]:
+        return [str(value) for value in _values(frame, column, split)]
+
+    texts = strings(columns.text)
+    pairs = strings(columns.text_pair) if columns.text_pair else None
+    if columns.choices is None:
+        return texts, pairs, []
+    options = [
+        check_options(options_of(value), f"{_row(i, split)}, column {columns.choices!r},")
+        for i, value in enumerate(frame[columns.choices].tolist())
+    ]
+    if pairs is None and preset == "published" and "subject" in frame.columns:
         subjects = frame["subject"].fillna("").tolist()
         texts = [exam_question(t, str(s)) for t, s in zip(texts, subjects, strict=True)]
-    elif pairs is None and config.preset == "published":
+    elif pairs is None and preset == "published":
         texts = [exam_question(text, None) for text in texts]
     questions: list[str] | list[None] = pairs or [None] * len(texts)
-    written = [with_options(o, q) for o, q in zip(options, questions, strict=True)]
-    return _Rows(texts, written, answers, max(map(len, options)))
+    return texts, [with_options(o, q) for o, q in zip(options, questions, strict=True)], options
 
 
 def _values(frame: pd.DataFrame, column: str, split: str) -> list[Any]:

@@ -11,6 +11,7 @@ from chipviz.config import ChipKind, Pooling
 from chipviz.metrics import EMBEDDING_LAYER
 from chipviz.pooling import pool
 from chipviz.prompt import Prompt
+from chipviz.task import check_fields
 
 
 @torch.inference_mode()
@@ -25,7 +26,7 @@ def read_tokens(
     chip: ChipKind = "linear",
     text_pair: str | None = None,
 ) -> dict[str, Any]:
-    """Read one text with the chips of all layers, token by token.
+    """Read one text, or two, with the chips of all layers, token by token.
 
     In a causal model the answer at a token has seen only the text up to it; a chip on the mean was
     trained on whole texts, so its answer at one token is an extrapolation.
@@ -41,10 +42,15 @@ def read_tokens(
         text_pair: The second text, where the task has one.
 
     Returns:
-        Plain JSON: `tokens` (text, start, end, in_text; offsets in characters of `text`), `layer`,
-        `label_index` and `confidence` (L x T), `at_cut` (T x C), `by_layer` (L x C, whole text),
-        `settled_layer` (from here on every layer gives the last layer's answer).
+        Plain JSON: `tokens` (text, start, end, in_text, in_pair; offsets in characters of the text
+        they are in), `layer`, `label_index` and `confidence` (L x T), `at_cut` (T x C), `by_layer`
+        (L x C, whole text), `settled_layer` (from here on every layer gives the last layer's
+        answer).
+
+    Raises:
+        ConfigError: If the second text is missing, or given where one text is read.
     """
+    check_fields(prompt.two, [text], None if text_pair is None else [text_pair])
     device = backbone.device
     encoding = prompt.tokenizer(text, text_pair, return_offsets_mapping=True)
     ids = torch.tensor([encoding["input_ids"]], device=device)
@@ -67,7 +73,7 @@ def read_tokens(
     whole = torch.stack(for_text)  # (L, C)
     confidence, label = probabilities.max(dim=-1)
     return {
-        "tokens": _pieces(prompt.tokenizer, encoding, text),
+        "tokens": _pieces(prompt.tokenizer, encoding, [text, text_pair or ""]),
         "layer": layer,
         "label_index": label.tolist(),
         "confidence": _rounded(confidence),
@@ -87,14 +93,14 @@ def _rounded(values: Tensor) -> list[Any]:
     return [[round(v, 4) for v in row] for row in values.tolist()]
 
 
-def _pieces(tokenizer: Any, encoding: Any, text: str) -> list[dict[str, Any]]:
-    """Every token as it stands in the prompt; those of the template have no place in the text."""
+def _pieces(tokenizer: Any, encoding: Any, texts: list[str]) -> list[dict[str, Any]]:
+    """Every token as it stands in the prompt; those of the template have no place in a text."""
     pieces = []
     spans = zip(
         encoding["input_ids"], encoding["offset_mapping"], encoding.sequence_ids(0), strict=True
     )
-    for token, (start, end), sequence in spans:
-        in_text = sequence == 0
-        shown = text[start:end] if in_text else tokenizer.decode([token])
-        pieces.append({"text": shown, "start": start, "end": end, "in_text": in_text})
+    for token, (start, end), which in spans:
+        shown = tokenizer.decode([token]) if which is None else texts[which][start:end]
+        piece = {"text": shown, "start": start, "end": end}
+        pieces.append({**piece, "in_text": which == 0, "in_pair": which == 1})
     return pieces

@@ -86,8 +86,11 @@ class Trainer:
         """Chips, strengths and repeats of each block of layers."""
         # The paper's recipe is one run in one order: it has no band.
         n_repeats = 1 if pooling == "raw" else self.config.repeats
+        on_the_way: list[CurvePoint] = []
 
         def fit(layers: range) -> tuple[Chip, list[float], list[Chip]]:
+            if pooling == "raw":
+                return self._fit_published(kind, layers, meter, on_the_way), [], []
             chip, chosen = self._fit_block(kind, pooling, layers, meter)
             repeats = [
                 self._fit_again(kind, pooling, layers, chip, chosen, repeat)
@@ -100,6 +103,8 @@ class Trainer:
         for layers, result in zip(blocks, fitted, strict=True):
             found.append(result)
             meter.advance(len(layers), f"fitting {_name(kind, pooling)} chips")
+        for n_train in sorted({point.n_train for point in on_the_way}):
+            self.on_points([point for point in on_the_way if point.n_train == n_train])
         return found
 
     def score(self, chips: Chips, run_dir: Path) -> list[Score]:
@@ -152,17 +157,6 @@ class Trainer:
         """The chips of some layers, and the strengths of linear ones."""
         read = self._reader("train", pooling, layers)
         labels, n_classes = labels_of(self.task, "train"), self.task.n_classes
-        if pooling == "raw":
-            label = f"training {kind} chips as published"
-            n_rows = min(len(labels), PUBLISHED_MAX_TRAIN)
-            return fit_published(
-                kind,
-                read,
-                labels,
-                n_classes,
-                seed=self.config.seed,
-                on_rows=lambda rows: meter.advance(0, f"{label}, {rows} of {n_rows} rows"),
-            ), []
         if kind == "mlp":
             return self._fit_mlp(pooling, layers, self._row_weight(), meter=meter), []
         held_out = self._reader("validation", pooling, layers)
@@ -174,6 +168,30 @@ class Trainer:
         best = [choose_strength(grid[k], rows[k], validation) for k in range(len(layers))]
         weight = torch.stack([grid[k, g] for k, g in enumerate(best)]).cpu()
         return self._linear(weight), [STRENGTHS[g] for g in best]
+
+    def _fit_published(
+        self, kind: ChipKind, layers: range, meter: Meter, on_the_way: list[CurvePoint]
+    ) -> Chip:
+        """The paper's chips of some layers, and what they knew while they were trained."""
+        labels = labels_of(self.task, "train")
+        n_rows = min(len(labels), PUBLISHED_MAX_TRAIN)
+        shown = [layer for layer in layers if layer != EMBEDDING_LAYER]
+
+        def look(rows: int, chips: Chip) -> None:
+            meter.advance(0, f"training {kind} chips as published, {rows} of {n_rows} rows")
+            for layer in shown if rows < n_rows else []:
+                chip = chips.at(layer - layers.start).to(torch.device("cpu"))
+                accuracy = self._accuracy(chip, "validation", "raw", layer)
+                on_the_way.append(CurvePoint(rows, layer, "raw", kind, accuracy))
+
+        return fit_published(
+            kind,
+            self._reader("train", "raw", layers),
+            labels,
+            self.task.n_classes,
+            seed=self.config.seed,
+            on_rows=look,
+        )
 
     def _linear(self, weight: Tensor) -> Chip:
         """The chips of fitted weights, whose last column may be a bias."""

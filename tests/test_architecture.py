@@ -17,7 +17,8 @@ ORDER = [
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
     *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "preview", "experiment"],
     *["ahead", "store", "inference", "worker", "jobs", "server"],
-    *["canvas", "charts", "heatmaps", "lengths", "__main__", "ui"],
+    *["canvas", "charts", "heatmaps", "lengths"],
+    *["asked", "options", "printing", "__main__", "ui"],
 ]
 """A module imports only modules that stand before it."""
 

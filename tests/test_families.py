@@ -15,7 +15,7 @@ from chipviz.backbone import load_backbone
 from chipviz.chips import Chip
 from chipviz.config import CutSpec
 from chipviz.features import forward_pooled
-from chipviz.prompt import bake, load_tokenizer
+from chipviz.prompt import bake, load_tokenizer, segment_break
 from chipviz.pruning import cut_config, cut_weights
 from chipviz.task import Examples
 from tests.example_run import report_of
@@ -106,6 +106,55 @@ def test_the_template_is_baked_as_the_family_wants_it_and_survives_any_text(foun
     )
     for text in (*TEXTS[:2], "red " * 500, "", "</s> [SEP] <pad>"):
         assert [stock(text)["input_ids"]] == prompt.encode([text])
+
+
+PAIRS = [("the old red house", "a goal"), ("the bank [SEP] </s> lost", "who went?"), ("", "é\n")]
+TWO = Examples(TEXTS, ["who went near the river"] * 10, np.zeros(10, dtype=np.int64))
+
+
+def test_two_texts_without_a_template_stand_as_encoders_have_them_and_else_on_two_lines(
+    found, tmp_path
+):
+    """Against the encoding of pairs by the family's own tokenizer, what else it says included."""
+    family, _, backbone = found
+    plain = load_tokenizer(backbone.folder)
+    prompt = bake(plain, None, 64, TWO)
+    prompt.save(tmp_path)
+    stock = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    plain.split_special_tokens = True  # a text is data, in the law too
+    for text, pair in PAIRS:
+        found_here = prompt.encode([text], [pair])[0]
+        assert stock(text, pair)["input_ids"] == found_here
+        if family.causal:
+            template = bake(plain, "{text}\n{text_pair}", 64, TWO)
+            assert found_here == template.encode([text], [pair])[0]
+        else:
+            assert dict(stock(text, pair)) == dict(plain(text, pair))
+            assert dict(stock(text)).keys() == dict(plain(text)).keys()
+
+
+def test_two_texts_are_read_as_the_stock_model_reads_what_the_stock_tokenizer_says(found):
+    """Segments included, of which BERT and ELECTRA learn two; padding beside a longer pair too."""
+    family, _, backbone = found
+    if family.causal:
+        return
+    plain = load_tokenizer(backbone.folder)
+    prompt = bake(plain, None, 64, TWO)
+    plain.split_special_tokens = True
+    backbone = load_backbone(
+        backbone.folder, "x", dtype=torch.float32, device="cpu", sep=segment_break(prompt.tokenizer)
+    )
+    ids = prompt.encode(*map(list, zip(*PAIRS, strict=True)))
+    together = forward_pooled(backbone, ids, prompt.tokenizer.pad_token_id, ["mean"])[0]
+    for i, (text, pair) in enumerate(PAIRS):
+        said = plain(text, pair, return_tensors="pt")
+        with torch.inference_mode():
+            states = backbone.model(**said, output_hidden_states=True).hidden_states
+        for layer in (1, 2):
+            truth = states[layer][0].mean(dim=0)
+            if backbone.final_norm is not None:
+                truth = backbone.final_norm(states[layer][0]).mean(dim=0)
+            torch.testing.assert_close(together[layer, i], truth, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("pooling", ["last", "first", "mean", "max"])

@@ -12,10 +12,23 @@ from tests.test_experiment import run, write_csv
 
 
 def test_the_published_recipe_stands_beside_the_sound_one(tiny_backbone_folder, toy_csv, tmp_path):
+    points = []
     report, run_dir = run(
-        tmp_path, tiny_backbone_folder, toy_csv, preset="published", poolings=("last",)
+        tmp_path,
+        tiny_backbone_folder,
+        toy_csv,
+        preset="published",
+        poolings=("last",),
+        on_points=points.extend,
     )
     assert report.preset == "published"
+    curve = {
+        (p.n_train, p.layer): p.accuracy for p in points if (p.pooling, p.chip) == ("raw", "mlp")
+    }
+    sizes = sorted({n_train for n_train, _ in curve})
+    assert len(sizes) == 8  # a learning curve: what the chips knew on the way
+    assert sizes[-1] == report.task.n_train
+    assert len(curve) == 8 * report.backbone.n_layers
     assert {(s.chip, s.pooling) for s in report.scores} == {
         ("linear", "last"),
         ("linear", "raw"),
