@@ -290,8 +290,10 @@ def predict(
     if as_json:
         printing.print_json({"predictions": lines})
     elif not out:
-        for line, given in zip(lines, texts, strict=True):
-            print(f"{line['label']}  {line['score']:.3f}  {' '.join(given.split())[:70]}")
+        seconds = pairs or [""] * len(texts)
+        for line, first, second in zip(lines, texts, seconds, strict=True):
+            shown = " / ".join(" ".join(given.split())[:50] for given in (first, second) if given)
+            print(f"{line['label']}  {line['score']:.3f}  {shown}")
 
 
 @app.command()

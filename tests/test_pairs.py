@@ -1,4 +1,4 @@
-"""Two texts to the end: trained, cut, asked from options and tables, and by the card's own lines."""
+"""Two texts to the end: trained, cut, asked from options and tables, and by the lines of a card."""
 
 import json
 import random
