@@ -11,6 +11,6 @@ with left:
     shown = building.built(job, chosen)
 with right:
     if shown:
-        building.use(shown)
+        building.use(shown, report)
     else:
         st.info("Build the bundle to try it here, copy the code that loads it, and download it.")

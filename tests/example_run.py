@@ -260,6 +260,7 @@ def finished_run(
     text: str = "",
     chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS,
     n_again: int = 0,
+    template: str = "",
 ) -> Job:
     job = store.create_run(RunConfig.checked(**config.EXAMPLE), claim=True)
     store.add_points(job.run_id, points() + last_points(chips))
@@ -270,6 +271,9 @@ def finished_run(
     ]
     write_files(store.run_dir(job.run_id), examples, chips)
     report = report_of(job.run_id, label_names, chips, n_again)
+    if template:
+        task = report.task.model_copy(update={"template": template})
+        report = report.model_copy(update={"task": task})
     assert store.finish(job.job_id, "done", result=report.model_dump_json())
     return store.get(job.job_id)
 

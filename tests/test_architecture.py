@@ -25,6 +25,7 @@ ORDER = [
 LIGHT = [
     *["errors", "progress", "config", "metrics", "selection", "report", "hub", "sources"],
     *["store", "jobs", "server", "canvas", "charts", "heatmaps", "lengths", "team", "preview"],
+    "cards",
 ]
 """Modules that pages import: they open fast because these never load torch (nor does `ui`, which
 the tests of the pages hold)."""

@@ -348,6 +348,20 @@ def test_a_text_is_classified_by_the_bundle_itself(store, asked):
     assert "90.0 %" in html_of(at)
 
 
+def test_a_bundle_of_two_texts_asks_for_both_and_says_how_they_are_given(store, asked):
+    job = finished_run(store, template="{text}\nSecond: {text_pair}")
+    bundle = built_bundle(store, job.run_id)
+    at = open_page("bundle", run=job.run_id)
+    (lines,) = [block.value for block in at.code if "AutoModel" in block.value]
+    compile(lines, "lines", "exec")
+    assert 'read("TEXT", "SECOND TEXT", ' in lines
+    assert repr(bundle.bundle.path) in lines
+    at.text_area(key="try_text").set_value("Shares rose")
+    at.text_area(key="try_pair").set_value("They fell")
+    next(b for b in at.button if b.label == "Classify").click().run()
+    assert (asked[-1]["texts"], asked[-1]["text_pairs"]) == (["Shares rose"], ["They fell"])
+
+
 # rules for all pages
 
 

@@ -1,10 +1,10 @@
 """The bundle page's parts: what will be built, how it goes, what is built, how to use it."""
 
-import textwrap
+from typing import Any
 
 import streamlit as st
 
-from chipviz import jobs, server
+from chipviz import cards, jobs, server
 from chipviz.canvas import chip_name
 from chipviz.config import CutSpec
 from chipviz.errors import ChipvizError
@@ -18,26 +18,6 @@ _LOADS: dict[BundleKind, str] = {
     "sequence": 'loads with `pipeline("text-classification", PATH)`, nothing else needed',
     "token": "loads with `AutoModelForTokenClassification`; three lines give the label",
     "chipviz": "loads with `chipviz.bundle.load(PATH)`, for no stock class holds this chip",
-}
-_SNIPPETS: dict[BundleKind, str] = {
-    "sequence": """
-        from transformers import pipeline
-        classify = pipeline("text-classification", {path!r})
-        print(classify("Your text"))
-        """,
-    "token": """
-        from transformers import AutoModelForTokenClassification, AutoTokenizer
-        path = {path!r}
-        model = AutoModelForTokenClassification.from_pretrained(path).eval()
-        inputs = AutoTokenizer.from_pretrained(path)("Your text", return_tensors="pt")
-        print(model.config.id2label[model(**inputs).logits.mean(1).argmax().item()])
-        """,
-    "chipviz": """
-        from pathlib import Path
-        from chipviz import bundle
-        classifier = bundle.load(Path({path!r}))
-        print(classifier.predict(["Your text"]))
-        """,
 }
 
 
@@ -84,8 +64,9 @@ def built(job: Job, cut: Cut) -> Job | None:
     return shown
 
 
-def use(job: Job) -> None:
+def use(job: Job, report: RunReport) -> None:
     """Download, try and load one bundle."""
+    two = "{text_pair}" in report.task.template
     bundle = job.bundle
     assert bundle is not None
     st.subheader(_name(bundle), anchor=False)
@@ -99,11 +80,11 @@ def use(job: Job) -> None:
     )
     st.caption("The same files lie in this folder:")
     st.code(bundle.path, language=None, wrap_lines=True)
-    _try_it(bundle)
+    _try_it(bundle, two=two)
     needs = "chipviz" if bundle.kind == "chipviz" else "torch and transformers alone"
     st.markdown(f"**Load it** anywhere, with {needs}")
-    snippet = textwrap.dedent(_SNIPPETS[bundle.kind]).strip()
-    st.code(snippet.format(path=bundle.path), language="python")
+    lines = cards.use(bundle.kind, two=two).replace('"PATH"', repr(bundle.path))
+    st.code(lines, language="python")
 
 
 def _done(job: Job) -> list[Job]:
@@ -148,13 +129,18 @@ def _built_row(job: Job, *, opened: bool) -> None:
         )
 
 
-def _try_it(bundle: BundleReport) -> None:
+def _try_it(bundle: BundleReport, *, two: bool) -> None:
     with st.form("try", border=False):
         text = st.text_area("Try it on a text", max_chars=20_000, height=100, key="try_text")
+        pair = ""
+        if two:
+            pair = st.text_area("Second text", max_chars=20_000, height=100, key="try_pair")
         asked = st.form_submit_button("Classify")
     if not asked or not text.strip():
         return
-    request = {"op": "predict", "path": bundle.path, "texts": [text]}
+    request: dict[str, Any] = {"op": "predict", "path": bundle.path, "texts": [text]}
+    if two:
+        request["text_pairs"] = [pair]
     try:
         with st.spinner("Reading the text. The first one takes longer: the bundle is loaded."):
             answer = state.inference().ask(request)
