@@ -89,6 +89,9 @@ def work(store: Store, job: Job, *, watch: ProgressFn = silent) -> Job:
     # Threads that wait by spinning halve the speed of whatever else runs, the browser included, and
     # with it their own: 2.4x on two cores shared with one other process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The matrix library keeps the programs of 1,024 shapes, and every batch has its own: 0.7 GB.
+    for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "16")
     folder = store.run_dir(job.run_id)
     stop = threading.Event()
     try:

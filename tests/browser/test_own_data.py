@@ -46,6 +46,7 @@ def pick(page: Page, label: str, option: str) -> None:
 
 
 def upload(page: Page, path) -> None:
+    idle(page)
     page.locator("input[type=file]").set_input_files(path)
     idle(page)
 
@@ -61,6 +62,8 @@ def test_an_uploaded_table_is_looked_at_and_trained_on(
     expect(alert).to_contain_text("Check that it is a well-formed .csv file in UTF-8")
     expect(start).to_be_disabled()
 
+    page.get_by_role("button", name=re.compile("^Remove")).click()
+    expect(alert).not_to_be_visible()
     upload(page, odd_csv)
     expect(page.get_by_text(re.compile("No label column was found"))).to_be_visible()
     expect(start).to_be_disabled()
