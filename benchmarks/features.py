@@ -5,6 +5,7 @@ The peers' code stands here, each in the way its own documentation recommends.
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ def against_transformer_lens(bench: Bench) -> list[Row]:
 def _against(bench: Bench, package: str, opened: Callable[[Bench, Work], Any], read: Reader) -> Row:
     name = f"last-token states of all layers against {package}"
     try:
-        version = importlib.import_module(package).__version__
+        version = metadata.version(package)  # not every package has a __version__
     except ImportError as error:
         return missing_row(name, None, f"not installed, see benchmarks/requirements.txt: {error}")
     gap = check_reader(bench, opened, read)
