@@ -122,18 +122,18 @@ class _Reading:
         values = np.empty(shape, dtype=np.float32)
         lengths = [len(sequence) for sequence in ids]
         label = f"reading {chunk.split} texts through {self.backbone.n_layers} layers"
-        plan = batches(lengths, batch_tokens(self.backbone.device))
+        grouped = batches(lengths, batch_tokens(self.backbone.device))
         with pooling_pass(self.backbone, self.pad_id, self.poolings) as forward:
 
             def states(rows: list[int]) -> NDArray[np.float32]:
                 return forward([ids[i] for i in rows]).cpu().numpy()
 
             passes = (
-                side_by_side(states, plan, self.backbone.device)
+                side_by_side(states, grouped, self.backbone.device)
                 if _reentrant(self.backbone)
-                else map(states, plan)
+                else map(states, grouped)
             )
-            for rows, pooled in zip(plan, passes, strict=True):
+            for rows, pooled in zip(grouped, passes, strict=True):
                 values[:, :, rows] = pooled
                 meter.advance(len(rows), label, sum(lengths[i] for i in rows))
         return values

@@ -84,17 +84,15 @@ class Trainer:
         self, kind: ChipKind, pooling: Pooling, meter: Meter
     ) -> list[tuple[Chip, list[float], list[Chip]]]:
         """Chips, strengths and repeats of each block of layers."""
-        # The paper's recipe is one run in one order: it has no band.
-        n_repeats = 1 if pooling == "raw" else self.config.repeats
         on_the_way: list[CurvePoint] = []
 
         def fit(layers: range) -> tuple[Chip, list[float], list[Chip]]:
-            if pooling == "raw":
+            if pooling == "raw":  # the paper's recipe is one run in one order: it has no band
                 return self._fit_published(kind, layers, meter, on_the_way), [], []
             chip, chosen = self._fit_block(kind, pooling, layers, meter)
             repeats = [
                 self._fit_again(kind, pooling, layers, chip, chosen, repeat)
-                for repeat in range(1, n_repeats)
+                for repeat in range(1, self.config.repeats)
             ]
             return chip, chosen, repeats
 
