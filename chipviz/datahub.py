@@ -1,29 +1,23 @@
 """Data sets of the Hub: brought as Parquet splits by a process of their own that can be stopped.
 
-`python -m chipviz.datahub REPO SUBSET REVISION FOLDER` is that process: one JSON object a line on
-standard output, the last with `folder` or `refused`. Its parent gives up when nothing was heard of
-it for a while, since the library itself waits for as long as a byte comes now and then. Only data
-files are read; a data set that is a program is refused.
+`python -m chipviz.datahub REPO SUBSET REVISION FOLDER` is that process; see `chipviz.fetching`.
+Only data files are read; a data set that is a program is refused.
 """
 
-import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from chipviz import fetching
 from chipviz.errors import SourceError
-from chipviz.progress import Progress, ProgressFn
+from chipviz.fetching import ready, say
+from chipviz.progress import ProgressFn
 from chipviz.sources import publish
 
-PATIENCE_S = 25.0
-"""How long the Hub may say and send nothing."""
 _ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?)"
     r"(:(?P<subset>[\w.-]{1,100}))?(@(?P<revision>[A-Za-z0-9][\w./-]{0,199}))?",
@@ -62,9 +56,10 @@ def fetch_hub_data(source: str, home: Path, progress: ProgressFn) -> Path:
         )
     repo, subset, revision = (named[part] or "" for part in ("repo", "subset", "revision"))
     place = home / "data" / "hub"
-    last = _in_a_process([repo, subset, revision, str(place)], repo, progress)
+    last = fetching.ask("datahub", [repo, subset, revision, str(place)], repo, progress)
     if "folder" in last:
         return Path(last["folder"])
+    last.setdefault("refused", "broken")
     fetched = sorted(place.glob(f"{_stem(repo, subset)}@{revision}*"), key=os.path.getmtime)
     if last["refused"] in ("slow", "offline") and fetched:
         return fetched[-1]
@@ -78,35 +73,6 @@ def revision_of(folder: Path) -> str:
 
 def _stem(repo: str, subset: str) -> str:
     return "--".join([*repo.split("/"), *([subset] if subset else [])])
-
-
-def _in_a_process(arguments: list[str], repo: str, progress: ProgressFn) -> dict[str, Any]:
-    """Run the other half of this module; the last object it says, or that it says nothing."""
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "chipviz.datahub", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=log,
-            cwd=Path(__file__).parents[1],
-        )
-        try:
-            heard, size = time.monotonic(), -1
-            while process.poll() is None:
-                progress(Progress("loading", f"asking the Hub for {repo}"))
-                now = os.fstat(said.fileno()).st_size + os.fstat(log.fileno()).st_size
-                if now != size:  # results, or bars of progress
-                    heard, size = time.monotonic(), now
-                elif time.monotonic() - heard > PATIENCE_S:
-                    return {"refused": "slow"}
-                time.sleep(0.1)
-        finally:
-            process.kill()
-            process.wait()
-        said.seek(0)
-        lines = said.read().decode().splitlines()
-    last = json.loads(lines[-1]) if lines else {}
-    return last if last.keys() & {"folder", "refused"} else {"refused": "broken"}
 
 
 def _refusal(last: dict[str, Any], repo: str, subset: str, revision: str) -> SourceError:
@@ -123,7 +89,7 @@ def _refusal(last: dict[str, Any], repo: str, subset: str, revision: str) -> Sou
             "Give a branch, a tag or a commit after the @, or none.",
         ),
         "slow": (
-            f"The Hub sent nothing of {name} for {PATIENCE_S:.0f} seconds.",
+            f"The Hub sent nothing of {name} for {fetching.PATIENCE_S:.0f} seconds.",
             "Try again later, or give a file or a folder.",
         ),
         "offline": (
@@ -141,37 +107,30 @@ def _refusal(last: dict[str, Any], repo: str, subset: str, revision: str) -> Sou
 # --- the process that fetches -------------------------------------------------------------------
 
 
-def _say(**values: object) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
-    sys.stdout.flush()
-
-
 def _fetch(repo: str, subset: str, revision: str, place: str) -> None:
     """Find the commit, and bring its splits unless they are there."""
-    _say(begun=repo)
+    say(begun=repo)
     import httpx2
-    from huggingface_hub import HfApi, constants, errors
+    from huggingface_hub import HfApi, errors
 
-    # A missing token is said so: otherwise one that lies on this machine would be taken.
-    token = os.environ.get("HF_TOKEN") or False
-    constants.DOWNLOAD_CHUNK_SIZE = 1 << 18  # small steps: a slow line is told from a dead one
+    token = ready()
     try:
         info = HfApi(token=token).dataset_info(repo, revision=revision or None, timeout=10)
     except errors.GatedRepoError:
-        return _say(refused="gated")
+        return say(refused="gated")
     except errors.RevisionNotFoundError:
-        return _say(refused="revision")
+        return say(refused="revision")
     except errors.RepositoryNotFoundError:
-        return _say(refused="missing")
+        return say(refused="missing")
     except (OSError, ValueError, httpx2.HTTPError):
-        return _say(refused="offline")
+        return say(refused="offline")
     final = Path(place) / f"{_stem(repo, subset)}@{info.sha}"
     if not final.exists():
-        _say(found=info.sha)
+        say(found=info.sha)
         refused = _bring(repo, subset, str(info.sha), token, final)
         if refused is not None:
-            return _say(**refused)
-    return _say(folder=str(final))
+            return say(**refused)
+    return say(folder=str(final))
 
 
 def _bring(

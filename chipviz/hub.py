@@ -1,26 +1,18 @@
 """The Hub: a model's files, fetched by a process of their own that can be stopped.
 
-`python -m chipviz.hub REPO REVISION` is that process: one JSON object a line on standard output, a
-last one with `folder` or `refused`. Its parent gives up when nothing new was said for a while; the
-library itself waits for as long as a byte comes now and then.
+`python -m chipviz.hub REPO REVISION` is that process; see `chipviz.fetching`.
 """
 
-import json
-import os
-import queue
 import re
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from chipviz import fetching
 from chipviz.errors import SourceError
-from chipviz.progress import Progress, ProgressFn
+from chipviz.fetching import ready, say
+from chipviz.progress import ProgressFn
 
-PATIENCE_S = 25.0
-"""How long the Hub may say and send nothing."""
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 NOT_WANTED = ["*/*", "consolidated*"]
 """Files of a model stand at the top; folders and one name hold the same weights in other forms."""
@@ -62,55 +54,10 @@ def download(repo: str, revision: str, progress: ProgressFn) -> Path:
     Raises:
         SourceError: One sentence for each way in which the Hub says no, or nothing.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "chipviz.hub", repo, revision],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parents[1],
-        text=True,
-    )
-    said: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    listener = threading.Thread(target=_listen, args=(process.stdout, said), daemon=True)
-    listener.start()
-    try:
-        last = _follow(said, repo, progress)
-    finally:
-        process.kill()
-        process.wait()
-        listener.join()
+    last = fetching.ask("hub", [repo, revision], repo, progress)
     if "folder" in last:
         return Path(last["folder"])
     raise _refusal(last.get("refused", "offline"), repo, revision)
-
-
-def _listen(lines: TextIO, said: "queue.Queue[dict[str, Any] | None]") -> None:
-    with lines:
-        for line in lines:
-            said.put(json.loads(line))
-    said.put(None)
-
-
-def _follow(
-    said: "queue.Queue[dict[str, Any] | None]", repo: str, progress: ProgressFn
-) -> dict[str, Any]:
-    """Report what arrives; the last object said, or that nothing came for too long."""
-    now = Progress("loading", f"asking the Hub for {repo}")
-    heard = time.monotonic()
-    last: dict[str, Any] = {}
-    while True:
-        progress(now)
-        try:
-            line = said.get(timeout=0.2)
-        except queue.Empty:
-            if time.monotonic() - heard > PATIENCE_S:
-                return {"refused": "slow"}
-            continue
-        if line is None:
-            return last
-        last, heard = line, time.monotonic()
-        if total := line.get("total"):
-            now = Progress("loading", f"downloading {repo}", min(line["done"], total), total)
 
 
 def _refusal(kind: str, repo: str, revision: str) -> SourceError:
@@ -129,7 +76,7 @@ def _refusal(kind: str, repo: str, revision: str) -> SourceError:
             "Give a branch, a tag or a commit after the @, or none.",
         ),
         "slow": (
-            f"The Hub sent nothing of {repo}{at} for {PATIENCE_S:.0f} seconds.",
+            f"The Hub sent nothing of {repo}{at} for {fetching.PATIENCE_S:.0f} seconds.",
             "Try again later; what has arrived is kept. Or give the folder of a saved model.",
         ),
         "offline": (
@@ -143,13 +90,8 @@ def _refusal(kind: str, repo: str, revision: str) -> SourceError:
 # --- the process that fetches -------------------------------------------------------------------
 
 
-def _say(**values: object) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
-    sys.stdout.flush()
-
-
 def _fetch(repo: str, revision: str) -> None:
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import errors, snapshot_download
     from tqdm.auto import tqdm
 
     class Said(tqdm):  # pyright: ignore[reportMissingTypeArgument]
@@ -162,29 +104,26 @@ def _fetch(repo: str, revision: str) -> None:
         def display(self, *_args: Any, **_kwargs: Any) -> None:
             if self.unit == "B" and self.n != getattr(self, "said", 0):
                 self.said = self.n
-                _say(done=self.n, total=self.total)
+                say(done=self.n, total=self.total)
 
-    constants.DOWNLOAD_CHUNK_SIZE = 1 << 18  # small steps: a slow line is told from a dead one
-    # A missing token is said so: otherwise one that lies on this machine would be taken.
-    token = os.environ.get("HF_TOKEN") or False
     try:
         folder = snapshot_download(
             repo,
             revision=revision,
-            token=token,
+            token=ready(),
             allow_patterns=WANTED,
             ignore_patterns=NOT_WANTED,
             max_workers=4,
             tqdm_class=Said,
         )
     except errors.GatedRepoError:
-        _say(refused="gated")
+        say(refused="gated")
     except errors.RevisionNotFoundError:
-        _say(refused="revision")
+        say(refused="revision")
     except errors.RepositoryNotFoundError:
-        _say(refused="missing")
+        say(refused="missing")
     else:
-        _say(folder=str(folder))
+        say(folder=str(folder))
 
 
 if __name__ == "__main__":

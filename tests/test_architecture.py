@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["hub", "sources", "datahub", "tables", "columns", "choices", "task", "prompt"],
+    *["fetching", "hub", "sources", "datahub", "tables", "columns", "choices", "task", "prompt"],
     *["team", "streams", "controls", "pooling"],
     *["vetting", "backbone", "adapters", "features", "outlook"],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
@@ -23,9 +23,9 @@ ORDER = [
 """A module imports only modules that stand before it."""
 
 LIGHT = [
-    *["errors", "progress", "config", "metrics", "selection", "report", "hub", "sources"],
-    *["store", "jobs", "server", "canvas", "charts", "heatmaps", "lengths", "team", "preview"],
-    "cards",
+    *["errors", "progress", "config", "metrics", "selection", "report"],
+    *["fetching", "hub", "sources", "store", "jobs", "server"],
+    *["canvas", "charts", "heatmaps", "lengths", "team", "preview", "cards"],
 ]
 """Modules that pages import: they open fast because these never load torch (nor does `ui`, which
 the tests of the pages hold)."""

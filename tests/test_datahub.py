@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-from chipviz import datahub
+from chipviz import datahub, fetching
 from chipviz.datahub import fetch_hub_data
 from chipviz.errors import SourceError
 from chipviz.progress import Cancelled, silent
@@ -87,7 +87,7 @@ def online(monkeypatch, tmp_path):
     ],
 )
 def test_each_way_to_say_no_has_its_sentence(home, monkeypatch, answer, source, said):
-    monkeypatch.setattr(datahub, "PATIENCE_S", 6.0 if answer is trickle else 60.0)
+    monkeypatch.setattr(fetching, "PATIENCE_S", 6.0 if answer is trickle else 60.0)
     with hub(answer) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         with pytest.raises(SourceError, match=said) as refused:
@@ -122,7 +122,7 @@ def test_a_cancel_ends_the_process(home):
     "source", ["a b", "a/b/c", "..", "a/..", "-x/y", "a/b:", "a/b@", "a/b:c/d", "a\n", "a/b@--x"]
 )
 def test_what_is_no_id_is_refused_before_anybody_is_asked(home, monkeypatch, source):
-    monkeypatch.setattr(datahub, "_in_a_process", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(fetching, "ask", lambda *_: pytest.fail("it was asked"))
     with pytest.raises(SourceError, match="no Hub id"):
         fetch_hub_data(source, home, silent)
 
@@ -215,8 +215,3 @@ def test_a_commit_is_brought_once_and_then_only_asked_for(tmp_path, monkeypatch,
 )
 def test_splits_are_found_by_their_names(names, expected):
     assert dict(datahub._splits(names)) == expected
-
-
-def test_results_are_lines_of_json(capsys):
-    datahub._say(folder="a\nb")
-    assert json.loads(capsys.readouterr().out) == {"folder": "a\nb"}

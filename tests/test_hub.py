@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from chipviz import hub
+from chipviz import fetching, hub
 from chipviz.adapters import find_model
 from chipviz.backbone import load_backbone
 from chipviz.errors import SourceError
@@ -122,10 +122,10 @@ def test_each_no_of_the_hub_has_its_own_sentence(name, said, home):
 
 @pytest.mark.usefixtures("server")
 def test_a_hub_that_sends_a_byte_now_and_then_is_given_up(home, monkeypatch):
-    monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(fetching, "PATIENCE_S", 3.0)
     with pytest.raises(SourceError, match="sent nothing of owner/slow for 3 seconds"):
         find_model("owner/slow", home, silent)
-    assert hub.PATIENCE_S < 30
+    assert fetching.PATIENCE_S < 30
 
 
 def test_an_unreachable_hub_has_its_own_sentence(home, monkeypatch, tmp_path):
@@ -153,7 +153,7 @@ def test_the_token_comes_from_the_environment_alone(server, home, monkeypatch, t
 @pytest.mark.usefixtures("server")
 def test_a_cancel_ends_the_process_that_asks(home, monkeypatch):
     started = []
-    popen = hub.subprocess.Popen
+    popen = fetching.subprocess.Popen
 
     def remember(*arguments, **options):
         started.append(popen(*arguments, **options))
@@ -162,7 +162,7 @@ def test_a_cancel_ends_the_process_that_asks(home, monkeypatch):
     def stop(_):
         raise Cancelled
 
-    monkeypatch.setattr(hub.subprocess, "Popen", remember)
+    monkeypatch.setattr(fetching.subprocess, "Popen", remember)
     with pytest.raises(Cancelled):
         find_model("owner/slow", home, stop)
     assert started[0].poll() is not None
