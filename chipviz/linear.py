@@ -27,8 +27,9 @@ CURVATURE = 0.1
 
 CACHE_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 """Rows of one block, at most: on a CPU both products of a block find it in the cache."""
-MEMORY_BYTES = 1 << 30
-"""Turned features up to this size stay in memory; larger ones are read anew for every step."""
+MEMORY_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+"""Centred features up to this size stay in memory; larger ones are read anew for every step, which
+costs a CPU a tenth more time and keeps a worker's memory the same for any number of texts."""
 
 Read = Callable[[int, int], Tensor]
 """Rows `start` to `stop` of K layers' features, shape (K, stop - start, D)."""
@@ -39,9 +40,13 @@ class Turn:
     """Coordinates in which a problem without bias is well conditioned, for each of K layers.
 
     Features are scaled by `scale`, then split into one coordinate along their mean, nearly
-    constant, which plays the bias; and the rest, whose mean is exactly zero.
+    constant, which plays the bias; and the rest, whose mean is exactly zero. The fit never forms
+    them: with c a feature minus its mean, a turned feature times w is c times `back(w)`, plus
+    `BIAS_SCALE` times the last number of w.
     """
 
+    mean: Tensor
+    """Of the training features, shape (K, 1, D)."""
     scale: Tensor
     """Per-feature spread of the training features, shape (K, 1, D)."""
     direction: Tensor
@@ -65,17 +70,14 @@ class Turn:
         scale = torch.maximum(spread, floor).clamp_min(1e-12)
         scaled = mean / scale
         length = scaled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return cls(scale, (scaled / length).mT, length)
+        return cls(mean, scale, (scaled / length).mT, length)
 
-    def into(self, features: Tensor, out: Tensor | None = None) -> Tensor:
+    def into(self, features: Tensor) -> Tensor:
         """Features (K, N, D) -> turned features (K, N, D + 1); the last column plays the bias."""
-        k, n, width = features.shape
-        turned = features.new_empty(k, n, width + 1) if out is None else out
-        rest = torch.div(features, self.scale, out=turned[..., :-1])
-        along = rest @ self.direction
-        rest.sub_(along * self.direction.mT)
-        turned[..., -1:] = along * (BIAS_SCALE / self.length)
-        return turned
+        scaled = features / self.scale
+        along = scaled @ self.direction
+        rest = scaled - along * self.direction.mT
+        return torch.cat([rest, along * (BIAS_SCALE / self.length)], dim=-1)
 
     def back(self, turned: Tensor) -> Tensor:
         """Turned weights (K, R, D + 1) -> weights (K, R, D) on plain features."""
@@ -89,6 +91,21 @@ class Turn:
         along = scaled @ self.direction
         rest = scaled - along * self.direction.mT
         return torch.cat([rest, along * (self.length / BIAS_SCALE)], dim=-1)
+
+    def pull(self, centred: Tensor, total: Tensor) -> Tensor:
+        """Factors of rows, times the turned rows, from what they give with the centred ones.
+
+        Args:
+            centred: Factors times centred features, shape (K, R, D).
+            total: The sum of the factors, shape (K, R, 1).
+
+        Returns:
+            Shape (K, R, D + 1).
+        """
+        scaled = centred / self.scale
+        along = scaled @ self.direction
+        last = BIAS_SCALE * (along / self.length + total)
+        return torch.cat([scaled - along * self.direction.mT, last], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -113,13 +130,14 @@ class Problem:
             Values, shape (K, G'), and gradients, shape (K, G', C (D + 1)).
         """
         k, g, _ = x.shape
-        weight = x.view(k, g * self.n_classes, -1)
+        turned, turn = x.view(k, g * self.n_classes, -1), self.blocks.turn
+        weight, bias = turn.back(turned), BIAS_SCALE * turned[..., -1:]
+        centred, total = torch.zeros_like(weight), torch.zeros_like(bias)
         penalty = self.penalty[:, columns]
-        gradient = penalty[..., None] * x
-        value = 0.5 * (gradient * x).sum(dim=-1)
-        flat = gradient.view_as(weight)
+        value = 0.5 * penalty * x.square().sum(dim=-1)
         for block, labels, rows in self.blocks:
-            logits = (weight @ block.mT).view(k, g, self.n_classes, -1)  # classes beside rows: wide
+            # Classes beside rows: wide.
+            logits = torch.baddbmm(bias, weight, block.mT).view(k, g, self.n_classes, -1)
             residual = logits.log_softmax(dim=2)
             where = labels.expand(k, g, 1, -1)
             gain = residual.gather(2, where)  # (K, G', 1, n)
@@ -129,39 +147,46 @@ class Problem:
                 own = self.row_weight[columns, rows][:, None]  # (G', 1, n)
                 gain, residual, share = gain * own, residual * own, 1.0
             value -= share * gain.sum(dim=(2, 3))
-            flat.baddbmm_(residual.view(k, g * self.n_classes, -1), block, alpha=share)
+            flat = residual.view(k, g * self.n_classes, -1)
+            centred.baddbmm_(flat, block, alpha=share)
+            total.add_(flat.sum(dim=-1, keepdim=True), alpha=share)
+        gradient = penalty[..., None] * x + turn.pull(centred, total).view_as(x)
         return value.cpu().numpy().astype(np.float64), gradient
 
 
 class Blocks:
-    """Turned features and labels in blocks of rows: kept where they fit, else read every time."""
+    """Centred features and labels in blocks of rows: kept where they fit, else read every time."""
 
     def __init__(self, read: Read, turn: Turn, labels: Tensor) -> None:
         self.labels = labels
         self.n_rows = len(labels)
+        self.turn = turn
         self._read = read
-        self._turn = turn
         self._places = list(spans(read, self.n_rows))
-        k, width = turn.scale.shape[0], turn.scale.shape[-1] + 1
+        k, _, width = turn.mean.shape
         self._kept: Tensor | None = None
-        if 4 * k * self.n_rows * width <= MEMORY_BYTES:
+        limit = MEMORY_BYTES.get(turn.mean.device.type, MEMORY_BYTES["cpu"])
+        if 4 * k * self.n_rows * width <= limit:
             # One piece: many small ones would not go back to the system when they are freed.
-            self._kept = turn.scale.new_empty(k, self.n_rows, width)
+            self._kept = turn.mean.new_empty(k, self.n_rows, width)
             for start, stop in self._places:
-                turn.into(read(start, stop), out=self._kept[:, start:stop])
+                torch.sub(read(start, stop), turn.mean, out=self._kept[:, start:stop])
 
     def spread(self, directions: Tensor) -> Tensor:
-        """X'X / N times some directions (K, D + 1, R), without forming it."""
-        total = torch.zeros_like(directions)
+        """X'X / N of turned features times directions (K, D + 1, R), without forming it."""
+        weight, bias = self.turn.back(directions.mT), BIAS_SCALE * directions[:, -1:].mT
+        centred, total = torch.zeros_like(weight), torch.zeros_like(bias)
         for block, _, _ in self:
-            total.baddbmm_(block.mT, block @ directions, alpha=1 / self.n_rows)
-        return total
+            along = torch.baddbmm(bias, weight, block.mT)
+            centred.baddbmm_(along, block, alpha=1 / self.n_rows)
+            total.add_(along.sum(dim=-1, keepdim=True), alpha=1 / self.n_rows)
+        return self.turn.pull(centred, total).mT
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, slice]]:
-        """Blocks (K, n, D + 1), their labels (n,) and which rows they are."""
+        """Blocks (K, n, D), their labels (n,) and which rows they are."""
         for start, stop in self._places:
             if self._kept is None:
-                block = self._turn.into(self._read(start, stop))
+                block = self._read(start, stop) - self.turn.mean
             else:
                 block = self._kept[:, start:stop]
             yield block, self.labels[start:stop], slice(start, stop)
@@ -188,11 +213,11 @@ class Flattened:
     @classmethod
     def of(cls, blocks: "Blocks", penalty: Tensor) -> "Flattened":
         """Find the directions of turned features, for penalties (K, G)."""
-        first, _, _ = next(iter(blocks))
-        k, _, width = first.shape
+        k, _, width = blocks.turn.mean.shape
+        width += 1
         n_kept = min(N_FLAT, width // 2)
         random = torch.Generator().manual_seed(0)
-        probe = torch.randn(k, width, n_kept + 4, generator=random).to(first)
+        probe = torch.randn(k, width, n_kept + 4, generator=random).to(blocks.turn.mean)
         basis = torch.linalg.qr(blocks.spread(probe)).Q
         spread, turn = torch.linalg.eigh(basis.mT @ blocks.spread(basis))
         directions = (basis @ turn)[..., -n_kept:]

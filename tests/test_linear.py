@@ -109,7 +109,7 @@ def test_flattened_coordinates_are_the_inverse_root_of_the_curvature(problem):
     blocks = Blocks(rows_of(features), Turn.of(rows_of(features), len(labels)), labels)
     penalty = torch.tensor([[0.3, 0.02]])
     flat = Flattened.of(blocks, penalty)
-    turned = torch.cat([block[0] for block, _, _ in blocks]).double()
+    turned = blocks.turn.into(features)[0].double()
     width, n_kept = turned.shape[1], flat.directions.shape[-1]
     inner = flat.directions[0].T @ flat.directions[0]
     torch.testing.assert_close(inner, torch.eye(n_kept), atol=1e-4, rtol=0)
@@ -138,7 +138,7 @@ def test_blocks_that_are_read_anew_give_the_weights_of_blocks_that_are_kept(prob
     features, labels, n_classes = problem
     kept = fit_linear(rows_of(features), labels, n_classes)
     monkeypatch.setattr(linear, "CACHE_BYTES", {"cpu": 70 * features[0, 0].nbytes})
-    monkeypatch.setattr(linear, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(linear, "MEMORY_BYTES", {"cpu": 0})
     reads = []
 
     def read(start, stop):
