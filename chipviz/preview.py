@@ -50,6 +50,8 @@ class PromptPreview:
     probed: dict[Pooling, tuple[int, int]]
     """The tokens a chip reads: from the first number up to, not including, the second."""
     label: str
+    left_out: tuple[str, ...] = ()
+    """The ends of its texts that the length limit removes."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,8 @@ def in_words(found: Preview) -> list[str]:
             one = stop - start == 1
             read = repr(example.tokens[start]) if one else f"all {stop - start} tokens"
             lines.append(f"{pooling:>10} reads {read}")
+        for end in example.left_out:
+            lines.append(f"{'left out':>10}: {end[:60]!r}, {len(end):,} characters")
     return lines
 
 
@@ -256,18 +260,23 @@ def _counts(labels: Sequence[int], names: Sequence[str]) -> dict[str, int]:
 def _examples(
     task: "Task", prompt: "Prompt", poolings: Sequence[Pooling]
 ) -> tuple[PromptPreview, ...]:
+    from chipviz.prompt import left_out
+
     train = task.splits["train"]
     rows = train.take(range(min(N_EXAMPLES, len(train))))
     decode = prompt.tokenizer.decode
+    read = prompt.encode(rows.texts, rows.pairs)
+    pairs = rows.pairs or [""] * len(rows)
     return tuple(
         PromptPreview(
             prompt=decode(ids, clean_up_tokenization_spaces=False),
             tokens=tuple(decode([token], clean_up_tokenization_spaces=False) for token in ids),
             probed={pooling: _probed(pooling, len(ids)) for pooling in poolings},
             label=task.label_names[label],
+            left_out=left_out(prompt, text, pair),
         )
-        for ids, label in zip(
-            prompt.encode(rows.texts, rows.pairs), rows.labels.tolist(), strict=True
+        for ids, label, text, pair in zip(
+            read, rows.labels.tolist(), rows.texts, pairs, strict=True
         )
     )
 

@@ -166,13 +166,16 @@ def load_prompt(folder: Path, template: str, max_length: int, max_chars: int) ->
     return Prompt(load_tokenizer(folder), template, max_length, max_chars)
 
 
+def left_out(prompt: Prompt, text: str, pair: str = "") -> tuple[str, ...]:
+    """The ends of a row's texts that the length limit removes."""
+    texts = [text] if holds_options(pair) else [text, pair]
+    return tuple(end for whole in texts if (end := whole[prompt.max_chars :]))
+
+
 def n_cut(prompt: Prompt, rows: Examples) -> int:
     """How many rows the length limit shortens a text of."""
     pairs = rows.pairs or [""] * len(rows)
-    return sum(
-        len(text) > prompt.max_chars or (len(pair) > prompt.max_chars and not holds_options(pair))
-        for text, pair in zip(rows.texts, pairs, strict=True)
-    )
+    return sum(bool(left_out(prompt, *row)) for row in zip(rows.texts, pairs, strict=True))
 
 
 def n_truncated(prompt: Prompt, task: Task) -> int:

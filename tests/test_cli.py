@@ -213,8 +213,9 @@ def test_inspect_says_what_train_read_and_train_says_what_it_guessed(trained, to
         assert list(rows["label_counts"]) == task["label_names"]
     assert found["max_chars"] == task["max_chars"]
     assert all(example["tokens"][-1] == ":" for example in found["examples"])
+    shown = chipviz(home, "inspect", *options).out
     said = "text = `text`, label = `label`, guessed"
-    assert said in chipviz(home, "inspect", *options).out
+    assert said in shown
     assert said in chipviz(home, "show", run["run_id"]).out
 
 

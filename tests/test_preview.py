@@ -89,11 +89,14 @@ def test_the_examples_are_whole_prompts_with_the_probed_tokens_marked(looked, to
     for example in found.examples:
         assert "".join(example.tokens) == example.prompt
         text = example.prompt.removeprefix("say ").removesuffix(" now:")
-        (label,) = {label for whole, label in written.items() if whole.startswith(text)}
-        assert label == example.label
+        assert written[text + "".join(example.left_out)] == example.label
         n = len(example.tokens)
         assert example.probed == {"last": (n - 1, n), "mean": (0, n)}
         assert example.tokens[-1] == ":"
+    ends = [end for example in found.examples for end in example.left_out]
+    assert ends
+    said = [line for line in preview.in_words(found) if "left out: " in line]
+    assert all(repr(end[:60]) in line for end, line in zip(ends, said, strict=True))
 
 
 def test_texts_that_splits_share_are_counted_once_whatever_their_case(without_weights, tmp_path):

@@ -246,18 +246,21 @@ def test_hostile_texts_labels_and_columns_reach_the_form_only_escaped(form):
 
 
 def test_a_token_of_white_space_and_a_piece_of_a_word_are_marked_visibly():
-    def drawn(prompt, tokens):
+    def drawn(prompt, tokens, *ends):
         last = len(tokens) - 1
         probed = {"last": (last, last + 1), "mean": (0, last + 1)}
-        return prompt_step.prompt_html(
-            {"prompt": prompt, "tokens": tokens, "probed": probed, "label": "a"}
-        )
+        example = {"prompt": prompt, "tokens": tokens, "probed": probed}
+        return prompt_step.prompt_html({**example, "label": "a", "left_out": ends})
 
     assert ">⏎</mark>" in drawn("one\n", ["one", "\n"])
     assert "token</mark>" not in drawn("tokenise", ["token", "##ise"])
     assert "token<mark" in drawn("tokenise", ["token", "##ise"])
     long = drawn("x" * 5000 + ":", ["x", ":"])
     assert "3,500 characters" in long
+    assert "<s>" not in long
+    cut = drawn("tokens", ["tokens"], "<b>gone")
+    assert "<s>&lt;b&gt;gone</s>" in cut
+    assert "left out by the limit, 7 characters" in cut
     assert ">:</mark>" in long
 
 

@@ -11,6 +11,8 @@ from chipviz.ui import state
 
 MAX_SHOWN = 1_500
 """Characters of a prompt drawn before the rest is folded into a mark."""
+MAX_LEFT_OUT = 240
+"""The same of what the limit leaves out."""
 
 
 def choose(*, embedded: bool) -> dict[str, Any]:
@@ -83,8 +85,13 @@ def prompt_html(example: dict[str, Any]) -> str:
         )
         place = stop
     pieces.append(_folded(prompt[place:]))
+    ends = "".join(
+        f'<div class="cv-left-out"><s>{_folded(end, MAX_LEFT_OUT)}</s> '
+        f'<span class="cv-muted">left out by the limit, {len(end):,} characters</span></div>'
+        for end in example["left_out"]
+    )
     return (
-        f'<div class="cv-prompt"><div class="cv-read">{"".join(pieces)}</div>'
+        f'<div class="cv-prompt"><div class="cv-read">{"".join(pieces)}</div>{ends}'
         f'<div class="cv-muted">label <b>{html.escape(example["label"][:80])}</b> · '
         f"{' · '.join(said)}</div></div>"
     )
@@ -105,11 +112,10 @@ def _visible(token: str) -> str:
     return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
 
 
-def _folded(text: str) -> str:
-    """The beginning and the end of a text, in HTML; between them how much was left out."""
-    if len(text) <= MAX_SHOWN:
+def _folded(text: str, most: int = MAX_SHOWN) -> str:
+    """The beginning and the end of a text, in HTML; between them how much is not shown."""
+    if len(text) <= most:
         return html.escape(text)
-    left_out = len(text) - MAX_SHOWN
-    head, tail = text[: 2 * MAX_SHOWN // 3], text[-MAX_SHOWN // 3 :]
-    gap = f'<span class="cv-muted"> … {left_out:,} characters … </span>'
+    head, tail = text[: 2 * most // 3], text[-most // 3 :]
+    gap = f'<span class="cv-muted"> … {len(text) - most:,} characters … </span>'
     return f"{html.escape(head)}{gap}{html.escape(tail)}"

@@ -51,6 +51,9 @@ _SHEET = """
   margin:0 0 1rem; }
 .cv-read { font-family:monospace; font-size:.92rem; white-space:pre-wrap; overflow-wrap:anywhere;
   unicode-bidi:isolate; line-height:1.6; }
+.cv-left-out { font-family:monospace; font-size:.92rem; overflow-wrap:anywhere;
+  unicode-bidi:isolate; margin:.2rem 0; }
+.cv-left-out s { opacity:.55; white-space:pre-wrap; }
 .cv-probed { background:none; color:inherit; font-weight:700; border:2px solid; border-radius:4px;
   padding:0 .2em; }
 .cv-bars span { overflow-wrap:anywhere; }
