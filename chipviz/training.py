@@ -31,9 +31,11 @@ from chipviz.task import Task
 PointsFn = Callable[[Sequence[CurvePoint]], None]
 Key = tuple[ChipKind, Pooling]
 
-LIVE_GROWTH = 1.3
-"""The live curve is refitted when this many times more training texts have arrived: all refits
-together cost a few times the last one, whatever the number of texts."""
+LIVE_GROWTH = 1.5
+"""From one size of the live curve to the next: all refits together cost three times the last one,
+whatever the number of texts."""
+LIVE_FEWEST = 32
+"""Training texts of its smallest size."""
 TOGETHER_BYTES = {"cpu": 0, "cuda": 8 << 30}
 """Features of layers that are fitted side by side, at most, one layer at least: a GPU is only full
 with many, a CPU's cache only holds one."""
@@ -289,7 +291,10 @@ class Trainer:
 
 @dataclass
 class LiveCurve:
-    """Refits all layers, warm, each time clearly more training texts have arrived."""
+    """Refits all layers, warm, at growing sizes as soon as so many training texts have arrived.
+
+    The sizes depend on the task alone: a resumed run ends with the same learning curve.
+    """
 
     task: Task
     config: RunConfig
@@ -303,18 +308,23 @@ class LiveCurve:
     _weights: dict[tuple[Pooling, int], Tensor] = field(default_factory=dict)
 
     def on_chunk(self, features: Features, chunk: Chunk) -> None:
-        """Draw the curve anew if it is time to."""
+        """Draw the curve for every size that can be fitted now."""
         if chunk.split == "validation":
             self._n_checked = chunk.stop
-        n_train = len(self.task.splits["train"])
-        enough = min(n_train, LIVE_GROWTH * self._n_fitted)
-        if chunk.split != "train" or chunk.stop < enough or "linear" not in self.config.chips:
+        if chunk.split != "train" or "linear" not in self.config.chips:
             return
         start = time.perf_counter()
-        self._n_fitted = chunk.stop
-        labels = labels_of(self.task, "train")[: chunk.stop]
+        for n_rows in live_sizes(len(self.task.splits["train"])):
+            if self._n_fitted < n_rows <= chunk.stop:
+                self._n_fitted = n_rows
+                self._draw(features, n_rows)
+        self.seconds += time.perf_counter() - start
+
+    def _draw(self, features: Features, n_rows: int) -> None:
+        """Fit the first training texts; points of every pooling as they come."""
+        labels = labels_of(self.task, "train")[:n_rows]
         validation = labels_of(self.task, "validation")[: self._n_checked]
-        label = f"drawing the curve after {chunk.stop} of {n_train} texts"
+        label = f"drawing the curve after {n_rows} of {len(self.task.splits['train'])} texts"
         for pooling in self.config.poolings:
             points = []
 
@@ -329,9 +339,8 @@ class LiveCurve:
             accuracies = side_by_side(fit, range(features.n_layers), self.device)
             for layer, accuracy in enumerate(accuracies):
                 self.progress(Progress("extracting", label))
-                points.append(CurvePoint(chunk.stop, layer, pooling, "linear", accuracy))
+                points.append(CurvePoint(n_rows, layer, pooling, "linear", accuracy))
             self.on_points(points)
-        self.seconds += time.perf_counter() - start
 
     def _fit(self, features: Features, pooling: Pooling, layer: int, labels: Tensor) -> Tensor:
         """One strength from the middle of the grid and a loose end: this curve is a preview."""
@@ -347,6 +356,14 @@ class LiveCurve:
         )[0, 0]
         self._weights[pooling, layer] = weight
         return weight
+
+
+def live_sizes(n_train: int) -> list[int]:
+    """Numbers of training texts at which the live curve is drawn, ascending; all of them last."""
+    sizes = [n_train]
+    while (fewer := round(sizes[-1] / LIVE_GROWTH)) >= LIVE_FEWEST:
+        sizes.append(fewer)
+    return sizes[::-1]
 
 
 def with_constant(read: Read) -> Read:

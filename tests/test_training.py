@@ -6,7 +6,7 @@ import torch
 
 from chipviz.chips import Chips
 from chipviz.linear import fit_linear
-from chipviz.training import with_constant
+from chipviz.training import live_sizes, with_constant
 from tests import families
 from tests.test_experiment import run, write_csv
 
@@ -122,3 +122,13 @@ def test_chips_have_a_bias_where_no_final_norm_is(tiny_backbone_folder, toy_csv,
         _, run_dir = run(home, folder, toy_csv, poolings=("mean",), repeats=2)
         chips = Chips.load(run_dir / "chips.safetensors", _fingerprint(folder))
         assert (chips.stacks["linear", "mean"].bias is not None) is biased
+
+
+def test_the_live_curve_has_sizes_that_grow_to_all_texts():
+    assert live_sizes(1_000) == [39, 59, 88, 132, 198, 297, 445, 667, 1_000]
+    assert live_sizes(20) == [20]
+    for n_train in (1, 31, 33, 50, 20_000):
+        sizes = live_sizes(n_train)
+        assert sizes[-1] == n_train
+        assert sizes == sorted(set(sizes))
+        assert sum(sizes) < 3.1 * n_train
