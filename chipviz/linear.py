@@ -29,7 +29,7 @@ CACHE_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 """Rows of one block, at most: on a CPU both products of a block find it in the cache."""
 MEMORY_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 """Centred features up to this size stay in memory; larger ones are read anew for every step, which
-costs a CPU a tenth more time and keeps a worker's memory the same for any number of texts."""
+costs a CPU a tenth more time and spares a worker's memory."""
 
 Read = Callable[[int, int], Tensor]
 """Rows `start` to `stop` of K layers' features, shape (K, stop - start, D)."""
