@@ -10,9 +10,10 @@ from typing import TypeVar
 import torch
 
 from chipviz import sources, tables
+from chipviz.arrays import Features
 from chipviz.backbone import Backbone, convert_gguf, fast_dtype, load_backbone
 from chipviz.config import EXAMPLE, Pooling, RunConfig
-from chipviz.features import ORDER, Features, extract
+from chipviz.features import ORDER, extract
 from chipviz.prompt import Prompt, bake, load_tokenizer
 from chipviz.task import Examples, Task, make_task
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.bench import Bench, Work
 from benchmarks.measure import Row, alternate
+from chipviz.arrays import Features
 from chipviz.config import Pooling, Split
-from chipviz.features import Features
 from chipviz.linear import STRENGTHS, Turn, fit_linear
 from chipviz.streams import side_by_side
 from chipviz.training import labels_of, read_layers

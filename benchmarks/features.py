@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.bench import Bench, Work
 from benchmarks.measure import Row, alternate, difference, figure_row, matrix_rate, missing_row
+from chipviz.arrays import Features
 from chipviz.backbone import SAFE, pad
+from chipviz.batching import batch_tokens
 from chipviz.config import Pooling
-from chipviz.features import ORDER, Features, batch_tokens
+from chipviz.features import ORDER
 
 BATCH = 16
 POOLINGS: tuple[Pooling, ...] = ("last", "mean")
@@ -31,7 +33,7 @@ Reader = Callable[[Any, Work], Tensor]
 
 def against_plain_loop(bench: Bench) -> list[Row]:
     """Features of all layers, last and mean: against the plain loop, and against the machine."""
-    n = bench.pick(1000, 300)
+    n = bench.pick(4000, 300)
     gap = _check_plain_loop(bench)
     work = bench.open(max_train=n, max_validation=50, max_test=50)
     model = load_causal(bench, work.backbone.dtype)

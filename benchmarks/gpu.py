@@ -20,8 +20,9 @@ from transformers import AutoModel, LlamaConfig
 
 from benchmarks.measure import matrix_rate
 from chipviz.backbone import Backbone, find_blocks
+from chipviz.batching import batch_tokens, batches
 from chipviz.errors import BackboneError, ChipvizError
-from chipviz.features import batch_tokens, batches, forward_pooled
+from chipviz.features import forward_pooled
 from chipviz.linear import STRENGTHS, fit_linear
 from chipviz.training import TOGETHER_BYTES
 

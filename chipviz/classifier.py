@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from chipviz.backbone import FOREIGN, SAFE, find_blocks, pad, segments
+from chipviz.batching import batch_tokens, batches
 from chipviz.chips import Chip
 from chipviz.config import CutSpec, Pooling, Preset
 from chipviz.errors import BackboneError, BundleError
-from chipviz.features import batch_tokens, batches
 from chipviz.pooling import pool
 from chipviz.prompt import segment_break
 from chipviz.report import BundleKind, TaskInfo

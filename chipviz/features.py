@@ -1,17 +1,14 @@
 """Backbone + task -> pooled hidden states of every layer, streamed to disk, resumable.
 
-One array a split and pooling, (L + 1, N, D) float32; a manifest says which chunks of rows are done
-and what their bytes were. A chunk counts only when the manifest says so, and the manifest is
-written after the bytes: whatever kills the process, the next one goes on at the next chunk.
+Batches go through the backbone in one stream without a pause between chunks; the leader of a run
+writes what has arrived while the next batches are computed.
 """
 
 import hashlib
 import json
-import os
 import threading
-import zlib
-from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,11 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chipviz.arrays import Features, Writer
 from chipviz.backbone import Backbone, pad, watch_layers
+from chipviz.batching import Chunk, batch_tokens, batches, plan
 from chipviz.config import Pooling, Split
 from chipviz.errors import JobError
-from chipviz.metrics import EMBEDDING_LAYER
 from chipviz.pooling import AT_ONE_TOKEN, pool
 from chipviz.progress import Meter, Progress, ProgressFn, silent
 from chipviz.prompt import Prompt
@@ -33,72 +31,14 @@ from chipviz.streams import side_by_side
 from chipviz.task import Examples, Task
 from chipviz.team import ALONE, Team
 
-FORMAT = 2
+FORMAT = 3
 ORDER: tuple[Split, ...] = ("validation", "train", "test")
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
-"""Tokens of one forward pass at most, padding included: large enough for full matrix speed on the
-device, small enough for a CPU's cache."""
-SMALL_BATCH, SIMILAR = 0.2, 0.9
-"""A batch with this share of its tokens takes no text any more that is clearly shorter, of less
-than this share of its longest: another pass costs less than the padding."""
 ENCODE_ROWS = 1_000
-CHUNK_BATCHES = 8
-"""Full batches of one chunk: how much a killed run has to do again, and how many texts there are to
-sort by length. A split's first chunk has half as many: the curve waits for it."""
-
 
 Ids = Sequence[int] | NDArray[np.int32]
 """Token ids of one text."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows `start` to `stop` of one split."""
-
-    split: Split
-    start: int
-    stop: int
-
-    @property
-    def key(self) -> str:
-        """Name in the manifest."""
-        return f"{self.split}:{self.start}-{self.stop}"
-
-
-@dataclass(frozen=True)
-class Features:
-    """Pooled hidden states on disk."""
-
-    folder: Path
-    poolings: tuple[Pooling, ...]
-    n_layers: int
-    hidden_size: int
-    sizes: dict[Split, int]
-
-    def read(
-        self, split: Split, pooling: Pooling, layer: int, start: int = 0, stop: int | None = None
-    ) -> Tensor:
-        """Rows `start` to `stop` of one layer; layer -1 is the embedding output.
-
-        Returns:
-            Shape (stop - start, D), float32. Read, not mapped: the pages of a mapping would count
-            as this process's memory.
-
-        Raises:
-            IndexError: If there is no such layer.
-        """
-        if not EMBEDDING_LAYER <= layer < self.n_layers:
-            raise IndexError(f"layer {layer} is outside of -1 to {self.n_layers - 1}")
-        n_rows = self.sizes[split]
-        stop = n_rows if stop is None else min(stop, n_rows)
-        first = ((layer + 1) * n_rows + start) * self.hidden_size
-        path = _path(self.folder, split, pooling)
-        with path.open("rb") as file:
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
-            file.seek(4 * first, os.SEEK_CUR)
-            values = np.fromfile(file, np.float32, (stop - start) * self.hidden_size)
-        return torch.from_numpy(values.reshape(-1, self.hidden_size))
+Part = tuple[Sequence[int], NDArray[np.float32]]
+"""Some rows of a chunk, counted from its first, and their states, shape (P, L + 1, R, D)."""
 
 
 @dataclass(frozen=True)
@@ -109,33 +49,46 @@ class _Reading:
     pad_id: int
     ids: dict[Split, list[NDArray[np.int32]]]
     poolings: tuple[Pooling, ...]
+    meter: Meter
 
-    def compute(self, chunk: Chunk, meter: Meter) -> NDArray[np.float32]:
-        """Pooled states of one chunk, shape (P, L + 1, N, D)."""
-        ids = self.ids[chunk.split][chunk.start : chunk.stop]
-        shape = (
-            len(self.poolings),
-            self.backbone.n_layers + 1,
-            chunk.stop - chunk.start,
-            self.backbone.hidden_size,
-        )
-        values = np.empty(shape, dtype=np.float32)
-        lengths = [len(sequence) for sequence in ids]
-        label = f"reading {chunk.split} texts through {self.backbone.n_layers} layers"
-        grouped = batches(lengths, batch_tokens(self.backbone.device))
+    def read(self, chunks: Sequence[Chunk]) -> Generator[Iterator[Part]]:
+        """The parts of each chunk, in order; a chunk's must be taken before the next chunk's."""
+        pieces = ((chunk, rows) for chunk in chunks for rows in self._batches(chunk))
         with pooling_pass(self.backbone, self.pad_id, self.poolings) as forward:
 
-            def states(rows: list[int]) -> NDArray[np.float32]:
-                return forward([ids[i] for i in rows]).cpu().numpy()
+            def states(piece: tuple[Chunk, list[int]]) -> Part:
+                chunk, rows = piece
+                ids = self.ids[chunk.split]
+                return rows, forward([ids[chunk.start + row] for row in rows]).cpu().numpy()
 
             passes = (
-                side_by_side(states, grouped, self.backbone.device)
+                side_by_side(states, pieces, self.backbone.device)
                 if _reentrant(self.backbone)
-                else map(states, grouped)
+                else (states(piece) for piece in pieces)
             )
-            for rows, pooled in zip(grouped, passes, strict=True):
-                values[:, :, rows] = pooled
-                meter.advance(len(rows), label, sum(lengths[i] for i in rows))
+            with closing(passes):
+                for chunk in chunks:
+                    yield self._parts(chunk, passes)
+
+    def _batches(self, chunk: Chunk) -> list[list[int]]:
+        lengths = [len(ids) for ids in self.ids[chunk.split][chunk.start : chunk.stop]]
+        return batches(lengths, batch_tokens(self.backbone.device))
+
+    def _parts(self, chunk: Chunk, passes: Iterator[Part]) -> Iterator[Part]:
+        ids, left = self.ids[chunk.split], len(chunk)
+        label = f"reading {chunk.split} texts through {self.backbone.n_layers} layers"
+        while left:
+            rows, states = next(passes)
+            left -= len(rows)
+            yield rows, states
+            self.meter.advance(len(rows), label, sum(len(ids[chunk.start + row]) for row in rows))
+
+    def whole(self, chunk: Chunk, parts: Iterable[Part]) -> NDArray[np.float32]:
+        """The states of all rows of a chunk, shape (P, L + 1, N, D)."""
+        layers, width = self.backbone.n_layers + 1, self.backbone.hidden_size
+        values = np.empty((len(self.poolings), layers, len(chunk), width), dtype=np.float32)
+        for rows, states in parts:
+            values[:, :, rows] = states
         return values
 
 
@@ -175,58 +128,60 @@ def extract(
     ids: dict[Split, list[NDArray[np.int32]]] = {
         split: _encode(prompt, task.splits[split]) for split in ORDER
     }
-    reading = _Reading(backbone, prompt.tokenizer.pad_token_id, ids, poolings)
     meter = Meter("extracting", sum(features.sizes.values()), progress)
+    reading = _Reading(backbone, prompt.tokenizer.pad_token_id, ids, poolings, meter)
+    digest = _digest(identity)
     if not team.leads:
-        _help(team, identity, reading, meter)
+        _help(team, digest, reading)
         return features, 0
-    budget = CHUNK_BATCHES * batch_tokens(backbone.device)
-    chunks = [chunk for split in ORDER for chunk in plan(split, ids[split], budget)]
+    batch = batch_tokens(backbone.device)
+    chunks = [chunk for split in ORDER for chunk in plan(split, ids[split], batch)]
     # A curve can be drawn as soon as there are a few texts to fit and a few to check with.
     chunks.sort(key=lambda chunk: chunk.start > 0 or chunk.split == "test")
     n_tokens = 0
     with _alone_in(folder, progress):
-        done = _open_store(features, identity)
-        missing = {chunk.key: _missing(features, chunk, done) for chunk in chunks}
-        results = _results(team, identity, reading, meter, [c for c in chunks if missing[c.key]])
-        for chunk in chunks:
-            if wanted := missing[chunk.key]:
-                _write(features, chunk, wanted, next(results))
-                sums = {p: _checksum(features, chunk, p) for p in wanted}
-                done[chunk.key] = done.get(chunk.key, {}) | sums
-                _write_manifest(folder, identity, done)
-                n_tokens += sum(map(len, ids[chunk.split][chunk.start : chunk.stop]))
-            else:
-                meter.skip(chunk.stop - chunk.start)
-            on_chunk(features, chunk)
+        writer = Writer(features, identity)
+        missing = {chunk: writer.missing(chunk) for chunk in chunks}
+        todo = [chunk for chunk in chunks if missing[chunk]]
+        with closing(_lead(team, digest, reading, todo)) as results:
+            for chunk in chunks:
+                if wanted := missing[chunk]:
+                    for rows, states in next(results):
+                        writer.write(chunk, rows, states, wanted)
+                    writer.finish(chunk, wanted)
+                    n_tokens += sum(map(len, ids[chunk.split][chunk.start : chunk.stop]))
+                else:
+                    meter.skip(len(chunk))
+                on_chunk(features, chunk)
     return features, n_tokens
 
 
-def _results(
-    team: Team, identity: dict[str, Any], reading: _Reading, meter: Meter, todo: list[Chunk]
-) -> Iterator[NDArray[np.float32]]:
-    """The values of each chunk to do, in order; the helpers compute their share beside."""
-    team.share((_digest(identity), todo))
-    for first in range(0, len(todo), team.size):
-        together = todo[first : first + team.size]
-        values = team.gather(reading.compute(together[0], meter))
-        for chunk, computed in zip(together, values, strict=False):
-            if chunk is not together[0]:
-                meter.advance(chunk.stop - chunk.start, "reading texts in several processes")
-            yield computed
+def _lead(
+    team: Team, digest: str, reading: _Reading, todo: Sequence[Chunk]
+) -> Generator[Iterable[Part]]:
+    """The parts of each chunk to do, in order; the helpers compute their share beside."""
+    team.share((digest, todo))
+    with closing(reading.read(todo[:: team.size])) as own:
+        for first, parts in zip(range(0, len(todo), team.size), own, strict=True):
+            yield parts
+            others = team.gather(None)[1:]
+            for chunk, states in zip(todo[first + 1 :], others, strict=False):
+                reading.meter.advance(len(chunk), "reading texts in several processes")
+                yield [(range(len(chunk)), states)]
 
 
-def _help(team: Team, identity: dict[str, Any], reading: _Reading, meter: Meter) -> None:
+def _help(team: Team, digest: str, reading: _Reading) -> None:
     """Compute every chunk that falls to this process and send it to the leader."""
-    digest, todo = team.share()
-    if digest != _digest(identity):
+    leaders, todo = team.share()
+    if leaders != digest:
         raise JobError(
             "The processes of this run do not see the same texts or the same backbone.",
             "Give every machine the same files and the same versions.",
         )
-    for first in range(0, len(todo), team.size):
-        mine = todo[first + team.rank : first + team.rank + 1]
-        team.gather(reading.compute(mine[0], meter) if mine else None)
+    mine = todo[team.rank :: team.size]
+    with closing(reading.read(mine)) as read:
+        for i in range(len(todo[:: team.size])):
+            team.gather(reading.whole(mine[i], next(read)) if i < len(mine) else None)
 
 
 def _encode(prompt: Prompt, rows: Examples) -> list[NDArray[np.int32]]:
@@ -237,41 +192,6 @@ def _encode(prompt: Prompt, rows: Examples) -> list[NDArray[np.int32]]:
         encoded = prompt.encode(part.texts, part.pairs)
         ids += [np.array(sequence, dtype=np.int32) for sequence in encoded]
     return ids
-
-
-def batch_tokens(device: torch.device) -> int:
-    """Tokens of one forward pass on a device."""
-    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
-
-
-def plan(split: Split, ids: Sequence[Sized], budget: int) -> list[Chunk]:
-    """Cut a split into chunks of consecutive rows of about `budget` tokens, the first of half."""
-    chunks, start, tokens = [], 0, 0
-    for row, sequence in enumerate(ids):
-        tokens += len(sequence)
-        if tokens >= (budget if start else budget / 2) or row == len(ids) - 1:
-            chunks.append(Chunk(split, start, row + 1))
-            start, tokens = row + 1, 0
-    return chunks
-
-
-def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group rows of similar length so that rows x longest stays within `budget` tokens.
-
-    Returns:
-        Row numbers by batch; every row in exactly one, longest first.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    grouped: list[list[int]] = []
-    for row in order:
-        longest = lengths[grouped[-1][0]] if grouped else 0
-        n_tokens = len(grouped[-1]) * longest if grouped else 0
-        padded = lengths[row] < SIMILAR * longest and n_tokens >= budget * SMALL_BATCH
-        if grouped and n_tokens + longest <= budget and not padded:
-            grouped[-1].append(row)
-        else:
-            grouped.append([row])
-    return grouped
 
 
 @contextmanager
@@ -362,86 +282,3 @@ def _identity(backbone: Backbone, prompt: Prompt, task: Task) -> dict[str, Any]:
 
 def _digest(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-Done = dict[str, dict[str, int]]
-"""Chunk -> pooling -> CRC-32 of its bytes."""
-
-
-def _open_store(features: Features, identity: dict[str, Any]) -> Done:
-    """Make sure every array is there, and say which chunks are done."""
-    features.folder.mkdir(parents=True, exist_ok=True)
-    done = _read_manifest(features.folder, identity)
-    for split, n_rows in features.sizes.items():
-        for pooling in features.poolings:
-            shape = (features.n_layers + 1, n_rows, features.hidden_size)
-            path = _path(features.folder, split, pooling)
-            if not _is_array(path, shape):
-                _create(path, shape)
-    return done
-
-
-def _missing(features: Features, chunk: Chunk, done: Done) -> list[Pooling]:
-    """The poolings of a chunk that were never done, or whose bytes are not what they were."""
-    sums = done.get(chunk.key, {})
-    return [
-        p for p in features.poolings if p not in sums or sums[p] != _checksum(features, chunk, p)
-    ]
-
-
-def _write(
-    features: Features, chunk: Chunk, wanted: Sequence[Pooling], values: NDArray[np.float32]
-) -> None:
-    for i, pooling in enumerate(features.poolings):
-        if pooling in wanted:
-            stored = _open(features.folder, chunk.split, pooling, "r+")
-            stored[:, chunk.start : chunk.stop] = values[i]
-            stored.flush()
-
-
-def _read_manifest(folder: Path, identity: dict[str, Any]) -> Done:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return manifest["done"] if manifest.get("identity") == identity else {}
-
-
-def _write_manifest(folder: Path, identity: dict[str, Any], done: Done) -> None:
-    temporary = folder / "manifest.tmp"  # one name: the folder is locked, and none is left over
-    temporary.write_text(json.dumps({"identity": identity, "done": done}, indent=1), "utf-8")
-    temporary.replace(folder / "manifest.json")
-
-
-def _path(folder: Path, split: Split, pooling: Pooling) -> Path:
-    return folder / f"{split}-{pooling}.npy"
-
-
-def _is_array(path: Path, shape: tuple[int, ...]) -> bool:
-    try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
-        return False
-    return stored.shape == shape and stored.dtype == np.float32
-
-
-def _create(path: Path, shape: tuple[int, ...]) -> None:
-    """An empty array that owns its disk space: a full disk is an error here, not a crash later."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as handle:
-            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
-
-
-def _open(folder: Path, split: Split, pooling: Pooling, mode: str) -> Any:
-    """Map one array; the mapping goes with the last reference, and its pages with it."""
-    return np.lib.format.open_memmap(_path(folder, split, pooling), mode=mode)  # type: ignore[arg-type]
-
-
-def _checksum(features: Features, chunk: Chunk, pooling: Pooling) -> int:
-    """CRC-32 of one chunk's bytes; catches truncated and flipped files."""
-    crc = 0
-    for layer in range(EMBEDDING_LAYER, features.n_layers):
-        rows = features.read(chunk.split, pooling, layer, chunk.start, chunk.stop)
-        crc = zlib.crc32(rows.numpy().data, crc)
-    return crc

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from chipviz.backbone import FOREIGN, SAFE, count_published, fast_dtype
+from chipviz.batching import batch_tokens
 from chipviz.config import RunConfig
 from chipviz.errors import BackboneError
-from chipviz.features import batch_tokens
 from chipviz.streams import n_streams
 from chipviz.vetting import licence_of, vet
 

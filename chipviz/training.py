@@ -17,15 +17,16 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from chipviz import metrics
+from chipviz.arrays import Features
+from chipviz.batching import Chunk
 from chipviz.chips import Chip, Chips
 from chipviz.config import PUBLISHED_MAX_TRAIN, ChipKind, Pooling, RunConfig, Split
-from chipviz.features import Chunk, Features
 from chipviz.linear import STRENGTHS, Read, choose_strength, fit_linear
 from chipviz.metrics import EMBEDDING_LAYER, CurvePoint, Score
 from chipviz.mlp import fit_mlp
 from chipviz.progress import Meter, Progress, ProgressFn
 from chipviz.published import fit_published
-from chipviz.streams import side_by_side
+from chipviz.streams import n_streams, side_by_side
 from chipviz.task import Task
 
 PointsFn = Callable[[Sequence[CurvePoint]], None]
@@ -302,6 +303,7 @@ class LiveCurve:
     progress: ProgressFn
     on_points: PointsFn
     seconds: float = 0.0
+    """Spent on refits so far, while texts are read beside them."""
     _n_fitted: int = 0
     _n_checked: int = 0
     """Validation texts that have arrived."""
@@ -313,12 +315,10 @@ class LiveCurve:
             self._n_checked = chunk.stop
         if chunk.split != "train" or "linear" not in self.config.chips:
             return
-        start = time.perf_counter()
         for n_rows in live_sizes(len(self.task.splits["train"])):
             if self._n_fitted < n_rows <= chunk.stop:
                 self._n_fitted = n_rows
                 self._draw(features, n_rows)
-        self.seconds += time.perf_counter() - start
 
     def _draw(self, features: Features, n_rows: int) -> None:
         """Fit the first training texts; points of every pooling as they come."""
@@ -328,16 +328,19 @@ class LiveCurve:
         for pooling in self.config.poolings:
             points = []
 
-            def fit(layer: int, pooling: Pooling = pooling) -> float:
+            def fit(layer: int, pooling: Pooling = pooling) -> tuple[float, float]:
+                start = time.perf_counter()
                 weight = self._fit(features, pooling, layer, labels)
                 rows = read_layers(
                     features, "validation", pooling, [layer], self.device, 0, len(validation)
                 )
                 said = (rows[0] @ weight.T).argmax(dim=1).cpu()
-                return float((said == validation).double().mean())
+                accuracy = float((said == validation).double().mean())
+                return accuracy, time.perf_counter() - start
 
-            accuracies = side_by_side(fit, range(features.n_layers), self.device)
-            for layer, accuracy in enumerate(accuracies):
+            fitted = side_by_side(fit, range(features.n_layers), self.device)
+            for layer, (accuracy, seconds) in enumerate(fitted):
+                self.seconds += seconds / n_streams(self.device)
                 self.progress(Progress("extracting", label))
                 points.append(CurvePoint(n_rows, layer, pooling, "linear", accuracy))
             self.on_points(points)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import LlamaModel, PreTrainedTokenizerFast
 
-from chipviz import features
+from chipviz import batching, features
 from chipviz.backbone import load_backbone
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.task import Examples, Task
@@ -31,7 +31,8 @@ WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon")
 
 def read_texts(folder: Path, home: Path, ready: int) -> None:
     """Extract features of 160 texts in chunks of about 60 tokens."""
-    features.BATCH_TOKENS["cpu"], features.CHUNK_BATCHES = 30, 2
+    batching.BATCH_TOKENS["cpu"] = 30
+    batching.FIRST_BATCHES, batching.CHUNK_BATCHES, batching.MOST_BATCHES = 1, 2, 2
     draw = np.random.default_rng(0)
 
     def some(n):

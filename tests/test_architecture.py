@@ -13,7 +13,7 @@ ORDER = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
     *["fetching", "hub", "sources", "datahub", "tables", "columns", "choices", "task", "prompt"],
     *["team", "streams", "controls", "pooling"],
-    *["vetting", "backbone", "adapters", "features", "outlook"],
+    *["batching", "arrays", "vetting", "backbone", "adapters", "features", "outlook"],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
     *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "preview", "experiment"],
     *["ahead", "store", "inference", "worker", "jobs", "server"],

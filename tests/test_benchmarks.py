@@ -162,6 +162,11 @@ def test_the_papers_recipe_written_plainly_trains_the_chips_of_preset_published(
             trained = list(mine.get_submodule(f"{kind}.{layer}").parameters())
             torch.testing.assert_close(ours.weight[layer], trained[-2].data, rtol=0, atol=1e-6)
             assert not torch.equal(begin[kind][-2][layer], trained[-2])
+    accuracies = iter(paper.validate(model, ids, labels, mine))
+    for kind in ("linear", "mlp"):
+        for layer in range(n_layers):
+            said = mine.get_submodule(f"{kind}.{layer}")(rows[layer]).argmax(dim=1)
+            assert next(accuracies) == pytest.approx(float((said == labels).double().mean()))
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chipviz import backbone as backbone_module
-from chipviz import experiment, features
+from chipviz import batching, experiment
 from chipviz.chips import Chips
 from chipviz.config import RunConfig
 from chipviz.progress import Cancelled, silent
@@ -20,8 +20,10 @@ from tests.conftest import planted_rows
 def small_chunks(monkeypatch):
     """Small chunks, and one dtype: each home measures its own, and two homes are compared here."""
     monkeypatch.setattr(backbone_module, "_measure_dtype", lambda _: torch.float32)
-    monkeypatch.setattr(features, "BATCH_TOKENS", {"cpu": 400})
-    monkeypatch.setattr(features, "CHUNK_BATCHES", 2)
+    monkeypatch.setattr(batching, "BATCH_TOKENS", {"cpu": 400})
+    monkeypatch.setattr(batching, "FIRST_BATCHES", 1)
+    monkeypatch.setattr(batching, "CHUNK_BATCHES", 2)
+    monkeypatch.setattr(batching, "MOST_BATCHES", 2)
 
 
 def run(folder, backbone, data, *, progress=silent, name="one", on_points=lambda _: None, **more):

@@ -1,6 +1,5 @@
 """Features: streamed equals whole, batch mates change nothing, and a broken run goes on."""
 
-import itertools
 import json
 import subprocess
 import sys
@@ -10,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from chipviz import batching
 from chipviz import features as features_module
 from chipviz.backbone import load_backbone
-from chipviz.features import ORDER, batches, extract, forward_pooled, plan
+from chipviz.features import ORDER, extract, forward_pooled
 from chipviz.progress import Cancelled
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.task import Examples, Task
@@ -24,8 +24,9 @@ POOLINGS = ("last", "mean", "first", "max", "raw")
 @pytest.fixture
 def line(tiny_backbone_folder, monkeypatch):
     """A tiny backbone, a prompt and a task of texts of many lengths, in small chunks."""
-    monkeypatch.setattr(features_module, "BATCH_TOKENS", {"cpu": 30})
-    monkeypatch.setattr(features_module, "CHUNK_BATCHES", 2)
+    monkeypatch.setattr(batching, "BATCH_TOKENS", {"cpu": 30})
+    for name, n_batches in (("FIRST", 1), ("CHUNK", 2), ("MOST", 2)):
+        monkeypatch.setattr(batching, f"{name}_BATCHES", n_batches)
     backbone = load_backbone(tiny_backbone_folder, "tiny", dtype=torch.float32, device="cpu")
     words = ["red", "green", "blue", "one", "two", "three", "sun", "moon"]
     random = np.random.default_rng(0)
@@ -112,23 +113,6 @@ def test_a_texts_features_do_not_depend_on_its_batch_mates(line):
     for row, alone in enumerate(ids):
         single = forward_pooled(backbone, [alone], prompt.tokenizer.pad_token_id, POOLINGS)
         torch.testing.assert_close(single[:, :, 0], together[:, :, row], atol=1e-5, rtol=0)
-
-
-def test_every_row_is_in_exactly_one_batch_within_the_budget():
-    lengths = [5, 90, 1, 30, 30, 30, 7, 64, 2, 100]
-    grouped = batches(lengths, budget=100)
-    assert sorted(row for batch in grouped for row in batch) == list(range(10))
-    assert all(len(b) * max(lengths[i] for i in b) <= 100 for b in grouped)
-    assert batches([500], budget=100) == [[0]]
-
-
-def test_chunks_cover_a_split_in_order_without_gaps():
-    chunks = plan("train", [[0] * n for n in (3000, 3000, 10, 9000, 1)], 4096)
-    edges = [(c.start, c.stop) for c in chunks]
-    assert edges[0] == (0, 1)  # of half the budget: a curve waits for it
-    assert edges[1] == (1, 4)
-    assert edges[-1][1] == 5
-    assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 7, 12])

@@ -61,3 +61,20 @@ def test_only_a_few_items_are_taken_ahead():
     assert len(taken) <= 2 * MAX_STREAMS + 1
     results.close()
     assert len(taken) < 100
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_caller_may_have_other_work_done_on_the_same_threads_between_two_results():
+    def work(_):
+        return threading.get_ident(), torch.get_num_threads()
+
+    outer = side_by_side(work, range(20), CPU)
+    seen = [next(outer)]
+    seen += side_by_side(work, range(20), CPU)
+    assert torch.get_num_threads() == 1  # the outer work is not over
+    seen += outer
+    threads = {thread for thread, _ in seen}
+    assert threading.get_ident() not in threads
+    assert len(threads) <= 2
+    assert {n_threads for _, n_threads in seen} == {1}
+    assert torch.get_num_threads() == 2
