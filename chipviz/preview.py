@@ -26,6 +26,8 @@ N_EXAMPLES = 3
 N_MEASURED = 1_000
 """Texts of each split whose tokens are counted."""
 N_BINS = 20
+SHOWN_CHARS = 200
+"""Of what the length limit removes: a text may be millions of characters long."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,16 @@ class SplitPreview:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """The end of a text that the length limit removes."""
+
+    begins: str
+    """Its first characters."""
+    n_chars: int
+    """Of all of it."""
+
+
+@dataclass(frozen=True)
 class PromptPreview:
     """One training text as the model will read it."""
 
@@ -50,8 +62,8 @@ class PromptPreview:
     probed: dict[Pooling, tuple[int, int]]
     """The tokens a chip reads: from the first number up to, not including, the second."""
     label: str
-    left_out: tuple[str, ...] = ()
-    """The ends of its texts that the length limit removes."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What the length limit removes of its texts."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +251,7 @@ def in_words(found: Preview) -> list[str]:
             read = repr(example.tokens[start]) if one else f"all {stop - start} tokens"
             lines.append(f"{pooling:>10} reads {read}")
         for end in example.left_out:
-            lines.append(f"{'left out':>10}: {end[:60]!r}, {len(end):,} characters")
+            lines.append(f"{'left out':>10}: {end.begins[:60]!r}, {end.n_chars:,} characters")
     return lines
 
 
@@ -273,7 +285,9 @@ def _examples(
             tokens=tuple(decode([token], clean_up_tokenization_spaces=False) for token in ids),
             probed={pooling: _probed(pooling, len(ids)) for pooling in poolings},
             label=task.label_names[label],
-            left_out=left_out(prompt, text, pair),
+            left_out=tuple(
+                LeftOut(end[:SHOWN_CHARS], len(end)) for end in left_out(prompt, text, pair)
+            ),
         )
         for ids, label, text, pair in zip(
             read, rows.labels.tolist(), rows.texts, pairs, strict=True

@@ -89,14 +89,30 @@ def test_the_examples_are_whole_prompts_with_the_probed_tokens_marked(looked, to
     for example in found.examples:
         assert "".join(example.tokens) == example.prompt
         text = example.prompt.removeprefix("say ").removesuffix(" now:")
-        assert written[text + "".join(example.left_out)] == example.label
+        assert written[text + "".join(end.begins for end in example.left_out)] == example.label
+        assert all(len(end.begins) == end.n_chars for end in example.left_out)
         n = len(example.tokens)
         assert example.probed == {"last": (n - 1, n), "mean": (0, n)}
         assert example.tokens[-1] == ":"
     ends = [end for example in found.examples for end in example.left_out]
     assert ends
     said = [line for line in preview.in_words(found) if "left out: " in line]
-    assert all(repr(end[:60]) in line for end, line in zip(ends, said, strict=True))
+    assert all(repr(end.begins[:60]) in line for end, line in zip(ends, said, strict=True))
+
+
+def test_of_what_the_limit_removes_the_beginning_alone_is_kept(without_weights, tmp_path):
+    """A cell may hold ten million characters; three of them are no preview."""
+    rows = ["text,label", *(f"{'word ' * 4000}{i},{'ab'[i % 2]}" for i in range(40))]
+    (tmp_path / "long.csv").write_text("\n".join(rows))
+    config = RunConfig.checked(
+        backbone=str(without_weights), data=str(tmp_path / "long.csv"), max_length=16
+    )
+    found = preview.inspect(config, home=tmp_path)
+    for example in found.examples:
+        (end,) = example.left_out
+        assert len(end.begins) == preview.SHOWN_CHARS
+        assert 19_000 < end.n_chars < 20_001
+    assert len(json.dumps(found.to_dict())) < 10_000
 
 
 def test_texts_that_splits_share_are_counted_once_whatever_their_case(without_weights, tmp_path):

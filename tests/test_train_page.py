@@ -250,7 +250,8 @@ def test_a_token_of_white_space_and_a_piece_of_a_word_are_marked_visibly():
         last = len(tokens) - 1
         probed = {"last": (last, last + 1), "mean": (0, last + 1)}
         example = {"prompt": prompt, "tokens": tokens, "probed": probed}
-        return prompt_step.prompt_html({**example, "label": "a", "left_out": ends})
+        left_out = [{"begins": end[:20], "n_chars": len(end)} for end in ends]
+        return prompt_step.prompt_html({**example, "label": "a", "left_out": left_out})
 
     assert ">⏎</mark>" in drawn("one\n", ["one", "\n"])
     assert "token</mark>" not in drawn("tokenise", ["token", "##ise"])
@@ -258,9 +259,11 @@ def test_a_token_of_white_space_and_a_piece_of_a_word_are_marked_visibly():
     long = drawn("x" * 5000 + ":", ["x", ":"])
     assert "3,500 characters" in long
     assert "<s>" not in long
-    cut = drawn("tokens", ["tokens"], "<b>gone")
-    assert "<s>&lt;b&gt;gone</s>" in cut
+    cut = drawn("tokens", ["tokens"], "<b>gone", "y" * 3000)
+    assert "<s>&lt;b&gt;gone</s> <" in cut
     assert "left out by the limit, 7 characters" in cut
+    assert "yy</s> … <" in cut
+    assert "left out by the limit, 3,000 characters" in cut
     assert ">:</mark>" in long
 
 

@@ -11,8 +11,6 @@ from chipviz.ui import state
 
 MAX_SHOWN = 1_500
 """Characters of a prompt drawn before the rest is folded into a mark."""
-MAX_LEFT_OUT = 240
-"""The same of what the limit leaves out."""
 
 
 def choose(*, embedded: bool) -> dict[str, Any]:
@@ -86,8 +84,9 @@ def prompt_html(example: dict[str, Any]) -> str:
         place = stop
     pieces.append(_folded(prompt[place:]))
     ends = "".join(
-        f'<div class="cv-left-out"><s>{_folded(end, MAX_LEFT_OUT)}</s> '
-        f'<span class="cv-muted">left out by the limit, {len(end):,} characters</span></div>'
+        f'<div class="cv-left-out"><s>{html.escape(end["begins"])}</s>'
+        f"{' …' * (len(end['begins']) < end['n_chars'])} "
+        f'<span class="cv-muted">left out by the limit, {end["n_chars"]:,} characters</span></div>'
         for end in example["left_out"]
     )
     return (
@@ -112,10 +111,10 @@ def _visible(token: str) -> str:
     return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
 
 
-def _folded(text: str, most: int = MAX_SHOWN) -> str:
+def _folded(text: str) -> str:
     """The beginning and the end of a text, in HTML; between them how much is not shown."""
-    if len(text) <= most:
+    if len(text) <= MAX_SHOWN:
         return html.escape(text)
-    head, tail = text[: 2 * most // 3], text[-most // 3 :]
-    gap = f'<span class="cv-muted"> … {len(text) - most:,} characters … </span>'
+    head, tail = text[: 2 * MAX_SHOWN // 3], text[-MAX_SHOWN // 3 :]
+    gap = f'<span class="cv-muted"> … {len(text) - MAX_SHOWN:,} characters … </span>'
     return f"{html.escape(head)}{gap}{html.escape(tail)}"
