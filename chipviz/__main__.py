@@ -34,57 +34,9 @@ def main(
 
 
 @app.command()
-def train(
-    context: typer.Context,
-    backbone: options.BackboneName,
-    data: options.DataName,
-    template: options.Template = None,
-    text: options.TextColumn = None,
-    text_pair: options.PairColumn = None,
-    label: options.LabelColumn = None,
-    choices: options.ChoicesColumn = None,
-    pooling: options.Poolings = None,
-    chip: Annotated[str, typer.Option(help="Comma-separated: linear, mlp.")] = "linear",
-    max_train: options.MaxTrain = None,
-    max_validation: options.MaxValidation = None,
-    max_test: options.MaxTest = None,
-    max_length: options.MaxLength = 256,
-    preset: options.PresetName = "sound",
-    class_weight: Annotated[
-        str, typer.Option(help="none, or balanced: every class counts alike.")
-    ] = "none",
-    repeats: Annotated[int, typer.Option(help="Fits of each chip; their spread is the band.")] = 1,
-    device_map: options.DeviceMap = None,
-    dtype: options.DtypeName = None,
-    blocks: Annotated[
-        str | None, typer.Option(help="Where the blocks are, such as transformer.h.")
-    ] = None,
-    seed: options.Seed = 0,
-    as_json: options.AsJson = False,
-) -> None:
+@options.takes_run
+def train(context: typer.Context, config: RunConfig, as_json: bool) -> None:
     """Train a chip on every layer of a frozen backbone."""
-    config = RunConfig.checked(
-        backbone=sources.absolute(backbone, sources.BACKBONE_WHEELS),
-        data=sources.absolute(data, tables.DATA_WHEELS),
-        template=template,
-        text=text,
-        text_pair=text_pair,
-        label=label,
-        choices=choices,
-        poolings=_parts(pooling),
-        chips=_parts(chip),
-        max_train=max_train,
-        max_validation=max_validation,
-        max_test=max_test,
-        max_length=max_length,
-        preset=preset,
-        class_weight=class_weight,
-        repeats=repeats,
-        device_map=device_map,
-        dtype=dtype,
-        blocks=blocks,
-        seed=seed,
-    )
     if team.is_helper():
         _help(config, context.obj)
         return
@@ -93,47 +45,11 @@ def train(
 
 
 @app.command()
-def inspect(
-    context: typer.Context,
-    backbone: options.BackboneName,
-    data: options.DataName,
-    template: options.Template = None,
-    text: options.TextColumn = None,
-    text_pair: options.PairColumn = None,
-    label: options.LabelColumn = None,
-    choices: options.ChoicesColumn = None,
-    pooling: options.Poolings = None,
-    max_train: options.MaxTrain = None,
-    max_validation: options.MaxValidation = None,
-    max_test: options.MaxTest = None,
-    max_length: options.MaxLength = 256,
-    preset: options.PresetName = "sound",
-    device_map: options.DeviceMap = None,
-    dtype: options.DtypeName = None,
-    seed: options.Seed = 0,
-    as_json: options.AsJson = False,
-) -> None:
+@options.takes_run
+def inspect(context: typer.Context, config: RunConfig, as_json: bool) -> None:
     """Show what train would read: columns, splits, labels, lengths and three prompts."""
     from chipviz import preview
 
-    config = RunConfig.checked(
-        backbone=sources.absolute(backbone, sources.BACKBONE_WHEELS),
-        data=sources.absolute(data, tables.DATA_WHEELS),
-        template=template,
-        text=text,
-        text_pair=text_pair,
-        label=label,
-        choices=choices,
-        poolings=_parts(pooling),
-        max_train=max_train,
-        max_validation=max_validation,
-        max_test=max_test,
-        max_length=max_length,
-        preset=preset,
-        device_map=device_map,
-        dtype=dtype,
-        seed=seed,
-    )
     found = preview.inspect(config, home=context.obj, progress=printing.printer())
     printing.end_progress()
     if as_json:
@@ -366,11 +282,6 @@ def _help(config: RunConfig, home: Path) -> None:
 
     with suppress(ChipvizError):
         experiment.help_leader(config, home=home)
-
-
-def _parts(named: str | None) -> tuple[str, ...]:
-    """What an option lists, by commas; nothing where it is not given."""
-    return tuple(part.strip() for part in named.split(",")) if named is not None else ()
 
 
 def _work(store: Store, job: Job, as_json: bool) -> None:

@@ -1,45 +1,19 @@
 """The options of the command line: their names, their types and what they say of themselves."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from chipviz.config import Rule
+from chipviz import sources, tables
+from chipviz.config import Rule, RunConfig
 from chipviz.errors import ConfigError
 from chipviz.report import RunReport, SelectionInfo, load_correct
 
-BackboneName = Annotated[
-    str, typer.Option("--backbone", help="Embedded name, Hub id, folder or GGUF file.")
-]
-DataName = Annotated[
-    str, typer.Option("--data", help="Embedded name, file, folder or Hub id (owner/name:subset).")
-]
-Template = Annotated[str | None, typer.Option(help="Prompt around {text} and {text_pair}.")]
 TextColumn = Annotated[str | None, typer.Option("--text", help="Column of the texts.")]
-PairColumn = Annotated[str | None, typer.Option("--text-pair", help="Column of the second texts.")]
-LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of the labels.")]
-ChoicesColumn = Annotated[
-    str | None, typer.Option("--choices", help="Column of the options of multiple choice.")
-]
-Poolings = Annotated[
-    str | None,
-    typer.Option(
-        "--pooling", help="Comma-separated: last, mean, first, max; without it, what suits."
-    ),
-]
-MaxTrain = Annotated[int | None, typer.Option(help="Training texts at most.")]
-MaxValidation = Annotated[int | None, typer.Option(help="Validation texts at most.")]
-MaxTest = Annotated[int | None, typer.Option(help="Test texts at most.")]
-MaxLength = Annotated[int, typer.Option(help="Tokens of a prompt, template included.")]
-PresetName = Annotated[
-    str, typer.Option("--preset", help="sound, or published: the paper's recipe beside it.")
-]
-DeviceMap = Annotated[
-    str | None, typer.Option(help="auto: spread a model too large for one device.")
-]
-DtypeName = Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16.")]
-Seed = Annotated[int, typer.Option(help="Orders and splits the texts.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Layer = Annotated[int | None, typer.Option(help="The last layer to keep, from 0.")]
 PoolingName = Annotated[str | None, typer.Option(help="Take a chip on this pooling.")]
@@ -47,6 +21,98 @@ ChipName = Annotated[str | None, typer.Option(help="Take a chip of this kind.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `runs` lists it.")]
 RULES = ", ".join(rule for rule in get_args(Rule) if rule != "manual")
 _RULE_OF = {"tolerance": "within", "margin": "non-inferior", "budget": "budget"}
+
+
+def run_config(
+    *,
+    backbone: Annotated[str, typer.Option(help="Embedded name, Hub id, folder or GGUF file.")],
+    data: Annotated[
+        str, typer.Option(help="Embedded name, file, folder or Hub id (owner/name:subset).")
+    ],
+    template: Annotated[
+        str | None, typer.Option(help="Prompt around {text} and {text_pair}.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    text_pair: Annotated[str | None, typer.Option(help="Column of the second texts.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="Column of the options of multiple choice.")
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: last, mean, first, max; without it, what suits."),
+    ] = None,
+    chip: Annotated[str, typer.Option(help="Comma-separated: linear, mlp.")] = "linear",
+    max_train: Annotated[int | None, typer.Option(help="Training texts at most.")] = None,
+    max_validation: Annotated[int | None, typer.Option(help="Validation texts at most.")] = None,
+    max_test: Annotated[int | None, typer.Option(help="Test texts at most.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of a prompt, template included.")] = 256,
+    preset: Annotated[
+        str, typer.Option(help="sound, or published: the paper's recipe beside it.")
+    ] = "sound",
+    class_weight: Annotated[
+        str, typer.Option(help="none, or balanced: every class counts alike.")
+    ] = "none",
+    repeats: Annotated[int, typer.Option(help="Fits of each chip; their spread is the band.")] = 1,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread a model too large for one device.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16.")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Where the blocks are, such as transformer.h.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Orders and splits the texts.")] = 0,
+) -> RunConfig:
+    """The run that these options ask for.
+
+    Raises:
+        ConfigError: If one of them says what no run can do.
+    """
+    return RunConfig.checked(
+        backbone=sources.absolute(backbone, sources.BACKBONE_WHEELS),
+        data=sources.absolute(data, tables.DATA_WHEELS),
+        template=template,
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        choices=choices,
+        poolings=_parts(pooling),
+        chips=_parts(chip),
+        max_train=max_train,
+        max_validation=max_validation,
+        max_test=max_test,
+        max_length=max_length,
+        preset=preset,
+        class_weight=class_weight,
+        repeats=repeats,
+        device_map=device_map,
+        dtype=dtype,
+        blocks=blocks,
+        seed=seed,
+    )
+
+
+def takes_run(command: Callable[[typer.Context, RunConfig, bool], None]) -> Callable[..., None]:
+    """A command with the options of a run, which it gets checked: `train`'s are `inspect`'s."""
+
+    @wraps(command)
+    def with_options(context: typer.Context, as_json: bool, **given: Any) -> None:
+        command(context, run_config(**given), as_json)
+
+    own = inspect.signature(command).parameters["context"]
+    shared = inspect.signature(run_config).parameters.values()
+    last = inspect.Parameter(
+        "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson
+    )
+    parameters = [own, *shared, last]
+    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
+    vars(with_options)["__signature__"] = inspect.Signature(parameters)
+    return with_options
+
+
+def _parts(named: str | None) -> tuple[str, ...]:
+    """What an option lists, by commas; nothing where it is not given."""
+    return tuple(part.strip() for part in named.split(",")) if named is not None else ()
 
 
 def choose(

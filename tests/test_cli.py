@@ -202,7 +202,7 @@ def test_tokens_gives_every_layers_answer_at_every_token(trained):
 def test_inspect_says_what_train_read_and_train_says_what_it_guessed(trained, toy_csv):
     home, run = trained
     options = ["--backbone", run["config"]["backbone"], "--data", toy_csv, "--template", TEMPLATE]
-    options += ["--max-length", "40", "--max-test", "40"]
+    options += ["--max-length", "40", "--max-test", "40", "--chip", "mlp", "--repeats", "2"]
     found = chipviz(home, "inspect", *options, "--json").json
     task = run["task"]
     assert found["columns"] == task["columns"] == {"text": "text", "label": "label"}
