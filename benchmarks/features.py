@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 from benchmarks.bench import Bench, Work
 from benchmarks.measure import Row, alternate, difference, figure_row, matrix_rate, missing_row
 from chipviz.arrays import Features
-from chipviz.backbone import SAFE, pad
+from chipviz.backbone import pad
 from chipviz.batching import batch_tokens
 from chipviz.config import Pooling
 from chipviz.features import ORDER
+from chipviz.vetting import SAFE
 
 BATCH = 16
 POOLINGS: tuple[Pooling, ...] = ("last", "mean")

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import AutoModel, LlamaConfig
 
 from benchmarks.measure import matrix_rate
-from chipviz.backbone import Backbone, find_blocks
+from chipviz.anatomy import find_blocks
+from chipviz.backbone import Backbone
 from chipviz.batching import batch_tokens, batches
 from chipviz.errors import BackboneError, ChipvizError
 from chipviz.features import forward_pooled

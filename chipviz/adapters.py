@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from safetensors.torch import load_file
 
-from chipviz.backbone import FOREIGN, SAFE, convert_gguf
+from chipviz.backbone import convert_gguf
 from chipviz.errors import BackboneError, SourceError
 from chipviz.progress import Progress, ProgressFn, silent
 from chipviz.sources import ADAPTER, find_backbone, only_one, publish
-from chipviz.vetting import read_json, vet, vet_weights
+from chipviz.vetting import FOREIGN, SAFE, read_json, vet, vet_weights
 
 if TYPE_CHECKING:
     from peft import LoraConfig

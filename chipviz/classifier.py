@@ -15,7 +15,8 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from chipviz.backbone import FOREIGN, SAFE, find_blocks, pad, segments
+from chipviz.anatomy import find_blocks
+from chipviz.backbone import pad, segments
 from chipviz.batching import batch_tokens, batches
 from chipviz.chips import Chip
 from chipviz.config import CutSpec, Pooling, Preset
@@ -24,7 +25,7 @@ from chipviz.pooling import pool
 from chipviz.prompt import segment_break
 from chipviz.report import BundleKind, TaskInfo
 from chipviz.task import check_fields
-from chipviz.vetting import vet
+from chipviz.vetting import FOREIGN, SAFE, vet
 
 FORMAT = 1
 FILES = {".safetensors", ".json", ".md", ".txt", ".model"}

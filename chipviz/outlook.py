@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from chipviz.backbone import FOREIGN, SAFE, count_published, fast_dtype
+from chipviz.backbone import count_published, fast_dtype
 from chipviz.batching import batch_tokens
 from chipviz.config import RunConfig
 from chipviz.errors import BackboneError
 from chipviz.streams import n_streams
-from chipviz.vetting import licence_of, vet
+from chipviz.vetting import FOREIGN, SAFE, licence_of, vet
 
 
 @dataclass(frozen=True)

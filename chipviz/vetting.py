@@ -6,13 +6,24 @@ list of weight files may name a pickled one.
 """
 
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from chipviz.errors import BackboneError
+
+SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+"""How every file is loaded in chipviz: nothing in a model folder may run, nothing is fetched."""
+FOREIGN = (
+    *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError),
+    *(ImportError, ArithmeticError, AssertionError, struct.error, SafetensorError),
+    StrictDataclassError,
+)
+"""What libraries raise for files and settings that are not as they expect."""
 
 MAX_JSON = 64 << 20
 MAX_HEADER = 32 << 20

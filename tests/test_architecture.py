@@ -13,7 +13,7 @@ ORDER = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
     *["fetching", "hub", "sources", "datahub", "tables", "columns", "choices", "task", "prompt"],
     *["team", "streams", "controls", "pooling"],
-    *["batching", "arrays", "vetting", "backbone", "adapters", "features", "outlook"],
+    *["batching", "arrays", "vetting", "anatomy", "backbone", "adapters", "features", "outlook"],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
     *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "preview", "experiment"],
     *["ahead", "store", "inference", "worker", "jobs", "server"],
@@ -33,7 +33,15 @@ the tests of the pages hold)."""
 MAY_IMPORT = {
     "plotly": {"canvas", "charts", "heatmaps", "lengths"},
     "streamlit": {"ui", "pages", "app"},
-    "transformers": {"adapters", "backbone", "bundle", "classifier", "outlook", "prompt"},
+    "transformers": {
+        "adapters",
+        "anatomy",
+        "backbone",
+        "bundle",
+        "classifier",
+        "outlook",
+        "prompt",
+    },
     "peft": {"adapters"},
 }
 

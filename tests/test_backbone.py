@@ -12,7 +12,8 @@ from transformers import (
 )
 
 from chipviz import backbone as backbone_module
-from chipviz.backbone import fast_dtype, find_blocks, load_backbone, pad, watch_layers
+from chipviz.anatomy import find_blocks, probe
+from chipviz.backbone import fast_dtype, load_backbone, pad, watch_layers
 from chipviz.errors import BackboneError
 from chipviz.features import forward_pooled
 from chipviz.pruning import cut_config, cut_weights
@@ -141,7 +142,7 @@ class _Odd(torch.nn.Module):
 def test_a_model_that_is_no_chain_of_blocks_is_refused(way, said):
     model = _Odd(way).eval()
     with pytest.raises(BackboneError, match=said) as refused:
-        backbone_module._probe(model, find_blocks(model), "odd")
+        probe(model, find_blocks(model), "odd")
     assert "--blocks" in refused.value.hint
 
 
