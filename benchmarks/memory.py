@@ -1,14 +1,13 @@
 """Peak memory against the number of texts, each measured in a process of its own.
 
 As a program (`python -m benchmarks.memory HOME BACKBONE DATA N`) it extracts the features of N
-texts and ends; who started it asks the system how much memory it ever held.
+texts and ends; `benchmarks.peak` asks the system how much memory it ever held.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.bench import ROOT, Bench
@@ -55,27 +54,31 @@ def of_extraction(bench: Bench, n_texts: int) -> int:
     """Bytes a process held at most that extracts the features of so many training texts."""
     home = str(bench.fresh_home())
     arguments = [home, bench.backbone, bench.data, str(n_texts)]
-    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
-    return _peak(subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL), "the extraction")
+    return peak_of([sys.executable, "-m", "benchmarks.memory", *arguments])
 
 
 def of_worker(bench: Bench, n_texts: int) -> int:
     """Bytes the worker of a run on so many training texts held at most, chips and all."""
     store = Store(bench.fresh_home())
     job = jobs.enqueue_run(store, _config(bench, n_texts))
-    peak = _peak(jobs.start(store, job), "the worker")
+    peak = peak_of(jobs.worker_command(store, job))
     if (state := store.get(job.job_id).state) != "done":
         raise JobError(f"The run of {n_texts:,} texts ended as {state}.", "See its log.")
     return peak
 
 
-def _peak(process: subprocess.Popen[bytes], what: str) -> int:
-    """Wait for a process and ask for its largest resident size, in bytes."""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise JobError(f"The process of {what} ended with {process.returncode}.", "Run it by hand.")
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def peak_of(command: Sequence[str]) -> int:
+    """Largest resident size of a program, in bytes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.peak", *command],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise JobError(f"{command[2]} ended with {done.returncode}.", "Run it by hand.")
+    return int(done.stdout)
 
 
 def _config(bench: Bench, n_texts: int) -> RunConfig:

@@ -1,6 +1,7 @@
 """The benchmarks compare like with like: both sides of a row compute the same thing."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,6 +220,17 @@ def test_the_example_runs_through_a_worker_and_its_page_answers(bench):
 @pytest.mark.slow
 def test_memory_is_that_of_another_process(bench):
     assert memory.of_extraction(bench, 20) > 100 * memory.MIB
+
+
+def test_a_programs_peak_is_its_own_whoever_asks():
+    """Measured by its starter, a peak was the starter's own: the same for any number of texts."""
+    held = b"x" * (600 * memory.MIB)
+    peaks = [
+        memory.peak_of([sys.executable, "-c", f"b'x' * ({n} * 2**20)"]) / memory.MIB
+        for n in (0, 200)
+    ]
+    assert len(held) > 2 * max(peaks) * memory.MIB
+    assert peaks[1] - peaks[0] == pytest.approx(200, abs=20)
 
 
 def test_the_gpu_benchmark_computes_on_a_toy_and_refuses_without_a_gpu(capsys, monkeypatch):
