@@ -147,6 +147,8 @@ def _bring(
     except (ConnectionError, TimeoutError):
         return {"refused": "offline"}
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        if fetching.is_full(error):
+            raise
         return {"refused": "broken", "why": " ".join(str(error).split())[:200].rstrip(".")}
     with publish(final) as work:
         for split, name in _splits(loaded):
@@ -167,5 +169,5 @@ def _splits(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), fetching.saying_full():
         _fetch(*sys.argv[1:])

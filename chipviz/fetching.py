@@ -5,6 +5,7 @@ process says one JSON object a line on standard output, the last with what was f
 What it says beside, such as a bar of progress, only shows that it goes on.
 """
 
+import errno
 import json
 import os
 import queue
@@ -12,14 +13,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from chipviz.errors import SourceError
 from chipviz.progress import Progress, ProgressFn
 
 PATIENCE_S = 25.0
 """How long the Hub may say and send nothing."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a disk, or a file, that takes no more bytes."""
 
 
 def ask(module: str, arguments: Sequence[str], name: str, progress: ProgressFn) -> dict[str, Any]:
@@ -32,7 +37,11 @@ def ask(module: str, arguments: Sequence[str], name: str, progress: ProgressFn) 
         progress: Told `done` of `total` bytes where the process says them; a cancel ends it.
 
     Returns:
-        The last object it said, {} if none; {"refused": "slow"} if it fell silent.
+        The last object it said beside bytes, {} if none; {"refused": "slow"} if it fell silent.
+
+    Raises:
+        SourceError: If the disk is full.
+        Cancelled: As raised by `progress`.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", f"chipviz.{module}", *arguments],
@@ -46,17 +55,43 @@ def ask(module: str, arguments: Sequence[str], name: str, progress: ProgressFn) 
     listener = threading.Thread(target=_listen, args=(process.stdout, said), daemon=True)
     listener.start()
     try:
-        return _follow(said, name, progress)
+        answer = _follow(said, name, progress)
     finally:
         process.kill()
         process.wait()
         listener.join()
+    if answer.get("refused") == "full":
+        raise SourceError(
+            f"The disk is full: {name} did not fit.",
+            "Free space, or let CHIPVIZ_HOME and HF_HOME name folders on another disk.",
+        )
+    return answer
 
 
 def say(**values: object) -> None:
     """One object to the process that asked, on a line of its own whatever stood before it."""
     sys.stdout.write("\n" + json.dumps(values) + "\n")
     sys.stdout.flush()
+
+
+@contextmanager
+def saying_full() -> Iterator[None]:
+    """In the process that asks, a full disk is a refusal of its own."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        say(refused="full")
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is of a disk that takes no more."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def ready() -> str | bool:
@@ -94,6 +129,8 @@ def _follow(
             continue
         if line is None:
             return last
-        heard, last = time.monotonic(), line or last
+        heard = time.monotonic()
         if total := line.get("total"):
             now = Progress("loading", f"downloading {name}", min(line["done"], total), total)
+        else:
+            last = line or last

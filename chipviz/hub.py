@@ -127,4 +127,5 @@ def _fetch(repo: str, revision: str) -> None:
 
 
 if __name__ == "__main__":
-    _fetch(*sys.argv[1:])
+    with fetching.saying_full():
+        _fetch(*sys.argv[1:])

@@ -1,5 +1,6 @@
 """A data set of the Hub comes whole and of one commit; each way to say no has its sentence."""
 
+import errno
 import json
 import threading
 import time
@@ -177,6 +178,18 @@ def test_what_cannot_be_read_leaves_nothing_and_says_why(tmp_path, monkeypatch):
     error = datahub._refusal(refused, "owner/name", "", "")
     assert "Please pick one among: ['a', 'b']" in error.message
     assert "owner/name:SUBSET" in error.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_to_the_process_that_asks(tmp_path, monkeypatch, capsys):
+    def fill(*_, **__):
+        full = OSError(errno.ENOSPC, "No space left on device")
+        raise datasets.exceptions.DatasetGenerationError("An error occurred") from full
+
+    monkeypatch.setattr(datasets, "load_dataset", fill)
+    with fetching.saying_full():
+        datahub._bring("owner/name", "", SHA, False, tmp_path / "x")
+    assert json.loads(capsys.readouterr().out) == {"refused": "full"}
     assert list(tmp_path.iterdir()) == []
 
 

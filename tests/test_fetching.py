@@ -52,6 +52,8 @@ print("a warning", file=sys.stderr)
 """
     assert asked(body) == {"folder": "/a"}
     assert asked("raise SystemExit(3)") == {}
+    # Bars are closed at the very end.
+    assert asked('say(refused="missing")\nsay(done=5, total=9)') == {"refused": "missing"}
 
 
 def test_a_bar_of_progress_is_a_sign_of_life_and_silence_is_none(asked, monkeypatch):
