@@ -18,6 +18,9 @@ device, small enough for a CPU's cache."""
 PASS_SHARE = 1 / 32
 """What a pass costs beside its tokens, as a share of a full one. Measured on a CPU: passes of 128
 and 256 tokens reach 0.77 and 0.91 of the speed of full ones, as if each had 32 tokens more."""
+SHORTEST = 8
+"""Tokens that a row counts at least for a batch to be full: of each row one state a layer waits to
+be written, however short it is, and several batches wait at once."""
 FIRST_BATCHES, CHUNK_BATCHES, MOST_BATCHES = 4, 8, 32
 """Full batches of a split's first chunk, of the next, and of the largest. Texts are sorted by
 length within a chunk, so large ones are read faster; but the live curve waits for the first, and
@@ -73,7 +76,7 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
     Args:
         lengths: Tokens of each row.
-        budget: Rows x longest stays within it, unless a row alone is longer.
+        budget: Rows x longest (or `SHORTEST`) stays within it, unless a row alone is longer.
 
     Returns:
         Row numbers by batch; every row in exactly one, longest first.
@@ -87,7 +90,7 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     counts = np.arange(1, n_rows + 1)
     for first in reversed(range(n_rows)):
         longest = max(1, lengths[order[first]])
-        most = min(n_rows - first, max(1, budget // longest))
+        most = min(n_rows - first, max(1, budget // max(longest, SHORTEST)))
         costs = counts[:most] * longest + cost[first + 1 : first + 1 + most]
         best = int(costs.argmin())
         cost[first], stop[first] = costs[best] + budget * PASS_SHARE, first + 1 + best

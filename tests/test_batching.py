@@ -10,6 +10,7 @@ from chipviz.batching import (
     FIRST_BATCHES,
     MOST_BATCHES,
     PASS_SHARE,
+    SHORTEST,
     batches,
     plan,
 )
@@ -50,7 +51,8 @@ def test_no_other_batches_within_the_budget_cost_less(lengths):
 def test_every_row_is_in_exactly_one_batch_within_the_budget(lengths):
     grouped = batches(lengths, BUDGET)
     assert sorted(row for batch in grouped for row in batch) == list(range(len(lengths)))
-    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= BUDGET for b in grouped)
+    sizes = [len(b) * max(SHORTEST, *(lengths[i] for i in b)) for b in grouped]
+    assert all(size <= BUDGET or len(b) == 1 for size, b in zip(sizes, grouped, strict=True))
 
 
 @given(st.lists(st.integers(1, 3 * BUDGET), max_size=400))
