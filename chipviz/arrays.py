@@ -114,12 +114,20 @@ class Writer:
             values: Shape (P, L + 1, R, D), of all poolings of the features.
             wanted: Poolings to write.
         """
-        places = chunk.start + np.asarray(rows)
+        n_rows = self._features.sizes[chunk.split]
+        width = 4 * self._features.hidden_size
         for i, pooling in enumerate(self._features.poolings):
-            if pooling in wanted:
-                # Mapped anew each time: pages that stay mapped would count as memory.
-                path = self._features.path(chunk.split, pooling)
-                np.lib.format.open_memmap(path, mode="r+")[:, places] = values[i]
+            if pooling not in wanted:
+                continue
+            # Written, not mapped: the pages of a mapping would count as this process's memory.
+            with self._features.path(chunk.split, pooling).open("r+b") as file:
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                begin = file.tell() + width * chunk.start
+                for layer, states in enumerate(values[i]):
+                    for row, state in zip(rows, states, strict=True):
+                        file.seek(begin + width * (layer * n_rows + row))
+                        file.write(state.data)
 
     def finish(self, chunk: Chunk, wanted: Sequence[Pooling]) -> None:
         """Say that all rows of a chunk are written."""
