@@ -5,13 +5,14 @@ are done and what their bytes were, and is written after the bytes: whatever kil
 next one goes on at the next chunk.
 """
 
+import errno
 import json
 import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -51,9 +52,7 @@ class Features:
         stop = n_rows if stop is None else min(stop, n_rows)
         first = ((layer + 1) * n_rows + start) * self.hidden_size
         with self.path(split, pooling).open("rb") as file:
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
-            file.seek(4 * first, os.SEEK_CUR)
+            file.seek(_begin(file) + 4 * first)
             values = np.fromfile(file, np.float32, (stop - start) * self.hidden_size)
         return torch.from_numpy(values.reshape(-1, self.hidden_size))
 
@@ -120,14 +119,14 @@ class Writer:
             if pooling not in wanted:
                 continue
             # Written, not mapped: the pages of a mapping would count as this process's memory.
-            with self._features.path(chunk.split, pooling).open("r+b") as file:
-                np.lib.format.read_magic(file)
-                np.lib.format.read_array_header_1_0(file)
-                begin = file.tell() + width * chunk.start
+            # Without a buffer, which every seek would empty.
+            with self._features.path(chunk.split, pooling).open("r+b", buffering=0) as file:
+                begin = _begin(file) + width * chunk.start
                 for layer, states in enumerate(values[i]):
                     for row, state in zip(rows, states, strict=True):
                         file.seek(begin + width * (layer * n_rows + row))
-                        file.write(state.data)
+                        if file.write(state.data) != width:
+                            raise OSError(errno.ENOSPC, "No space left on device", file.name)
 
     def finish(self, chunk: Chunk, wanted: Sequence[Pooling]) -> None:
         """Say that all rows of a chunk are written."""
@@ -148,6 +147,13 @@ class Writer:
         except (FileNotFoundError, ValueError):
             return {}
         return manifest["done"] if manifest.get("identity") == self._identity else {}
+
+
+def _begin(file: BinaryIO) -> int:
+    """Leave a file of an array where its numbers begin, and say where that is."""
+    np.lib.format.read_magic(file)
+    np.lib.format.read_array_header_1_0(file)
+    return file.tell()
 
 
 def _is_array(path: Path, shape: tuple[int, ...]) -> bool:

@@ -18,7 +18,7 @@ device, small enough for a CPU's cache."""
 PASS_SHARE = 1 / 32
 """What a pass costs beside its tokens, as a share of a full one. Measured on a CPU: passes of 128
 and 256 tokens reach 0.77 and 0.91 of the speed of full ones, as if each had 32 tokens more."""
-SHORTEST = 8
+SHORTEST = 16
 """Tokens that a row counts at least for a batch to be full: of each row one state a layer waits to
 be written, however short it is, and several batches wait at once."""
 FIRST_BATCHES, CHUNK_BATCHES, MOST_BATCHES = 4, 8, 32

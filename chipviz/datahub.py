@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chipviz import fetching
-from chipviz.errors import SourceError
+from chipviz.errors import SourceError, is_disk_full
 from chipviz.fetching import ready, say
 from chipviz.progress import ProgressFn
 from chipviz.sources import publish
@@ -147,7 +147,7 @@ def _bring(
     except (ConnectionError, TimeoutError):
         return {"refused": "offline"}
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        if fetching.is_full(error):
+        if is_disk_full(error):
             raise
         return {"refused": "broken", "why": " ".join(str(error).split())[:200].rstrip(".")}
     with publish(final) as work:

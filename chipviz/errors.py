@@ -16,6 +16,12 @@ Every one carries what happened (`message`: got, expected) and what to do next (
         print(f"error: {error.message}\nhint: {error.hint}")
 """
 
+import errno
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("No space left on device", "disk is full")
+"""As libraries say it that wrap the system's error, and SQLite, which has none."""
+
 
 class ChipvizError(Exception):
     """Base of all errors a user can cause: one sentence and one hint, never a traceback."""
@@ -48,3 +54,13 @@ class BundleError(ChipvizError):
 
 class JobError(ChipvizError):
     """A run is unknown, or not in a state that allows what was asked."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is of a disk, or a file, that takes no more bytes."""
+    while error is not None:
+        text = str(error)
+        if getattr(error, "errno", None) in _FULL or any(words in text for words in _FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

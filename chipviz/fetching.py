@@ -5,7 +5,6 @@ process says one JSON object a line on standard output, the last with what was f
 What it says beside, such as a bar of progress, only shows that it goes on.
 """
 
-import errno
 import json
 import os
 import queue
@@ -18,13 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from chipviz.errors import SourceError
+from chipviz.errors import SourceError, is_disk_full
 from chipviz.progress import Progress, ProgressFn
 
 PATIENCE_S = 25.0
 """How long the Hub may say and send nothing."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says of a disk, or a file, that takes no more bytes."""
 
 
 def ask(module: str, arguments: Sequence[str], name: str, progress: ProgressFn) -> dict[str, Any]:
@@ -80,18 +77,9 @@ def saying_full() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_full(error):
+        if not is_disk_full(error):
             raise
         say(refused="full")
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is of a disk that takes no more."""
-    while error is not None:
-        if getattr(error, "errno", None) in FULL:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def ready() -> str | bool:

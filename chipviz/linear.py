@@ -27,7 +27,7 @@ CURVATURE = 0.1
 
 CACHE_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 """Rows of one block, at most: on a CPU both products of a block find it in the cache."""
-MEMORY_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+MEMORY_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
 """Centred features up to this size stay in memory; larger ones are read anew for every step, which
 costs a CPU a tenth more time and spares a worker's memory."""
 

@@ -13,7 +13,6 @@ from chipviz.config import Rule, RunConfig
 from chipviz.errors import ConfigError
 from chipviz.report import RunReport, SelectionInfo, load_correct
 
-TextColumn = Annotated[str | None, typer.Option("--text", help="Column of the texts.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Layer = Annotated[int | None, typer.Option(help="The last layer to keep, from 0.")]
 PoolingName = Annotated[str | None, typer.Option(help="Take a chip on this pooling.")]

@@ -34,8 +34,9 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], device: torch.devic
 
     Small products gain little from a second thread, and every one waits for its slowest part:
     several pieces with a thread each are done earlier than one after another with all threads.
-    An exception, from `work` or from the caller, leaves what was not begun undone. The caller may
-    have other work done side by side between two results: both share the same threads.
+    One item more than are at work is taken ahead: results that wait take memory. An exception, from
+    `work` or from the caller, leaves what was not begun undone. The caller may have other work
+    done side by side between two results: both share the same threads.
     """
     global _n_threads
     n_beside, outermost = n_streams(device), _n_threads == 0
@@ -49,7 +50,7 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], device: torch.devic
     waiting = iter(items)
     pool, begun = _pool(n_beside, threads // n_beside), deque[Future[R]]()
     try:
-        begun.extend(pool.submit(work, item) for item in islice(waiting, 2 * n_beside))
+        begun.extend(pool.submit(work, item) for item in islice(waiting, n_beside + 1))
         while begun:
             result = begun[0].result()
             begun.popleft()

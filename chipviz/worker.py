@@ -4,7 +4,6 @@ Whatever happens here ends as a state, a sentence and a hint in the store, and n
 """
 
 import argparse
-import errno
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from chipviz.config import home_dir
-from chipviz.errors import ChipvizError, JobError
+from chipviz.errors import ChipvizError, JobError, is_disk_full
 from chipviz.progress import Cancelled, Progress, ProgressFn, silent
 from chipviz.store import Job, State, Store, write_atomic
 
@@ -174,7 +173,7 @@ def _explain(error: Exception, folder: Path) -> _Ending:
             "Lower the length limit or the number of texts, take a smaller backbone, "
             "or close other programs, then resume.",
         )
-    if _is_disk_full(error):
+    if is_disk_full(error):
         free = _free_mib(folder)
         return _Ending(
             "failed",
@@ -193,16 +192,6 @@ def _is_out_of_memory(error: Exception) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch
         or "can't allocate memory" in str(error)
-    )
-
-
-def _is_disk_full(error: Exception) -> bool:
-    number = getattr(error, "errno", None)
-    text = str(error)
-    return (
-        number in (errno.ENOSPC, errno.EDQUOT)
-        or "No space left on device" in text  # as safetensors and torch wrap it
-        or "disk is full" in text  # as SQLite says it
     )
 
 
