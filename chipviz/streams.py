@@ -33,14 +33,15 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], device: torch.devic
     """Results of `work` in order; on a CPU several items at a time, each on its share of the cores.
 
     Small products gain little from a second thread, and every one waits for its slowest part:
-    several pieces with a thread each are done earlier than one after another with all threads.
+    several pieces with a thread each are done earlier than one after another with all threads. A
+    CUDA device has one piece at a time, and goes on while the caller uses what is done.
     One item more than are at work is taken ahead: results that wait take memory. An exception, from
     `work` or from the caller, leaves what was not begun undone. The caller may have other work
     done side by side between two results: both share the same threads.
     """
     global _n_threads
     n_beside, outermost = n_streams(device), _n_threads == 0
-    if n_beside == 1:
+    if n_beside == 1 and device.type != "cuda":
         yield from map(work, items)
         return
     if outermost:

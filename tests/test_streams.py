@@ -78,3 +78,26 @@ def test_the_caller_may_have_other_work_done_on_the_same_threads_between_two_res
     assert len(threads) <= 2
     assert {n_threads for _, n_threads in seen} == {1}
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_gpu_goes_on_with_the_next_item_while_the_caller_has_one():
+    begun = [threading.Event() for _ in range(4)]
+    at_once, most = 0, 0
+
+    def work(i):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        begun[i].set()
+        threading.Event().wait(0.01)
+        at_once -= 1
+        return i
+
+    results = side_by_side(work, range(4), torch.device("cuda"))
+    for i in range(3):
+        assert next(results) == i
+        assert begun[i + 1].wait(10)  # nobody has asked for it yet
+    assert list(results) == [3]
+    assert most == 1
+    assert torch.get_num_threads() == 2
