@@ -16,7 +16,7 @@ ORDER = [
     *["batching", "arrays", "vetting", "anatomy", "backbone", "adapters", "features", "outlook"],
     *["chips", "lbfgs", "linear", "mlp", "published", "training"],
     *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "preview", "experiment"],
-    *["ahead", "store", "inference", "worker", "jobs", "server"],
+    *["ahead", "store", "inference", "inference_client", "worker", "jobs", "server"],
     *["canvas", "charts", "heatmaps", "lengths"],
     *["asked", "options", "printing", "__main__", "ui"],
 ]
@@ -24,7 +24,7 @@ ORDER = [
 
 LIGHT = [
     *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["fetching", "hub", "sources", "store", "jobs", "server"],
+    *["fetching", "hub", "sources", "store", "inference_client", "jobs", "server"],
     *["canvas", "charts", "heatmaps", "lengths", "team", "preview", "cards"],
 ]
 """Modules that pages import: they open fast because these never load torch (nor does `ui`, which

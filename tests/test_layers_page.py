@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from chipviz import jobs
+from chipviz.inference_client import Inference
 from chipviz.report import load_predictions
 from chipviz.store import Store
 from chipviz.ui import cut, findings, saved, state
@@ -207,7 +207,7 @@ def test_a_chip_fitted_once_has_no_learning_curve_and_says_so(store):
 
 
 def test_the_cut_follows_to_the_other_pages_and_back(store, monkeypatch):
-    monkeypatch.setattr(jobs.Inference, "ask", lambda _self, r: token_answer(r["text"], r["layer"]))
+    monkeypatch.setattr(Inference, "ask", lambda _self, r: token_answer(r["text"], r["layer"]))
     job = finished_run(store)
     at = open_page("layers", run=job.run_id)
     at.slider(key="cut").set_value(15).run()

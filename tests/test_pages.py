@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from chipviz import config, jobs
+from chipviz import config
 from chipviz.config import RunConfig
 from chipviz.errors import ConfigError, JobError
+from chipviz.inference_client import Inference
 from chipviz.progress import Progress
 from chipviz.store import Store
 from chipviz.ui import parts, uploads, words
@@ -43,7 +44,7 @@ def asked(monkeypatch):
             return {"predictions": [{"label": "business", "score": 0.9, "probabilities": shares}]}
         return token_answer(request["text"], request["layer"])
 
-    monkeypatch.setattr(jobs.Inference, "ask", answer)
+    monkeypatch.setattr(Inference, "ask", answer)
     return requests
 
 
@@ -233,7 +234,7 @@ def test_an_error_of_the_inference_process_is_shown_as_message_and_hint(store, m
     def refuse(_self, _request):
         raise JobError("The backbone is gone.", "Fetch it again.")
 
-    monkeypatch.setattr(jobs.Inference, "ask", refuse)
+    monkeypatch.setattr(Inference, "ask", refuse)
     job = finished_run(store, text="A text nobody asked about before")
     said = text_of(open_page("tokens", run=job.run_id)).replace("\\", "")
     assert "The backbone is gone." in said

@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from chipviz import jobs
+from chipviz.errors import ChipvizError, JobError
 from chipviz.inference import Answerer
+from chipviz.inference_client import Inference
 from chipviz.store import Store
 from chipviz.ui import data_step, looks, prompt_step
 from tests.conftest import planted_rows
@@ -33,10 +34,10 @@ def asked(store, monkeypatch):
         seen.append(request["op"])
         answer = json.loads(json.dumps(answerer.answer(request)))
         if "error" in answer:
-            raise jobs.ChipvizError(answer["error"], answer["hint"])
+            raise ChipvizError(answer["error"], answer["hint"])
         return answer
 
-    monkeypatch.setattr(jobs.Inference, "ask", ask)
+    monkeypatch.setattr(Inference, "ask", ask)
     looks._ask.clear()
     return seen
 
@@ -188,10 +189,10 @@ def test_what_must_be_fetched_is_looked_at_only_when_asked_for(asked):
 
 def test_a_process_that_broke_down_is_asked_anew_and_a_refusal_is_not(form, asked, monkeypatch):
     def die(_self, _request, _timeout_s=0):
-        raise jobs.JobError("It ended.", "Try again.")
+        raise JobError("It ended.", "Try again.")
 
     with monkeypatch.context() as broken:
-        broken.setattr(jobs.Inference, "ask", die)
+        broken.setattr(Inference, "ask", die)
         at = upload(form, "broken.csv", b"text,label\n")
         assert "It ended" in text_of(at)
     before = len(asked)

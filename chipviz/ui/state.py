@@ -10,9 +10,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from chipviz import jobs
 from chipviz.canvas import DARK, LIGHT, Look, chip_name
 from chipviz.config import ChipKind, Pooling, home_dir
+from chipviz.inference_client import Inference
 from chipviz.report import RunReport
 from chipviz.store import Job, Store
 
@@ -36,12 +36,12 @@ def store() -> Store:
     return _store(home_dir())
 
 
-def inference() -> jobs.Inference:
+def inference() -> Inference:
     """The client of the one inference process that all sessions share."""
     return _inference(home_dir(), "inference")
 
 
-def scout() -> jobs.Inference:
+def scout() -> Inference:
     """The client of another such process, for what runs would read.
 
     Fetching data may take minutes, and nobody who reads words should wait for it.
@@ -55,9 +55,9 @@ def _store(home: Path) -> Store:
 
 
 @st.cache_resource
-def _inference(home: Path, role: str) -> jobs.Inference:
+def _inference(home: Path, role: str) -> Inference:
     del role  # one process each
-    return jobs.Inference(home)
+    return Inference(home)
 
 
 def look() -> Look:
