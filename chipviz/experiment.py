@@ -15,14 +15,14 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from chipviz import bundle, controls, cost, sources, tables
+from chipviz import bundle, controls, cost, sharing, sources, tables
 from chipviz.adapters import find_model
 from chipviz.backbone import Backbone, best_device, load_backbone
 from chipviz.chips import Chip, Chips
 from chipviz.columns import say_columns
 from chipviz.config import CutSpec, Rule, RunConfig, Split
 from chipviz.errors import ConfigError
-from chipviz.features import extract, forward_pooled
+from chipviz.features import extract, forward_pooled, key_of
 from chipviz.hub import revision_of
 from chipviz.metrics import EMBEDDING_LAYER, Score
 from chipviz.outlook import chosen_dtype, outlook
@@ -93,6 +93,7 @@ def run(
     clock.lap("load_s")
     # Sums of fits are float64, which MPS does not have.
     fitting = backbone.device if backbone.device.type == "cuda" else torch.device("cpu")
+    sharing.use(run_dir, key_of(backbone, prompt, task))
     live = LiveCurve(task, config, fitting, progress, on_points)
     features, n_tokens = extract(
         backbone,

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chipviz import sharing
 from chipviz.arrays import Features, Writer
 from chipviz.backbone import Backbone, pad, watch_layers
 from chipviz.batching import Chunk, batch_tokens, batches, plan
@@ -34,6 +35,7 @@ from chipviz.team import ALONE, Team
 FORMAT = 3
 ORDER: tuple[Split, ...] = ("validation", "train", "test")
 ENCODE_ROWS = 1_000
+KEY_LENGTH = 24
 
 Ids = Sequence[int] | NDArray[np.int32]
 """Token ids of one text."""
@@ -92,6 +94,11 @@ class _Reading:
         return values
 
 
+def key_of(backbone: Backbone, prompt: Prompt, task: Task) -> str:
+    """What runs share that need the same features; see `chipviz.sharing`."""
+    return _digest(_identity(backbone, prompt, task))[:KEY_LENGTH]
+
+
 def extract(
     backbone: Backbone,
     prompt: Prompt,
@@ -121,7 +128,8 @@ def extract(
         the features may be out of reach.
     """
     identity = _identity(backbone, prompt, task)
-    folder = home / "features" / _digest(identity)[:24]
+    digest = _digest(identity)
+    folder = sharing.folder_of(home, digest[:KEY_LENGTH])
     features = Features(
         folder, poolings, backbone.n_layers, backbone.hidden_size, dict(identity["sizes"])
     )
@@ -130,7 +138,6 @@ def extract(
     }
     meter = Meter("extracting", sum(features.sizes.values()), progress)
     reading = _Reading(backbone, prompt.tokenizer.pad_token_id, ids, poolings, meter)
-    digest = _digest(identity)
     if not team.leads:
         _help(team, digest, reading)
         return features, 0
@@ -253,7 +260,7 @@ def _reentrant(backbone: Backbone) -> bool:
 def _alone_in(folder: Path, progress: ProgressFn) -> Iterator[None]:
     """Hold the folder; a run that needs the same features waits here and then reads them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f"{folder.name}.lock")
+    lock = sharing.lock_of(folder)
     while True:
         try:
             lock.acquire(timeout=0.5)

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import psutil
+from filelock import FileLock
 
+from chipviz import sharing
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import JobError
 from chipviz.metrics import CurvePoint
@@ -147,7 +149,8 @@ class Store:
         self.path = home / "chipviz.db"
         try:
             home.mkdir(parents=True, exist_ok=True)
-            with self._open() as db:
+            # SQLite does not wait its turn where one process prepares the file and others look.
+            with FileLock(f"{self.path}.lock", timeout=_BUSY_S), self._open() as db:
                 self._prepare(db)
         except (OSError, sqlite3.Error) as error:
             raise JobError(
@@ -310,14 +313,15 @@ class Store:
             db.execute("UPDATE jobs SET name = name WHERE job_id = ''")
 
     def delete(self, run_id: str) -> None:
-        """Remove a run, its curve, its bundles and its folder.
+        """Remove a run, its curve, its bundles, its folder, and features that it alone used.
 
         Raises:
-            JobError: If there is no such run, it or one of its bundles is being computed, or the
+            JobError: If there is no such run, it or one of its bundles is being computed, or a
                 folder cannot be removed.
         """
         folder = self.run_dir(run_id)
         self.get(run_id)
+        key = sharing.used_by(folder)
         with self._open() as db, _transaction(db):
             marks = _marks(ACTIVE)
             busy = db.execute(
@@ -330,9 +334,12 @@ class Store:
         try:
             if folder.exists():
                 shutil.rmtree(folder)
+            if key is not None:
+                folder = sharing.folder_of(self.home, key)
+                sharing.drop(self.home, key, self.home / "runs")
         except OSError as error:
             raise JobError(
-                f"Run {run_id} is off the list, but its folder could not be removed: {error}.",
+                f"Run {run_id} is off the list, but a folder could not be removed: {error}.",
                 f"Remove {folder} by hand.",
             ) from error
 

@@ -12,6 +12,7 @@ from chipviz.chips import Chips
 from chipviz.config import RunConfig
 from chipviz.progress import Cancelled, silent
 from chipviz.report import RunReport, load_examples, load_predictions
+from chipviz.sharing import used_by
 from chipviz.training import live_sizes
 from tests.conftest import planted_rows
 
@@ -120,6 +121,23 @@ def test_a_stopped_run_resumed_ends_with_the_scores_of_an_unbroken_one(
     assert again.selection == whole.selection
     name = "chips.safetensors"
     assert (again_dir / name).read_bytes() == (whole_dir / name).read_bytes()
+
+
+def test_a_run_notes_which_features_it_uses_before_it_reads(
+    tiny_backbone_folder, toy_csv, tmp_path
+):
+    def stop(progress):
+        if progress.stage == "extracting":
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        run(tmp_path, tiny_backbone_folder, toy_csv, progress=stop, name="stopped")
+    run(tmp_path, tiny_backbone_folder, toy_csv, name="last", poolings=("last",))
+    run(tmp_path, tiny_backbone_folder, toy_csv, name="other", template="{text} ?")
+    keys = [used_by(tmp_path / "runs" / name) for name in ("stopped", "last", "other")]
+    assert keys[0] == keys[1] != keys[2]
+    stored = {folder.name for folder in (tmp_path / "features").iterdir() if folder.is_dir()}
+    assert stored == set(keys)
 
 
 def test_the_curve_grows_while_features_still_arrive(tiny_backbone_folder, toy_csv, tmp_path):

@@ -100,7 +100,10 @@ def _buttons(job: Job) -> None:
     if job.state != "done":
         live.resume_button(job, key=f"resume_{job.run_id}")
     with st.popover("Delete", icon=":material/delete:", type="tertiary", key=f"ask_{job.run_id}"):
-        st.write("Delete this run, its curve and its bundles for good?")
+        st.write(
+            "Delete this run, its curve and its bundles for good? The hidden states it read go "
+            "with it, unless another run uses them."
+        )
         st.button(
             "Delete for good",
             key=f"delete_{job.run_id}",
