@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, at its impo
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,23 @@ def shared_home(tmp_path_factory):
         place.mkdir(parents=True, exist_ok=True)
         (home / name).symlink_to(place)
     return home
+
+
+@pytest.fixture
+def full_disk():
+    """A disk that takes no file's bytes beyond a number: a limit on files stands for it."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def full_after(n_bytes):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full_after
 
 
 @pytest.fixture(autouse=True)

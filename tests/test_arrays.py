@@ -38,15 +38,9 @@ def test_a_chunk_is_missing_until_all_of_it_is_written(features):
     assert Writer(features, {"another": "model"}).missing(CHUNK) == ["last", "mean"]
 
 
-def test_a_row_that_is_written_in_part_is_a_full_disk(features):
-    resource = pytest.importorskip("resource")
+def test_a_row_that_is_written_in_part_is_a_full_disk(features, full_disk):
     writer, values = Writer(features, {}), states(6)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     inside = 128 + 4 * 512 * 3 + 100  # of the row after the chunk's first
-    resource.setrlimit(resource.RLIMIT_FSIZE, (inside, before[1]))
-    try:
-        with pytest.raises(OSError, match="No space left") as caught:
-            writer.write(CHUNK, range(6), values, ["last"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(inside), pytest.raises(OSError, match="No space left") as caught:
+        writer.write(CHUNK, range(6), values, ["last"])
     assert is_disk_full(caught.value)

@@ -1,7 +1,6 @@
 """The Hub: a small one on this machine says yes, no, and nothing; each gets its own sentence."""
 
 import json
-import resource
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -194,12 +193,6 @@ def test_an_id_is_a_name_and_a_revision_or_none(source, found):
 
 
 @pytest.mark.usefixtures("server")
-def test_a_full_disk_is_not_taken_for_a_silent_hub(home):
-    """A limit on the size of files stands for the disk: the system refuses both alike."""
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
-    try:
-        with pytest.raises(SourceError, match=r"disk is full: .*owner/good"):
-            find_model("owner/good", home, silent)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+def test_a_full_disk_is_not_taken_for_a_silent_hub(home, full_disk):
+    with full_disk(20_000), pytest.raises(SourceError, match=r"disk is full: .*owner/good"):
+        find_model("owner/good", home, silent)
