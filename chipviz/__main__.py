@@ -200,7 +200,7 @@ def predict(
     found = bundles.load(bundle).predict(texts, pairs)
     lines = [{"label": p.label, "score": p.score} for p in found]
     if out:
-        from chipviz.store import write_atomic
+        from chipviz.files import write_atomic
 
         write_atomic(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     if as_json:

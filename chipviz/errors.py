@@ -8,6 +8,8 @@ ChipvizError
     BundleError      a bundle is incomplete, altered or disagrees with its own run
     JobError         a run is unknown, or not in a state that allows what was asked
 
+`is_disk_full` knows a full disk in the errors of others.
+
 Every one carries what happened (`message`: got, expected) and what to do next (`hint`):
 
     try:

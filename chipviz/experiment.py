@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +23,7 @@ from chipviz.chips import Chip, Chips
 from chipviz.columns import say_columns
 from chipviz.config import CutSpec, Rule, RunConfig, Split
 from chipviz.errors import ConfigError
-from chipviz.features import extract, forward_pooled, key_of
+from chipviz.features import extract, forward_pooled
 from chipviz.hub import revision_of
 from chipviz.metrics import EMBEDDING_LAYER, Score
 from chipviz.outlook import chosen_dtype, outlook
@@ -93,7 +94,6 @@ def run(
     clock.lap("load_s")
     # Sums of fits are float64, which MPS does not have.
     fitting = backbone.device if backbone.device.type == "cuda" else torch.device("cpu")
-    sharing.use(run_dir, key_of(backbone, prompt, task))
     live = LiveCurve(task, config, fitting, progress, on_points)
     features, n_tokens = extract(
         backbone,
@@ -102,6 +102,7 @@ def run(
         home,
         poolings=config.features,
         progress=progress,
+        on_key=partial(sharing.use, run_dir),
         on_chunk=live.on_chunk,
         team=team,
     )

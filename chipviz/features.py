@@ -35,7 +35,6 @@ from chipviz.team import ALONE, Team
 FORMAT = 3
 ORDER: tuple[Split, ...] = ("validation", "train", "test")
 ENCODE_ROWS = 1_000
-KEY_LENGTH = 24
 
 Ids = Sequence[int] | NDArray[np.int32]
 """Token ids of one text."""
@@ -94,11 +93,6 @@ class _Reading:
         return values
 
 
-def key_of(backbone: Backbone, prompt: Prompt, task: Task) -> str:
-    """What runs share that need the same features; see `chipviz.sharing`."""
-    return _digest(_identity(backbone, prompt, task))[:KEY_LENGTH]
-
-
 def extract(
     backbone: Backbone,
     prompt: Prompt,
@@ -107,6 +101,7 @@ def extract(
     *,
     poolings: tuple[Pooling, ...],
     progress: ProgressFn = silent,
+    on_key: Callable[[str], None] = lambda _key: None,
     on_chunk: Callable[[Features, Chunk], None] = lambda _features, _chunk: None,
     team: Team = ALONE,
 ) -> tuple[Features, int]:
@@ -120,6 +115,7 @@ def extract(
             share one copy there, whatever poolings each of them wants.
         poolings: Which vectors to keep of each text and layer.
         progress: Told after every batch; raising `Cancelled` from it stops between batches.
+        on_key: Told the key of these features (`sharing`) before they are looked for.
         on_chunk: Called after each chunk, also for those that were there already, in order.
         team: The processes that share the work; all call this with the same task.
 
@@ -129,7 +125,8 @@ def extract(
     """
     identity = _identity(backbone, prompt, task)
     digest = _digest(identity)
-    folder = sharing.folder_of(home, digest[:KEY_LENGTH])
+    key = sharing.key_of(digest)
+    folder = sharing.folder_of(home, key)
     features = Features(
         folder, poolings, backbone.n_layers, backbone.hidden_size, dict(identity["sizes"])
     )
@@ -141,6 +138,7 @@ def extract(
     if not team.leads:
         _help(team, digest, reading)
         return features, 0
+    on_key(key)
     batch = batch_tokens(backbone.device)
     chunks = [chunk for split in ORDER for chunk in plan(split, ids[split], batch)]
     # A curve can be drawn as soon as there are a few texts to fit and a few to check with.

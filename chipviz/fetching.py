@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TextIO
 
 from chipviz.errors import SourceError, is_disk_full
+from chipviz.files import PROJECT
 from chipviz.progress import Progress, ProgressFn
 
 PATIENCE_S = 25.0
@@ -45,7 +45,7 @@ def ask(module: str, arguments: Sequence[str], name: str, progress: ProgressFn) 
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        cwd=Path(__file__).parents[1],
+        cwd=PROJECT,
         text=True,
     )
     said: queue.Queue[dict[str, Any] | None] = queue.Queue()

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from chipviz.errors import ChipvizError, JobError
-
-PROJECT = Path(__file__).resolve().parent.parent
+from chipviz.files import PROJECT
 
 
 class Inference:

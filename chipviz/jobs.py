@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import ChipvizError, JobError
+from chipviz.files import PROJECT
 from chipviz.store import ACTIVE, ENDED, Job, Kind, Store
 
 TICK_S = 1.0
@@ -29,7 +29,6 @@ KILL_AFTER_S = 10.0
 CREATED_WITHIN_S = 2.0
 """Two readings of one process's creation time may differ so much: the kernel rounds the boot time
 to seconds and shifts it with the clock."""
-PROJECT = Path(__file__).resolve().parent.parent
 
 _log = logging.getLogger("chipviz")
 

@@ -10,8 +10,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from chipviz.files import write_atomic
+
 _NOTE = "features.txt"
-_KEY = re.compile(r"[0-9a-f]{24}")
+_LENGTH = 24
+_KEY = re.compile(rf"[0-9a-f]{{{_LENGTH}}}")
+
+
+def key_of(digest: str) -> str:
+    """The key of features whose identity has this hex digest."""
+    return digest[:_LENGTH]
 
 
 def folder_of(home: Path, key: str) -> Path:
@@ -26,9 +34,7 @@ def lock_of(folder: Path) -> FileLock:
 
 def use(run_dir: Path, key: str) -> None:
     """Note that a run needs these features; before it looks whether they are there."""
-    temporary = (run_dir / _NOTE).with_suffix(".tmp")
-    temporary.write_text(key, "utf-8")
-    temporary.replace(run_dir / _NOTE)
+    write_atomic(run_dir / _NOTE, key)
 
 
 def used_by(run_dir: Path) -> str | None:

@@ -335,8 +335,8 @@ class Store:
             if folder.exists():
                 shutil.rmtree(folder)
             if key is not None:
-                folder = sharing.folder_of(self.home, key)
-                sharing.drop(self.home, key, self.home / "runs")
+                runs, folder = folder.parent, sharing.folder_of(self.home, key)
+                sharing.drop(self.home, key, runs)
         except OSError as error:
             raise JobError(
                 f"Run {run_id} is off the list, but a folder could not be removed: {error}.",
@@ -430,16 +430,3 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         db.execute("ROLLBACK")
         raise
     db.execute("COMMIT")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small file so that its name never shows half of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

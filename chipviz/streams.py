@@ -1,4 +1,4 @@
-"""Independent pieces of work side by side on the cores of a CPU.
+"""Independent pieces of work side by side: on a CPU's cores, or on a GPU beside the caller.
 
 Knows nothing of models: a piece is a function call that spends its time in torch.
 """

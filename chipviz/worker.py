@@ -22,8 +22,9 @@ from types import FrameType
 
 from chipviz.config import home_dir
 from chipviz.errors import ChipvizError, JobError, is_disk_full
+from chipviz.files import write_atomic
 from chipviz.progress import Cancelled, Progress, ProgressFn, silent
-from chipviz.store import Job, State, Store, write_atomic
+from chipviz.store import Job, State, Store
 
 BEAT_EVERY_S = 2.0
 POLL_EVERY_S = 0.5

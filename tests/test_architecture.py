@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
-    *["errors", "progress", "config", "metrics", "selection", "report", "sharing"],
+    *["errors", "progress", "config", "metrics", "selection", "report"],
+    *["files", "sharing"],
     *["fetching", "hub", "sources", "datahub", "tables", "columns", "choices", "task", "prompt"],
     *["team", "streams", "controls", "pooling"],
     *["batching", "arrays", "vetting", "anatomy", "backbone", "adapters", "features", "outlook"],
@@ -23,7 +24,7 @@ ORDER = [
 """A module imports only modules that stand before it."""
 
 LIGHT = [
-    *["errors", "progress", "config", "metrics", "selection", "report", "sharing"],
+    *["errors", "progress", "config", "metrics", "selection", "report", "files", "sharing"],
     *["fetching", "hub", "sources", "store", "inference_client", "jobs", "server"],
     *["canvas", "charts", "heatmaps", "lengths", "team", "preview", "cards"],
 ]

@@ -13,7 +13,7 @@ from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import JobError
 from chipviz.metrics import CurvePoint
 from chipviz.progress import Progress
-from chipviz.store import ACTIVE, ENDED, STALLED_AFTER_S, Store, write_atomic
+from chipviz.store import ACTIVE, ENDED, STALLED_AFTER_S, Store
 
 ROOT = Path(__file__).parent.parent
 CONFIG = RunConfig(backbone="smollm2-135m", data="/somewhere/bbc-news")
@@ -324,12 +324,3 @@ def test_a_home_that_cannot_hold_a_store_is_refused_in_words(tmp_path):
     (tmp_path / "broken" / "chipviz.db").write_bytes(b"no database, " * 100)
     with pytest.raises(JobError, match="cannot be opened"):
         Store(tmp_path / "broken")
-
-
-def test_an_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "exit.json"
-    write_atomic(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomic(path, "new, then a lone surrogate: \ud800")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
