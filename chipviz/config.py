@@ -2,21 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from chipviz.errors import ConfigError
+from chipviz.keys import RAW, ChipKey, ChipKind, ChipRecord, Cut, Pooling, Recipe, Vector, fields_of
 
-Pooling = Literal["last", "mean", "first", "max", "raw"]
-"""Which hidden states of a text make its features: of the last token, the mean over all, of the
-first token, or the largest of each dimension, all after the final norm; *raw* is the last token
-before it, as the paper published it, and belongs to preset *published*."""
-ChipKind = Literal["linear", "mlp"]
 Split = Literal["train", "validation", "test"]
-Preset = Literal["sound", "published"]
-"""*sound* chips are this project's; *published* adds the paper's own recipe, to the letter, on
-pooling *raw*, beside them."""
+Preset = Recipe
+"""*sound* trains chips of this project's recipe; *published* trains the paper's beside them."""
 Rule = Literal["validate", "within", "non-inferior", "elbow", "budget", "fixed", "oracle", "manual"]
 ClassWeight = Literal["none", "balanced"]
 
@@ -117,9 +112,17 @@ class RunConfig(BaseModel):
         return self.model_copy(update={"poolings": ("last" if causal else "first", "mean")})
 
     @property
-    def features(self) -> tuple[Pooling, ...]:
-        """Every vector to keep of a text: the poolings, and what the preset adds."""
-        return ("raw", *self.poolings) if self.preset == "published" else self.poolings
+    def vectors(self) -> tuple[Vector, ...]:
+        """Every vector to keep per text and layer: the poolings, and what the preset adds."""
+        sound = (Vector("block", pooling) for pooling in self.poolings)
+        return (RAW, *sound) if self.preset == "published" else tuple(sound)
+
+    @property
+    def chip_keys(self) -> tuple[ChipKey, ...]:
+        """Every curve that a run with these settings has."""
+        sound = (ChipKey.sound(pooling, kind) for pooling in self.poolings for kind in self.chips)
+        published = (ChipKey.published(kind) for kind in get_args(ChipKind))
+        return (*published, *sound) if self.preset == "published" else tuple(sound)
 
     @classmethod
     def checked(cls, **values: object) -> Self:
@@ -141,15 +144,22 @@ class RunConfig(BaseModel):
             ) from None
 
 
-class CutSpec(BaseModel):
+class CutSpec(ChipRecord):
     """Which cut of a finished run to build as a bundle."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     cut_layer: Annotated[int, Field(ge=0)]
-    pooling: Pooling
     chip: ChipKind = "linear"
     rule: Rule = "manual"
+
+    @classmethod
+    def at(cls, cut: Cut, rule: Rule = "manual") -> Self:
+        """The build of a cut that a rule chose."""
+        return cls(cut_layer=cut.layer, **fields_of(cut.chip), rule=rule)
+
+    @property
+    def cut(self) -> Cut:
+        """Where to cut, and what reads there."""
+        return Cut(self.cut_layer, self.key)
 
 
 def home_dir(override: str | Path | None = None) -> Path:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chipviz.config import ChipKind, Pooling, Split
-
-EMBEDDING_LAYER = -1
-"""Where a score table keeps the control that reads the embedding output; never a layer."""
+from chipviz.config import Split
+from chipviz.keys import ChipRecord, Cut, fields_of
 
 N_BINS = 15
 """Bins of confidence."""
@@ -28,20 +26,24 @@ class CurvePoint:
     """Validation accuracy of one chip after so many training texts: a dot of the live curve."""
 
     n_train: int
-    layer: int
-    pooling: Pooling
-    chip: ChipKind
+    cut: Cut
     accuracy: float
 
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON, flat."""
+        return {
+            "n_train": self.n_train,
+            "layer": self.cut.layer,
+            **fields_of(self.cut.chip),
+            "accuracy": self.accuracy,
+        }
 
-@dataclass(frozen=True)
-class Score:
+
+class Score(ChipRecord):
     """What one chip reached on one split."""
 
     layer: int
     """0 .. L-1; -1 is the embedding control."""
-    pooling: Pooling
-    chip: ChipKind
     split: Split
     n: int
     """Texts scored."""
@@ -63,6 +65,11 @@ class Score:
     """Percentile bootstrap 95 % intervals over texts; the ECE's leans upwards, as the ECE does."""
     repeats: tuple[float, ...] = ()
     """Accuracies of the same chip fitted again on bootstrap samples of the training texts."""
+
+    @property
+    def cut(self) -> Cut:
+        """The chip that was scored, and its layer."""
+        return Cut(self.layer, self.key)
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -171,9 +178,7 @@ def score(
     probabilities: NDArray[np.floating],
     labels: NDArray[np.int64],
     *,
-    layer: int,
-    pooling: Pooling,
-    chip: ChipKind,
+    cut: Cut,
     split: Split,
     resamples: Resamples | None = None,
     repeats: tuple[float, ...] = (),
@@ -183,12 +188,10 @@ def score(
     Args:
         probabilities: Shape (N, C).
         labels: Shape (N,).
-        layer: Written into the score, like `pooling`, `chip`, `split` and `repeats`.
-        pooling: See `layer`.
-        chip: See `layer`.
-        split: See `layer`.
-        resamples: Of this split; None draws them.
-        repeats: See `layer`.
+        cut: The chip and its layer, written into the score, like `split` and `repeats`.
+        split: See `cut`.
+        resamples: Bootstrap samples of this split; None draws them.
+        repeats: See `cut`.
     """
     n, n_classes = probabilities.shape
     predicted = probabilities.argmax(axis=1)
@@ -201,9 +204,8 @@ def score(
     loss_low, loss_high = interval(drawn.mean(-np.log(likelihood)))
     ece_low, ece_high = interval(drawn.ece(confidence, hit))
     return Score(
-        layer=layer,
-        pooling=pooling,
-        chip=chip,
+        layer=cut.layer,
+        **fields_of(cut.chip),
         split=split,
         n=n,
         accuracy=float(hit.mean()),

@@ -3,19 +3,17 @@
 Plain data, checked by pydantic, without torch: pages read it in milliseconds.
 """
 
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from safetensors.numpy import load_file
 
-from chipviz.config import ChipKind, Pooling, Preset, Rule, Split
+from chipviz.config import Preset, Rule, Split
+from chipviz.errors import ConfigError
+from chipviz.keys import ChipKey, ChipRecord, Cut, fields_of, in_order
 from chipviz.metrics import Score
 from chipviz.selection import (
     DEFAULT_BUDGET,
-    Correct,
     Quantity,
     Selection,
     parse_budget,
@@ -145,32 +143,38 @@ class Measured(_Record):
     dtype: str
 
 
-class LayerCost(CutCost):
+class LayerCost(ChipRecord, CutCost):
     """The cost of the bundle cut at `layer` for one chip."""
 
     layer: int
-    pooling: Pooling
-    chip: ChipKind
     chip_parameters: int
     layer_ratio: float
     """(L - 1 - layer) / L: the share of layers removed, the paper's figure."""
     parameter_ratio: float
     """Parameters removed / parameters of the published model."""
-    bundle: BundleKind | None = None
-    """What this cut is built as; None in a report of an older version."""
+    bundle: BundleKind
+    """What this cut is built as."""
+
+    @property
+    def cut(self) -> Cut:
+        """Where it is cut, and what reads there."""
+        return Cut(self.layer, self.key)
 
 
-class SelectionInfo(_Record):
+class SelectionInfo(ChipRecord):
     """A rule's choice with what it reaches and saves."""
 
     cut_layer: int
-    pooling: Pooling
-    chip: ChipKind
     why: str
     validation_accuracy: float
     test_accuracy: float
     layer_ratio: float
     parameter_ratio: float
+
+    @property
+    def cut(self) -> Cut:
+        """Where the rule cuts, and what reads there."""
+        return Cut(self.cut_layer, self.key)
 
 
 class RunReport(_Record):
@@ -191,47 +195,76 @@ class RunReport(_Record):
     dense: CutCost
     """The published model, for comparison."""
     costs: list[LayerCost]
-    parts: Parts | None = None
-    measured: Measured | None = None
-    """None where nothing was measured: in a report of an older version."""
+    parts: Parts
+    measured: Measured
 
-    def score_at(self, layer: int, pooling: Pooling, chip: ChipKind, split: Split) -> Score:
+    @cached_property
+    def chips(self) -> list[ChipKey]:
+        """The chips that a run has on every layer, as they are drawn and named."""
+        return in_order(score.key for score in self.scores)
+
+    def score_at(self, cut: Cut, split: Split) -> Score:
         """The score of one chip (layer -1 is the embedding control)."""
-        key = (layer, pooling, chip, split)
-        return next(s for s in self.scores if (s.layer, s.pooling, s.chip, s.split) == key)
+        return self._scores_by_cut[cut, split]
 
-    def cost_at(self, layer: int, pooling: Pooling, chip: ChipKind = "linear") -> LayerCost:
-        """What the cut at `layer` with a chip on `pooling` costs."""
-        key = (layer, pooling, chip)
-        return next(c for c in self.costs if (c.layer, c.pooling, c.chip) == key)
+    def cost_at(self, cut: Cut) -> LayerCost:
+        """What a cut costs."""
+        return self._costs_by_cut[cut]
 
-    def select(self, rule: Rule, *, budget: str | None = None, **options: Any) -> SelectionInfo:
+    @cached_property
+    def _scores_by_cut(self) -> dict[tuple[Cut, Split], Score]:
+        return {(score.cut, score.split): score for score in self.scores}
+
+    @cached_property
+    def _costs_by_cut(self) -> dict[Cut, LayerCost]:
+        return {cost.cut: cost for cost in self.costs}
+
+    def select(
+        self,
+        rule: Rule,
+        *,
+        pooling: str | None = None,
+        chip: str | None = None,
+        budget: str | None = None,
+        **options: Any,
+    ) -> SelectionInfo:
         """Apply a selection rule.
 
         Args:
             rule: Its name.
+            pooling: Look only at chips on this pooling (`raw` is the published recipe's); None
+                looks at all.
+            chip: Look only at chips of this kind; None looks at all.
             budget: For rule *budget*: `parameters=50%`, `parameters=80M`, `memory=300MB` or
                 `latency=20ms`; None is half of the published parameters.
             options: See `chipviz.selection.select`.
 
         Raises:
-            ConfigError: As there, or if the budget cannot be read or is one of latency and this
-                run's was not measured.
+            ConfigError: As there, or if the run has no such chip, or the budget cannot be read or
+                is one of latency and this run's was not measured.
         """
+        named = [
+            key
+            for key in self.chips
+            if pooling in (None, key.vector.name) and chip in (None, key.kind)
+        ]
+        if not named:
+            raise ConfigError(
+                f"This run has no chip of pooling {pooling or 'any'} and kind {chip or 'any'}.",
+                "Name a pooling and a chip that the run has trained; `show RUN` lists them.",
+            )
         if rule == "budget":
             limit = parse_budget(budget or DEFAULT_BUDGET, _amounts(self.dense))
-            costs = {(c.layer, c.pooling, c.chip): _amounts(c)[limit.quantity] for c in self.costs}
+            costs = {cost.cut: _amounts(cost)[limit.quantity] for cost in self.costs}
             options |= {"budget": limit, "costs": costs}
-        return self.describe(select(self.scores, rule, **options))
+        return self.describe(select(self.scores, rule, chips=named, **options))
 
     def describe(self, chosen: Selection) -> SelectionInfo:
         """Join a selection with what it reaches on test and what it saves."""
-        cost = self.cost_at(chosen.cut_layer, chosen.pooling, chosen.chip)
-        test = self.score_at(chosen.cut_layer, chosen.pooling, chosen.chip, "test")
+        cost, test = self.cost_at(chosen.cut), self.score_at(chosen.cut, "test")
         return SelectionInfo(
-            cut_layer=chosen.cut_layer,
-            pooling=chosen.pooling,
-            chip=chosen.chip,
+            cut_layer=chosen.cut.layer,
+            **fields_of(chosen.cut.chip),
             why=chosen.why,
             validation_accuracy=chosen.validation_accuracy,
             test_accuracy=test.accuracy,
@@ -249,14 +282,12 @@ def _amounts(cost: CutCost) -> dict[Quantity, float | None]:
     }
 
 
-class BundleReport(_Record):
+class BundleReport(ChipRecord):
     """What was built and how its verification went."""
 
     path: str
     kind: BundleKind
     cut_layer: int
-    pooling: Pooling
-    chip: ChipKind
     n_parameters: int
     weight_bytes: int
     folder_bytes: int
@@ -267,6 +298,11 @@ class BundleReport(_Record):
     files: dict[str, int]
     """File name -> bytes."""
 
+    @property
+    def cut(self) -> Cut:
+        """Where it was cut, and what reads there."""
+        return Cut(self.cut_layer, self.key)
+
 
 class Example(_Record):
     """A test text kept with the run, for the token view and the list of mistakes."""
@@ -274,33 +310,3 @@ class Example(_Record):
     text: str
     text_pair: str | None = None
     label: int
-
-
-def load_examples(run_dir: Path) -> list[Example]:
-    """The test texts a finished run keeps, in the order of its test predictions."""
-    path = run_dir / "examples.jsonl"
-    if not path.exists():
-        return []
-    # Not splitlines: a text may hold U+2028 and kin, which JSON does not escape.
-    lines = path.read_text("utf-8").split("\n")
-    return [Example.model_validate_json(line) for line in lines if line]
-
-
-def load_correct(run_dir: Path) -> Correct:
-    """Which validation texts each chip of a finished run got right, shape (L, N) each."""
-    arrays = load_predictions(run_dir)
-    labels = arrays["labels.validation"]
-    keys = (name.split(".") for name in arrays if name.startswith("validation."))
-    return {
-        (kind, pooling): arrays[f"validation.{pooling}.{kind}"] == labels
-        for _, pooling, kind in keys
-    }  # type: ignore[misc]
-
-
-def load_predictions(run_dir: Path) -> dict[str, NDArray[np.int32]]:
-    """Predicted classes of a finished run.
-
-    Returns:
-        `labels.test` of shape (N,) and `test.POOLING.CHIP` of shape (L, N); `validation` likewise.
-    """
-    return load_file(run_dir / "predictions.safetensors")

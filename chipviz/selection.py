@@ -4,16 +4,17 @@ Looks only at validation; the one exception, *oracle*, says so. Never recomputes
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chipviz.config import DEFAULT_MARGIN, DEFAULT_TOLERANCE, ChipKind, Pooling, Rule, Split
+from chipviz.config import DEFAULT_MARGIN, DEFAULT_TOLERANCE, Rule, Split
 from chipviz.errors import ConfigError
-from chipviz.metrics import EMBEDDING_LAYER, Score
+from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut
+from chipviz.metrics import Score
 
 FIXED_DEPTH = 5 / 8
 """Depth of rule *fixed*. Source: arXiv:2410.06541, section 4.1: layer 20 of 32."""
@@ -22,10 +23,8 @@ ELBOW_SHARE = 0.9
 N_RESAMPLES = 2_000
 DEFAULT_BUDGET = "parameters=50%"
 
-Correct = Mapping[tuple[ChipKind, Pooling], NDArray[np.bool_]]
-"""Which validation texts each chip got right: shape (L, N) by kind and pooling."""
-_Place = tuple[int, Pooling, ChipKind]
-"""A cut: its layer and what its chip is."""
+Correct = Mapping[ChipKey, NDArray[np.bool_]]
+"""Which validation texts the chips of each layer got right, shape (L, N)."""
 Quantity = Literal["parameters", "memory", "latency"]
 _UNITS: dict[Quantity, dict[str, tuple[float, str]]] = {
     "parameters": {
@@ -47,10 +46,7 @@ class Selection:
     """Where to cut, and why."""
 
     rule: Rule
-    cut_layer: int
-    """The last layer kept."""
-    pooling: Pooling
-    chip: ChipKind
+    cut: Cut
     why: str
     validation_accuracy: float
 
@@ -101,13 +97,12 @@ def select(
     rule: Rule,
     *,
     layer: int | None = None,
-    pooling: Pooling | None = None,
-    chip: ChipKind | None = None,
+    chips: Collection[ChipKey] | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
     margin: float = DEFAULT_MARGIN,
     correct: Correct | None = None,
     budget: Budget | None = None,
-    costs: Mapping[_Place, float] | None = None,
+    costs: Mapping[Cut, float] | None = None,
 ) -> Selection:
     """Apply one rule to the scores of all layers; ties go to the shallower layer.
 
@@ -127,8 +122,7 @@ def select(
         scores: The score table; the embedding control is passed over.
         rule: See above.
         layer: The user's layer; rule *manual* alone takes one.
-        pooling: Look only at chips on this pooling; None looks at all.
-        chip: Look only at chips of this kind; None looks at all.
+        chips: Look only at these; None looks at all.
         tolerance: Accuracy given up for depth, in [0, 1).
         margin: Accuracy that must not be lost, in [0, 1).
         correct: For rule *non-inferior*.
@@ -142,7 +136,7 @@ def select(
     Source: *validate*, *fixed* and *oracle* arXiv:2410.06541, sections 4.1 and 5.2; the rest ours.
     """
     rows = list(scores)
-    table = _table(rows, "validation", pooling, chip)
+    table = _table(rows, "validation", chips)
     for name, value in (("tolerance", tolerance), ("margin", margin)):
         if not 0 <= value < 1:
             raise ConfigError(f"{name} is {value}, expected 0 to 1.", "0.01 means one point.")
@@ -162,10 +156,10 @@ def select(
         chosen = _at(table, fixed_layer(n_layers))
         why = f"the paper's fixed depth, 5/8 of {n_layers} layers"
     elif rule == "oracle":
-        chosen, why = _oracle(table, _table(rows, "test", pooling, chip))
+        chosen, why = _oracle(table, _table(rows, "test", chips))
     else:
         chosen, why = _at(table, layer), "chosen by hand"
-    return Selection(rule, chosen.layer, chosen.pooling, chosen.chip, why, chosen.accuracy)
+    return Selection(rule, chosen.cut, why, chosen.accuracy)
 
 
 def fixed_layer(n_layers: int) -> int:
@@ -198,21 +192,16 @@ def paired_lower_bound(
     return float(np.quantile((drawn[:, 0] - drawn[:, 1]) / n, 0.025))
 
 
-def _table(
-    scores: Sequence[Score], split: Split, pooling: Pooling | None, chip: ChipKind | None
-) -> list[Score]:
+def _table(scores: Sequence[Score], split: Split, chips: Collection[ChipKey] | None) -> list[Score]:
     """The scores a rule may look at."""
     table = [
         s
         for s in scores
-        if s.split == split
-        and s.layer != EMBEDDING_LAYER
-        and pooling in (None, s.pooling)
-        and chip in (None, s.chip)
+        if s.split == split and s.layer != EMBEDDING_LAYER and (chips is None or s.key in chips)
     ]
     if not table:
         raise ConfigError(
-            f"No {split} score for pooling {pooling or 'any'} and chip {chip or 'any'}.",
+            f"There is no {split} score of the chips that were named.",
             "Name a pooling and a chip that the run has trained; `show RUN` lists them.",
         )
     return table
@@ -233,12 +222,12 @@ def _non_inferior(
             "Rule non-inferior needs the predictions of the run.",
             "They stand in the run's folder, in predictions.safetensors.",
         )
-    top = correct[best.chip, best.pooling][best.layer]
+    top = correct[best.key][best.layer]
     chosen = _shallowest(
         [
             s
             for s in table
-            if s is best or paired_lower_bound(correct[s.chip, s.pooling][s.layer], top) > -margin
+            if s is best or paired_lower_bound(correct[s.key][s.layer], top) > -margin
         ]
     )
     return chosen, (
@@ -248,10 +237,7 @@ def _non_inferior(
 
 
 def _elbow(table: Sequence[Score], best: Score) -> tuple[Score, str]:
-    curve = sorted(
-        (s for s in table if (s.pooling, s.chip) == (best.pooling, best.chip)),
-        key=lambda s: s.layer,
-    )
+    curve = sorted((s for s in table if s.key == best.key), key=lambda s: s.layer)
     rising = [s for s in curve if s.layer <= best.layer]
     low = min(s.accuracy for s in rising)
     goal = low + ELBOW_SHARE * (best.accuracy - low)
@@ -265,13 +251,13 @@ def _elbow(table: Sequence[Score], best: Score) -> tuple[Score, str]:
 
 
 def _within_budget(
-    table: Sequence[Score], budget: Budget | None, costs: Mapping[_Place, float] | None
+    table: Sequence[Score], budget: Budget | None, costs: Mapping[Cut, float] | None
 ) -> tuple[Score, str]:
     if budget is None or costs is None:
         raise ConfigError("Rule budget needs a budget.", "For example --budget parameters=50%.")
-    fitting = [s for s in table if costs[_place(s)] <= budget.most]
+    fitting = [s for s in table if costs[s.cut] <= budget.most]
     if not fitting:
-        smallest = min(costs[_place(s)] for s in table)
+        smallest = min(costs[s.cut] for s in table)
         raise ConfigError(
             f"No cut fits {budget.words}.",
             f"The smallest takes {_amount(smallest, budget.quantity)}; give a larger budget.",
@@ -285,7 +271,7 @@ def _within_budget(
 
 def _oracle(table: Sequence[Score], test: Sequence[Score]) -> tuple[Score, str]:
     best = _best(test)
-    chosen = {_place(s): s for s in table}[_place(best)]
+    chosen = {s.cut: s for s in table}[best.cut]
     return chosen, (
         f"best test accuracy, {_percent(best.accuracy)}: chosen on test, for comparison only"
     )
@@ -293,7 +279,7 @@ def _oracle(table: Sequence[Score], test: Sequence[Score]) -> tuple[Score, str]:
 
 def _best(table: Sequence[Score]) -> Score:
     """Highest accuracy; ties to the shallower layer, the lower log-loss, the simpler chip."""
-    return min(table, key=lambda s: (-s.accuracy, s.layer, s.log_loss, s.chip, s.pooling))
+    return min(table, key=lambda s: (-s.accuracy, s.layer, s.log_loss, s.key.name))
 
 
 def _shallowest(table: Sequence[Score]) -> Score:
@@ -314,12 +300,9 @@ def _at(table: Sequence[Score], layer: int | None) -> Score:
     return _best(here)
 
 
-def _place(score: Score) -> _Place:
-    return score.layer, score.pooling, score.chip
-
-
 def _chip(score: Score) -> str:
-    return score.pooling if score.chip == "linear" else f"{score.pooling} {score.chip}"
+    key = score.key
+    return key.vector.name if key.kind == "linear" else f"{key.vector.name} {key.kind}"
 
 
 def _top(best: Score) -> str:

@@ -1,0 +1,142 @@
+"""Which chip, and where to cut: the one key of curves, scores, costs, predictions and links."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Recipe = Literal["sound", "published"]
+"""How a chip is trained: *sound* is this project's way, *published* is the paper's, to the letter."""
+Site = Literal["block", "raw"]
+"""Where a feature is taken: *block* is a block's output after the final norm, *raw* before it."""
+Pooling = Literal["last", "mean", "first", "max"]
+"""Which state of a text is taken: the last token's, the mean over all tokens, the first token's, or
+the largest value of each dimension."""
+ChipKind = Literal["linear", "mlp"]
+
+EMBEDDING_LAYER = -1
+"""Layer number of the control that reads the embedding output; never a layer."""
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One vector per text and layer: where it is taken and how it is pooled."""
+
+    site: Site
+    pooling: Pooling
+
+    @property
+    def name(self) -> str:
+        """Word in file names and links: the pooling, or `raw` for the published recipe's states."""
+        return RAW_NAME if self.site == "raw" else self.pooling
+
+
+RAW_NAME = "raw"
+RAW = Vector("raw", "last")
+"""What the published recipe reads: the last token's state before the final norm."""
+
+
+@dataclass(frozen=True)
+class ChipKey:
+    """Which curve: how its chips are trained, what they read and what they are."""
+
+    recipe: Recipe
+    site: Site
+    pooling: Pooling
+    kind: ChipKind
+
+    @classmethod
+    def sound(cls, pooling: Pooling, kind: ChipKind = "linear") -> Self:
+        """A chip of this project's own recipe."""
+        return cls("sound", "block", pooling, kind)
+
+    @classmethod
+    def published(cls, kind: ChipKind) -> Self:
+        """A chip of the paper's recipe."""
+        return cls("published", RAW.site, RAW.pooling, kind)
+
+    @property
+    def vector(self) -> Vector:
+        """What it reads."""
+        return Vector(self.site, self.pooling)
+
+    @property
+    def name(self) -> str:
+        """Word in file names: `linear.last`, `mlp.raw`."""
+        return f"{self.kind}.{self.vector.name}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The key whose `name` this is.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        kind, _, vector = name.partition(".")
+        return cls.named(vector, kind)
+
+    @classmethod
+    def named(cls, vector: str, kind: str) -> Self:
+        """The key of a vector's name and a kind.
+
+        Raises:
+            ValueError: If there is no such vector or kind.
+        """
+        for known in get_args(ChipKind):
+            if kind == known and vector == RAW_NAME:
+                return cls.published(known)
+            for pooling in get_args(Pooling):
+                if (vector, kind) == (pooling, known):
+                    return cls.sound(pooling, known)
+        raise ValueError(f"{kind[:40]!r} on {vector[:40]!r} is no chip")
+
+
+def in_order(keys: Iterable[ChipKey]) -> list[ChipKey]:
+    """Chips as they are drawn and named: by pooling, the published last, linear first."""
+    there = set(keys)
+    vectors = [*(Vector("block", pooling) for pooling in get_args(Pooling)), RAW]
+    return [
+        key
+        for vector in vectors
+        for kind in get_args(ChipKind)
+        if (key := ChipKey.named(vector.name, kind)) in there
+    ]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where to cut: the last layer kept, and the chip that reads it."""
+
+    layer: int
+    """0 .. L-1; -1 is the embedding control, which no model is cut at."""
+    chip: ChipKey
+
+
+class ChipRecord(BaseModel):
+    """Stored fields that name a chip; the base of every record about one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Recipe = "sound"
+    site: Site = "block"
+    pooling: Pooling
+    chip: ChipKind
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, values: Any) -> Any:
+        """Runs of earlier versions call the published recipe a pooling, *raw*."""
+        if isinstance(values, dict) and values.get("pooling") == RAW_NAME:
+            return {**values, **fields_of(ChipKey.published(values.get("chip", "linear")))}
+        return values
+
+    @property
+    def key(self) -> ChipKey:
+        """The chip that these fields name."""
+        return ChipKey(self.recipe, self.site, self.pooling, self.chip)
+
+
+def fields_of(key: ChipKey) -> dict[str, Any]:
+    """The fields of a `ChipRecord`."""
+    return {"recipe": key.recipe, "site": key.site, "pooling": key.pooling, "chip": key.kind}
