@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Recipe = Literal["sound", "published"]
-"""How a chip is trained: *sound* is this project's way, *published* is the paper's, to the letter."""
+"""How a chip is trained: *sound* is our way, *published* the paper's, to the letter."""
 Site = Literal["block", "raw"]
 """Where a feature is taken: *block* is a block's output after the final norm, *raw* before it."""
 Pooling = Literal["last", "mean", "first", "max"]
