@@ -29,8 +29,9 @@ from chipviz.chips import Chip
 from chipviz.classifier import CHIP_FILE, FORMAT
 from chipviz.classifier import load as load  # reading and writing are one subject to callers
 from chipviz.classifier import read_about as read_about
-from chipviz.config import CutSpec, Pooling
+from chipviz.config import CutSpec
 from chipviz.errors import BundleError
+from chipviz.keys import Vector, fields_of
 from chipviz.prompt import Prompt
 from chipviz.pruning import cut_config, cut_weights
 from chipviz.report import BundleKind, BundleReport, RunReport
@@ -46,18 +47,21 @@ SELF_TEST = (
 )
 """Texts, with a second text where one is read, whose probabilities stand in every bundle, so that
 `verify` needs nothing else."""
-_STOCK: dict[Pooling, BundleKind] = {"last": "sequence", "mean": "token"}
+_STOCK: dict[Vector, BundleKind] = {
+    Vector("block", "last"): "sequence",
+    Vector("block", "mean"): "token",
+}
 
 
-def kind_of(backbone: Backbone, pooling: Pooling, chip: Chip) -> BundleKind:
+def kind_of(backbone: Backbone, vector: Vector, chip: Chip) -> BundleKind:
     """Which class can hold a chip: the stock one that computes the same, else our own.
 
     Args:
         backbone: What is cut; its family may have no such class, or one with layers of its own.
-        pooling: What the chip reads.
+        vector: What the chip reads.
         chip: One chip, or a stack of them.
     """
-    kind = _STOCK.get(pooling)
+    kind = _STOCK.get(vector)
     if kind is None or not {"weight"} <= set(chip.tensors()) <= {"weight", "bias"}:
         return "chipviz"
     if not backbone.causal or _has_tokenizer_of_its_own(backbone.config):
@@ -95,7 +99,7 @@ def save(
             at `out` then.
     """
     _refuse_in_the_way(out)
-    kind = kind_of(backbone, cut.pooling, chip)
+    kind = kind_of(backbone, cut.key.vector, chip)
     with publish(out) as folder:
         _write_model(backbone, prompt, chip, cut, report, kind, folder)
         about = _about(cut, report, kind)
@@ -112,14 +116,13 @@ def save(
         card = cards.model_card(cut, report, kind, len(check), difference)
         (folder / "README.md").write_text(card, "utf-8")
         _write_sums(folder)
-        cost = report.cost_at(cut.cut_layer, cut.pooling, cut.chip)
+        cost = report.cost_at(cut.cut)
         files = {f.name: f.stat().st_size for f in sorted(folder.iterdir())}
     return BundleReport(
         path=str(out),
         kind=kind,
         cut_layer=cut.cut_layer,
-        pooling=cut.pooling,
-        chip=cut.chip,
+        **fields_of(cut.key),
         n_parameters=cost.n_parameters,
         weight_bytes=cost.weight_bytes,
         folder_bytes=sum(files.values()),
@@ -229,11 +232,8 @@ def _has_tokenizer_of_its_own(config: Any) -> bool:
 
 def _about(cut: CutSpec, report: RunReport, kind: BundleKind) -> dict[str, Any]:
     """What was cut from what; its verification is yet to come."""
-    cost = report.cost_at(cut.cut_layer, cut.pooling, cut.chip)
-    scores = [
-        report.score_at(cut.cut_layer, cut.pooling, cut.chip, split).__dict__
-        for split in ("validation", "test")
-    ]
+    cost = report.cost_at(cut.cut)
+    scores = [report.score_at(cut.cut, split).model_dump() for split in ("validation", "test")]
     return {
         "format": FORMAT,
         "kind": kind,

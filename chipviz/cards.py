@@ -4,7 +4,8 @@ import json
 
 from huggingface_hub import ModelCardData
 
-from chipviz.config import CutSpec, Pooling
+from chipviz.config import CutSpec
+from chipviz.keys import RAW, Vector
 from chipviz.report import BundleKind, CutCost, LayerCost, RunReport, TaskInfo
 
 _USE: dict[BundleKind, str] = {
@@ -71,12 +72,12 @@ print(json.dumps(found))
 }
 """Programs for a fresh process: texts as JSON on standard input, probabilities on standard output."""
 
-_STATES: dict[Pooling, str] = {
-    "last": "the last token's hidden state",
-    "first": "the first token's hidden state",
-    "mean": "the mean of the hidden states",
-    "max": "the largest value of each hidden dimension",
-    "raw": "the last token's raw hidden state (trained as published)",
+_STATES: dict[Vector, str] = {
+    Vector("block", "last"): "the last token's hidden state",
+    Vector("block", "first"): "the first token's hidden state",
+    Vector("block", "mean"): "the mean of the hidden states",
+    Vector("block", "max"): "the largest value of each hidden dimension",
+    RAW: "the last token's raw hidden state (trained as published)",
 }
 
 
@@ -95,8 +96,8 @@ def model_card(
 ) -> str:
     """The README.md of a bundle, with the front matter that model hubs read."""
     backbone, task = report.backbone, report.task
-    cost, dense = report.cost_at(cut.cut_layer, cut.pooling, cut.chip), report.dense
-    score = report.score_at(cut.cut_layer, cut.pooling, cut.chip, "test")
+    cost, dense = report.cost_at(cut.cut), report.dense
+    score = report.score_at(cut.cut, "test")
     stock = kind != "chipviz"
     data = ModelCardData(
         library_name="transformers" if stock else "chipviz",
@@ -120,7 +121,7 @@ def model_card(
 # {_plain(task.name)}, cut from {_plain(backbone.name)}
 
 A text classifier made of the first {cut.cut_layer + 1} of {backbone.n_layers} layers of
-`{_plain(backbone.name)}` and one {"linear" if cut.chip == "linear" else "MLP"} chip on {_STATES[cut.pooling]}.
+`{_plain(backbone.name)}` and one {"linear" if cut.chip == "linear" else "MLP"} chip on {_STATES[cut.key.vector]}.
 
 | | dense | this bundle |
 | --- | ---: | ---: |
@@ -177,10 +178,8 @@ def _fields(task: TaskInfo) -> str:
 
 
 def _measured(report: RunReport, cost: LayerCost) -> str:
-    """Rows of the table for what was measured, if it was."""
+    """Rows of the table for what was measured."""
     how, dense = report.measured, report.dense
-    if how is None:
-        return ""
 
     def row(of: CutCost) -> tuple[str, str]:
         return f"{1e3 * (of.latency_s or 0):,.1f} ms", f"{(of.peak_bytes or 0) / 1e6:,.1f} MB"

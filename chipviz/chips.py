@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chipviz.config import ChipKind, Pooling
 from chipviz.errors import SourceError
+from chipviz.files import replacing
+from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut
 
 FORMAT = "1"
 
@@ -77,23 +78,23 @@ class Chip:
 class Chips:
     """The fitted chips of all layers."""
 
-    stacks: dict[tuple[ChipKind, Pooling], Chip]
-    """L + 1 chips each, float32; the first reads the embedding output."""
-    strengths: dict[tuple[ChipKind, Pooling], list[float]] = field(default_factory=dict)
-    """Of linear chips: the penalty that validation chose, by layer, embedding first."""
-    repeats: dict[tuple[ChipKind, Pooling], list[Chip]] = field(default_factory=dict)
+    stacks: dict[ChipKey, Chip]
+    """L + 1 chips per curve, float32; the first reads the embedding output."""
+    strengths: dict[ChipKey, list[float]] = field(default_factory=dict)
+    """Penalty that validation chose for linear chips, per layer, embedding first."""
+    repeats: dict[ChipKey, list[Chip]] = field(default_factory=dict)
     """The same chips fitted again on bootstrap samples, for the band; not kept on disk."""
 
-    def at(self, layer: int, pooling: Pooling, kind: ChipKind = "linear") -> Chip:
+    def at(self, cut: Cut) -> Chip:
         """The chip of one layer; layer -1 reads the embedding output.
 
         Raises:
             IndexError: If there is no such layer.
         """
-        stack = self.stacks[kind, pooling]
-        if not -1 <= layer < len(stack.weight) - 1:
-            raise IndexError(f"layer {layer} is outside of -1 to {len(stack.weight) - 2}")
-        return stack.at(layer + 1)
+        stack = self.stacks[cut.chip]
+        if not EMBEDDING_LAYER <= cut.layer < len(stack.weight) - 1:
+            raise IndexError(f"layer {cut.layer} is outside of -1 to {len(stack.weight) - 2}")
+        return stack.at(cut.layer + 1)
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write one safetensors file, whole or not at all.
@@ -103,16 +104,15 @@ class Chips:
             fingerprint: Of the backbone the chips belong to.
         """
         tensors = {}
-        for (kind, pooling), stack in self.stacks.items():
+        for key, stack in self.stacks.items():
             for name, value in stack.tensors().items():
-                tensors[f"{kind}.{pooling}.{name}"] = value.contiguous()
-        for (kind, pooling), values in self.strengths.items():
-            strengths = torch.tensor(values, dtype=torch.float64)
-            tensors[f"{kind}.{pooling}.strength"] = strengths
-        temporary = path.with_suffix(".tmp")
-        # One key: safetensors writes several in any order, and equal chips are to be equal bytes.
-        save_file(tensors, temporary, {"chipviz": f"{FORMAT} {fingerprint}"})
-        temporary.replace(path)
+                tensors[f"{key.name}.{name}"] = value.contiguous()
+        for key, values in self.strengths.items():
+            tensors[f"{key.name}.strength"] = torch.tensor(values, dtype=torch.float64)
+        with replacing(path) as part:
+            # One key: safetensors writes several in any order, and equal chips are to be equal
+            # bytes.
+            save_file(tensors, part, {"chipviz": f"{FORMAT} {fingerprint}"})
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> "Chips":
@@ -121,8 +121,8 @@ class Chips:
         Raises:
             SourceError: If the file belongs to another backbone or another format.
         """
-        found: dict[tuple[ChipKind, Pooling], dict[str, Tensor]] = {}
-        strengths: dict[tuple[ChipKind, Pooling], list[float]] = {}
+        stacks: dict[ChipKey, dict[str, Tensor]] = {}
+        strengths: dict[ChipKey, list[float]] = {}
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("chipviz") != f"{FORMAT} {fingerprint}":
                 raise SourceError(
@@ -130,9 +130,10 @@ class Chips:
                     "The backbone's folder changed since the run; train again.",
                 )
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                kind, pooling, what = name.split(".")
+                chip, _, what = name.rpartition(".")
+                key = ChipKey.parse(chip)
                 if what == "strength":
-                    strengths[kind, pooling] = file.get_tensor(name).tolist()  # type: ignore[index]
+                    strengths[key] = file.get_tensor(name).tolist()
                 else:
-                    found.setdefault((kind, pooling), {})[what] = file.get_tensor(name)  # type: ignore[arg-type]
-        return cls({key: Chip(**tensors) for key, tensors in found.items()}, strengths)
+                    stacks.setdefault(key, {})[what] = file.get_tensor(name)
+        return cls({key: Chip(**tensors) for key, tensors in stacks.items()}, strengths)

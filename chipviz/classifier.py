@@ -15,12 +15,13 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from chipviz.anatomy import find_blocks
+from chipviz.anatomy import find_blocks, first_of
 from chipviz.backbone import pad, segments
 from chipviz.batching import batch_tokens, batches
 from chipviz.chips import Chip
-from chipviz.config import CutSpec, Pooling, Preset
+from chipviz.config import CutSpec, Preset
 from chipviz.errors import BackboneError, BundleError
+from chipviz.keys import Vector
 from chipviz.pooling import pool
 from chipviz.prompt import segment_break
 from chipviz.report import BundleKind, TaskInfo
@@ -58,7 +59,8 @@ class Classifier:
     model: Any
     """A stock classifier, or for kind *chipviz* the cut backbone alone."""
     tokenizer: Any
-    pooling: Pooling
+    vector: Vector
+    """What the chip reads."""
     chip: Chip | None = None
     """Of kind *chipviz* alone."""
     blocks_path: str | None = None
@@ -95,7 +97,7 @@ class Classifier:
     def _logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Class scores of a padded batch (B, T): shape (B, C), float32."""
         if self.chip is not None:
-            pooled = pool(self._states(tokens, mask), mask, self.pooling)
+            pooled = pool(self._states(tokens, mask), mask, self.vector.pooling)
             return self.chip.to(pooled.device).logits(pooled)
         logits = self.model(input_ids=tokens, attention_mask=mask).logits.float()
         # The mean of the token logits is the chip's logit.
@@ -111,9 +113,7 @@ class Classifier:
             output = self.model(input_ids=tokens, attention_mask=mask, **which)
         finally:
             handle.remove()
-        if self.pooling != "raw":
-            return output.last_hidden_state
-        return seen[0] if isinstance(seen[0], Tensor) else seen[0][0]
+        return first_of(seen[0]) if self.vector.site == "raw" else output.last_hidden_state
 
 
 def load(path: Path) -> Classifier:
@@ -142,9 +142,8 @@ def load(path: Path) -> Classifier:
         ) from None
     blocks_path = about.get("backbone", {}).get("blocks")
     two = "{text_pair}" in about["task"]["template"]
-    return Classifier(
-        kind, model.eval(), tokenizer, about["cut"]["pooling"], chip, blocks_path, two
-    )
+    vector = CutSpec.model_validate(about["cut"]).key.vector
+    return Classifier(kind, model.eval(), tokenizer, vector, chip, blocks_path, two)
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from chipviz.backbone import Backbone, watch_layers
-from chipviz.chips import Chip
-from chipviz.config import ChipKind, Pooling
-from chipviz.metrics import EMBEDDING_LAYER
+from chipviz.chips import Chip, Chips
+from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, fields_of
 from chipviz.prompt import Prompt
 from chipviz.report import BundleKind, CutCost, LayerCost, Measured, Parts
 from chipviz.task import Examples
@@ -69,54 +68,76 @@ def parts(backbone: Backbone) -> Parts:
     )
 
 
-def dense_cost(
-    backbone: Backbone, max_length: int, stored_bytes: int, measurement: Measurement
-) -> CutCost:
+def dense_cost(backbone: Backbone, max_length: int, measurement: Measurement) -> CutCost:
     """The published model, LM head included.
 
     Args:
         backbone: The frozen model.
         max_length: Tokens a prompt may have; attention grows with it.
-        stored_bytes: Bytes of one stored weight.
-        measurement: Of this backbone.
+        measurement: Latency and memory of this backbone.
     """
     config = backbone.config.get_text_config()
     blocks = sum(_block_flops(block, config, max_length) for block in backbone.blocks)
     return CutCost(
         n_parameters=backbone.n_published,
-        weight_bytes=backbone.n_published * stored_bytes,
+        weight_bytes=backbone.n_published * backbone.stored_dtype.itemsize,
         flops_per_token=blocks + 2 * _head_size(backbone),
         latency_s=measurement.dense_latency_s,
         peak_bytes=measurement.dense_peak_bytes,
     )
 
 
+def cut_costs(
+    backbone: Backbone,
+    chips: Chips,
+    bundles: Mapping[ChipKey, BundleKind],
+    max_length: int,
+    measurement: Measurement,
+) -> list[LayerCost]:
+    """What every cut costs with every chip.
+
+    Args:
+        backbone: The frozen model.
+        chips: Every chip that it may be cut for.
+        bundles: What the cuts of each curve are built as.
+        max_length: Tokens a prompt may have.
+        measurement: Latency and memory of this backbone.
+    """
+    return [
+        layer_cost(
+            backbone,
+            Cut(layer, key),
+            stack.at(0),
+            bundle=bundles[key],
+            max_length=max_length,
+            measurement=measurement,
+        )
+        for key, stack in chips.stacks.items()
+        for layer in range(backbone.n_layers)
+    ]
+
+
 def layer_cost(
     backbone: Backbone,
-    layer: int,
-    pooling: Pooling,
-    kind: ChipKind,
+    cut: Cut,
     chip: Chip,
     *,
     bundle: BundleKind,
     max_length: int,
-    stored_bytes: int,
     measurement: Measurement,
 ) -> LayerCost:
-    """The bundle cut at `layer`, its chip included.
+    """What a bundle costs, its chip included.
 
     Args:
         backbone: The frozen model.
-        layer: The last block kept.
-        pooling: What the chip reads.
-        kind: Its kind.
+        cut: Where it is cut.
         chip: The chip of one layer.
         bundle: What it is kept as; the class of *token* has a bias (of zeros) beside the chip.
         max_length: Tokens a prompt may have.
-        stored_bytes: Bytes of one stored backbone weight.
-        measurement: Of this backbone.
+        measurement: Latency and memory of this backbone.
     """
-    n_layers, kept = backbone.n_layers, layer + 1
+    n_layers, kept = backbone.n_layers, cut.layer + 1
+    stored_bytes = backbone.stored_dtype.itemsize
     whole = _count(backbone.model)
     removed = sum(_count(block) for block in backbone.blocks[kept:])
     extra = len(chip.weight) if bundle == "token" and chip.bias is None else 0
@@ -125,9 +146,8 @@ def layer_cost(
     config = backbone.config.get_text_config()
     blocks = sum(_block_flops(block, config, max_length) for block in backbone.blocks[:kept])
     return LayerCost(
-        layer=layer,
-        pooling=pooling,
-        chip=kind,
+        layer=cut.layer,
+        **fields_of(cut.chip),
         chip_parameters=chip_parameters,
         n_parameters=n_parameters,
         weight_bytes=(whole - removed) * stored_bytes + chip_parameters * CHIP_BYTES,
@@ -135,8 +155,8 @@ def layer_cost(
         layer_ratio=(n_layers - kept) / n_layers,
         parameter_ratio=(backbone.n_published - n_parameters) / backbone.n_published,
         bundle=bundle,
-        latency_s=measurement.latency_s[layer],
-        peak_bytes=measurement.peak_bytes[layer] + chip_parameters * CHIP_BYTES,
+        latency_s=measurement.latency_s[cut.layer],
+        peak_bytes=measurement.peak_bytes[cut.layer] + chip_parameters * CHIP_BYTES,
     )
 
 

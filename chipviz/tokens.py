@@ -7,8 +7,7 @@ from torch import Tensor
 
 from chipviz.backbone import Backbone, watch_layers
 from chipviz.chips import Chips
-from chipviz.config import ChipKind, Pooling
-from chipviz.metrics import EMBEDDING_LAYER
+from chipviz.keys import EMBEDDING_LAYER, Cut
 from chipviz.pooling import pool
 from chipviz.prompt import Prompt
 from chipviz.task import check_fields
@@ -21,9 +20,7 @@ def read_tokens(
     chips: Chips,
     text: str,
     *,
-    layer: int,
-    pooling: Pooling,
-    chip: ChipKind = "linear",
+    cut: Cut,
     text_pair: str | None = None,
 ) -> dict[str, Any]:
     """Read one text, or two, with the chips of all layers, token by token.
@@ -36,9 +33,7 @@ def read_tokens(
         prompt: The run's own.
         chips: The run's own.
         text: The user's text, without the template.
-        layer: The layer whose probabilities are wanted in full.
-        pooling: Which chips to ask.
-        chip: Which chips to ask.
+        cut: Which chips to ask, and the layer whose probabilities are wanted in full.
         text_pair: The second text, where the task has one.
 
     Returns:
@@ -61,10 +56,10 @@ def read_tokens(
     def see(at: int, hidden: Tensor) -> None:
         if at == EMBEDDING_LAYER:
             return
-        own = chips.at(at, pooling, chip).to(hidden.device)
-        states = (hidden if pooling == "raw" else backbone.read(hidden)).float()
+        own = chips.at(Cut(at, cut.chip)).to(hidden.device)
+        states = (hidden if cut.chip.site == "raw" else backbone.read(hidden)).float()
         at_tokens.append(own.probabilities(states[0]).cpu())
-        whole = pool(states, mask.to(states.device), pooling)
+        whole = pool(states, mask.to(states.device), cut.chip.pooling)
         for_text.append(own.probabilities(whole)[0].cpu())
 
     with watch_layers(backbone, see):
@@ -74,10 +69,10 @@ def read_tokens(
     confidence, label = probabilities.max(dim=-1)
     return {
         "tokens": _pieces(prompt.tokenizer, encoding, [text, text_pair or ""]),
-        "layer": layer,
+        "layer": cut.layer,
         "label_index": label.tolist(),
         "confidence": _rounded(confidence),
-        "at_cut": _rounded(probabilities[layer]),
+        "at_cut": _rounded(probabilities[cut.layer]),
         "by_layer": _rounded(whole),
         "settled_layer": settled_layer(whole.argmax(dim=-1)),
     }
