@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from chipviz.config import Split
-from chipviz.files import replacing
+from chipviz.config import RunConfig, Split
+from chipviz.files import replacing, write_atomic
 from chipviz.keys import ChipKey, Cut
 from chipviz.report import Example, RunReport
 from chipviz.selection import Correct
@@ -93,6 +93,22 @@ class RunFolder:
     def examples(self, split: Split) -> Path:
         """Texts kept of a split: test texts for the pages, validation texts for bundle checks."""
         return self.path / {"test": "examples.jsonl", "validation": "checked.jsonl"}[split]
+
+    def write_config(self, config: RunConfig) -> None:
+        """Keep the settings of the run."""
+        write_atomic(self.config, config.model_dump_json())
+
+    def read_config(self) -> RunConfig:
+        """The settings of the run.
+
+        Raises:
+            OSError: If there are none.
+        """
+        return RunConfig.model_validate_json(self.config.read_text("utf-8"))
+
+    def write_report(self, report: RunReport) -> None:
+        """Keep what the run found."""
+        write_atomic(self.report, report.model_dump_json())
 
     def read_report(self) -> RunReport:
         """The report of a finished run.

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chipviz import metrics
+from chipviz.arrays import Features
 from chipviz.chips import Chip, Chips
 from chipviz.config import PUBLISHED_MAX_TRAIN, RunConfig, Split
 from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, Recipe
 from chipviz.linear import STRENGTHS, Read, choose_strength, fit_linear
-from chipviz.live import PointsFn
+from chipviz.live import LiveCurve, PointsFn
 from chipviz.metrics import CurvePoint, Score
 from chipviz.mlp import fit_mlp
 from chipviz.progress import Meter, Progress, ProgressFn
@@ -25,6 +26,7 @@ from chipviz.published import fit_published
 from chipviz.rows import Rows
 from chipviz.run_folder import Predictions
 from chipviz.streams import Pool
+from chipviz.task import Task
 
 TOGETHER_BYTES = {"cpu": 0, "cuda": 8 << 30}
 """Maximum bytes of features of layers that are fitted as one problem, one layer at least. A GPU is
@@ -49,8 +51,10 @@ class Fitted:
 class Trainer:
     """Fits and scores the chips of one run."""
 
-    rows: Rows
+    task: Task
     config: RunConfig
+    device: torch.device
+    """Where chips are fitted."""
     pool: Pool
     """Where layers are fitted beside each other."""
     progress: ProgressFn
@@ -58,16 +62,22 @@ class Trainer:
     bias: bool = False
     """Whether linear chips get one: states without a final norm have no nearly constant part."""
 
-    def fit(self) -> Chips:
+    def live_curve(self) -> LiveCurve:
+        """What draws the curve while features arrive."""
+        return LiveCurve(
+            self.task, self.config, self.device, self.pool, self.progress, self.on_points
+        )
+
+    def fit(self, features: Features) -> Chips:
         """Fit the chips of all layers on all training texts; validation chooses what is chosen.
 
         Every fit begins anew, so the result depends on the features alone, not on the way there.
         """
-        keys = self.config.chip_keys
-        meter = Meter("fitting", len(keys) * (self._n_layers + 1), self.progress)
+        rows, keys = Rows(features, self.task, self.device), self.config.chip_keys
+        meter = Meter("fitting", len(keys) * (features.n_layers + 1), self.progress)
         chips = Chips({}, {}, {})
         for key in keys:
-            blocks = self._fit_curve(key, meter)
+            blocks = self._fit_curve(rows, key, meter)
             chips.stacks[key] = Chip.cat([fitted.chip for fitted in blocks])
             if strengths := [s for fitted in blocks for s in fitted.strengths]:
                 chips.strengths[key] = strengths
@@ -76,106 +86,101 @@ class Trainer:
             history = [point for fitted in blocks for point in fitted.history]
             for n_train in sorted({point.n_train for point in history}):
                 self.on_points([point for point in history if point.n_train == n_train])
-            self.on_points(self._points(chips.stacks[key], key))
+            self.on_points(self._points(rows, chips.stacks[key], key))
         return chips
 
-    def _fit_curve(self, key: ChipKey, meter: Meter) -> list[Fitted]:
+    def _fit_curve(self, rows: Rows, key: ChipKey, meter: Meter) -> list[Fitted]:
         """The chips of each block of layers."""
-        blocks = list(self._blocks(key))
+        blocks = list(_blocks(rows, key))
         fitted: list[Fitted] = []
 
         def fit(layers: range) -> Fitted:
-            return RECIPES[key.recipe](self, key, layers, meter)
+            return RECIPES[key.recipe](self, rows, key, layers, meter)
 
         for layers, result in zip(blocks, self.pool.map(fit, blocks), strict=True):
             fitted.append(result)
             meter.advance(len(layers), f"fitting {_words(key)} chips")
         return fitted
 
-    def score(self, chips: Chips) -> tuple[list[Score], Predictions]:
+    def score(self, features: Features, chips: Chips) -> tuple[list[Score], Predictions]:
         """Score every chip on validation and, once, on test; give back what each predicted too."""
+        rows = Rows(features, self.task, self.device)
         scores: list[Score] = []
         predictions = Predictions({}, {})
         splits: tuple[Split, ...] = ("validation", "test")
         for split in splits:
-            labels = self.rows.task.splits[split].labels
+            labels = self.task.splits[split].labels
             predictions.labels[split] = labels.astype(np.int32)
-            resamples = metrics.Resamples.of(labels, self.rows.task.n_classes, self.config.seed)
+            resamples = metrics.Resamples.of(labels, self.task.n_classes, self.config.seed)
             for key in chips.stacks:
                 answers = []
-                for layer in range(EMBEDDING_LAYER, self._n_layers):
+                for layer in range(EMBEDDING_LAYER, features.n_layers):
                     self.progress(Progress("fitting", f"scoring on the {split} texts"))
-                    probabilities = self._probabilities(chips, Cut(layer, key), split)
+                    cut = Cut(layer, key)
+                    probabilities = rows.probabilities(chips.at(cut), split, key.vector, layer)
                     answers.append(probabilities.argmax(axis=1).astype(np.int32))
                     scores.append(
                         metrics.score(
                             probabilities,
                             labels,
-                            cut=Cut(layer, key),
+                            cut=cut,
                             split=split,
                             resamples=resamples,
-                            repeats=self._repeats(chips, Cut(layer, key), split),
+                            repeats=_repeats(rows, chips, cut, split),
                         )
                     )
                 predictions.classes[split, key] = np.stack(answers[1:])  # no embedding
         return scores, predictions
 
-    @property
-    def _n_layers(self) -> int:
-        return self.rows.features.n_layers
-
-    def _blocks(self, key: ChipKey) -> Iterator[range]:
-        """Layers to fit as one problem, embedding first."""
-        n_rows = len(self.rows.task.splits["train"])
-        width = self.rows.features.widths[key.site]
-        n = max(1, TOGETHER_BYTES.get(self.rows.device.type, 0) // (4 * n_rows * (width + 1)))
-        for first in range(EMBEDDING_LAYER, self._n_layers, n):
-            yield range(first, min(first + n, self._n_layers))
-
-    def _probabilities(self, chips: Chips, cut: Cut, split: Split) -> NDArray[np.float32]:
-        return self.rows.probabilities(chips.at(cut), split, cut.chip.vector, cut.layer)
-
-    def _repeats(self, chips: Chips, cut: Cut, split: Split) -> tuple[float, ...]:
-        """Accuracies of the same chip fitted again."""
-        again = (stack.at(cut.layer + 1) for stack in chips.repeats.get(cut.chip, []))
-        vector = cut.chip.vector
-        return tuple(self.rows.accuracy(chip, split, vector, cut.layer) for chip in again)
-
-    def _points(self, stack: Chip, key: ChipKey) -> list[CurvePoint]:
+    def _points(self, rows: Rows, stack: Chip, key: ChipKey) -> list[CurvePoint]:
         """Validation accuracy per layer after all training texts."""
-        n_train = len(self.rows.task.splits["train"])
+        n_train = len(self.task.splits["train"])
         n_seen = min(n_train, PUBLISHED_MAX_TRAIN) if key.recipe == "published" else n_train
         return [
             CurvePoint(
                 n_seen,
                 Cut(layer, key),
-                self.rows.accuracy(stack.at(layer + 1), "validation", key.vector, layer),
+                rows.accuracy(stack.at(layer + 1), "validation", key.vector, layer),
             )
-            for layer in range(self._n_layers)
+            for layer in range(rows.features.n_layers)
         ]
+
+
+def _blocks(rows: Rows, key: ChipKey) -> Iterator[range]:
+    """Layers to fit as one problem, embedding first."""
+    n_layers, width = rows.features.n_layers, rows.features.widths[key.site]
+    bytes_of_layer = 4 * len(rows.task.splits["train"]) * (width + 1)
+    n = max(1, TOGETHER_BYTES.get(rows.device.type, 0) // bytes_of_layer)
+    for first in range(EMBEDDING_LAYER, n_layers, n):
+        yield range(first, min(first + n, n_layers))
+
+
+def _repeats(rows: Rows, chips: Chips, cut: Cut, split: Split) -> tuple[float, ...]:
+    """Accuracies of the same chip fitted again."""
+    again = (stack.at(cut.layer + 1) for stack in chips.repeats.get(cut.chip, []))
+    return tuple(rows.accuracy(chip, split, cut.chip.vector, cut.layer) for chip in again)
 
 
 # --- recipes: from a curve and some of its layers to fitted chips --------------------------------
 
 
-def _sound(trainer: Trainer, key: ChipKey, layers: range, meter: Meter) -> Fitted:
+def _sound(trainer: Trainer, rows: Rows, key: ChipKey, layers: range, meter: Meter) -> Fitted:
     """Chips of this project's recipe, and the same again for the band."""
     weights = _class_weights(trainer)
     if key.kind == "mlp":
-        chip = _mlp(trainer, key, layers, weights, trainer.config.seed, meter)
+        chip = _mlp(rows, key, layers, weights, trainer.config.seed, meter)
         strengths: list[float] = []
     else:
-        chip, strengths = _linear(trainer, key, layers, weights)
+        chip, strengths = _linear(trainer, rows, key, layers, weights)
     repeats = [
-        _again(trainer, key, layers, chip, strengths, weights, trainer.config.seed + repeat)
+        _again(trainer, rows, key, layers, chip, strengths, weights, trainer.config.seed + repeat)
         for repeat in range(1, trainer.config.repeats)
     ]
     return Fitted(chip, strengths, repeats)
 
 
-def _published(trainer: Trainer, key: ChipKey, layers: range, meter: Meter) -> Fitted:
+def _published(trainer: Trainer, rows: Rows, key: ChipKey, layers: range, meter: Meter) -> Fitted:
     """The paper's chips, and what they knew on their way; one run in one order has no band."""
-    rows = trainer.rows
     labels = rows.labels("train")
     n_rows = min(len(labels), PUBLISHED_MAX_TRAIN)
     history: list[CurvePoint] = []
@@ -200,17 +205,16 @@ def _published(trainer: Trainer, key: ChipKey, layers: range, meter: Meter) -> F
     return Fitted(chip, history=history)
 
 
-RECIPES: dict[Recipe, Callable[[Trainer, ChipKey, range, Meter], Fitted]] = {
+RECIPES: dict[Recipe, Callable[[Trainer, Rows, ChipKey, range, Meter], Fitted]] = {
     "sound": _sound,
     "published": _published,
 }
 
 
 def _linear(
-    trainer: Trainer, key: ChipKey, layers: range, row_weight: Tensor | None
+    trainer: Trainer, rows: Rows, key: ChipKey, layers: range, row_weight: Tensor | None
 ) -> tuple[Chip, list[float]]:
     """One linear chip per layer, and the strength that validation chose for it."""
-    rows = trainer.rows
     read = rows.reader("train", key.vector, layers)
     held_out = rows.reader("validation", key.vector, layers)
     if trainer.bias:
@@ -224,7 +228,7 @@ def _linear(
 
 
 def _mlp(
-    trainer: Trainer,
+    rows: Rows,
     key: ChipKey,
     layers: range,
     row_weight: Tensor | None,
@@ -232,7 +236,6 @@ def _mlp(
     meter: Meter | None = None,
 ) -> Chip:
     """One MLP chip per layer."""
-    rows = trainer.rows
     label = f"fitting {key.vector.name} MLP chips"
     return fit_mlp(
         rows.reader("train", key.vector, layers),
@@ -248,6 +251,7 @@ def _mlp(
 
 def _again(
     trainer: Trainer,
+    rows: Rows,
     key: ChipKey,
     layers: range,
     chip: Chip,
@@ -256,20 +260,20 @@ def _again(
     seed: int,
 ) -> Chip:
     """The same chips from a bootstrap sample of the training texts."""
-    labels = trainer.rows.labels("train")
+    labels = rows.labels("train")
     random = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(labels), (len(labels),), generator=random)
     counts = torch.bincount(drawn, minlength=len(labels)).float()
     row_weight = counts if class_weights is None else counts * class_weights
     if key.kind == "mlp":
-        return _mlp(trainer, key, layers, row_weight, seed)
-    read, begin = trainer.rows.reader("train", key.vector, layers), chip.weight
+        return _mlp(rows, key, layers, row_weight, seed)
+    read, begin = rows.reader("train", key.vector, layers), chip.weight
     if chip.bias is not None:
         read, begin = with_constant(read), torch.cat([begin, chip.bias[..., None]], dim=-1)
     weights = fit_linear(
         read,
         labels,
-        trainer.rows.task.n_classes,
+        trainer.task.n_classes,
         strengths=torch.tensor(strengths)[:, None],
         row_weight=row_weight,
         start=begin,
@@ -286,8 +290,8 @@ def _class_weights(trainer: Trainer) -> Tensor | None:
     """What each training row counts, 1 on average; None where all count alike."""
     if trainer.config.class_weight == "none":
         return None
-    labels = trainer.rows.labels("train")
-    counts = torch.bincount(labels, minlength=trainer.rows.task.n_classes).float()
+    labels = torch.from_numpy(trainer.task.splits["train"].labels)
+    counts = torch.bincount(labels, minlength=trainer.task.n_classes).float()
     return (len(labels) / (counts.clamp_min(1) * (counts > 0).sum()))[labels]
 
 

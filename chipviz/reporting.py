@@ -1,0 +1,175 @@
+"""What a run computed -> its report: scores beside what they cost, and what every rule says."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+from typing import get_args
+
+from chipviz import bundle, controls, cost
+from chipviz.backbone import Backbone
+from chipviz.chips import Chips
+from chipviz.config import Rule, RunConfig, Split
+from chipviz.errors import ConfigError
+from chipviz.features import Extracted
+from chipviz.hub import revision_of
+from chipviz.keys import EMBEDDING_LAYER
+from chipviz.metrics import Score
+from chipviz.prompt import Prompt, n_truncated
+from chipviz.report import (
+    BackboneInfo,
+    Controls,
+    Example,
+    RunReport,
+    SelectionInfo,
+    TaskInfo,
+    Timing,
+)
+from chipviz.run_folder import Predictions, RunFolder
+from chipviz.task import Task
+from chipviz.vetting import licence_of
+
+KEPT_EXAMPLES: dict[Split, int] = {"test": 400, "validation": 64}
+"""Maximum texts kept per split: test texts for the pages, validation texts for bundle checks."""
+TYPICAL_ROWS = 1_000
+"""Maximum validation texts whose median length is the typical one."""
+
+
+@dataclass
+class Clock:
+    """Seconds per step."""
+
+    start: float = field(default_factory=perf_counter)
+    laps: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, name: str, *, less: float = 0.0) -> None:
+        """Give the time since the last lap to a step, `less` what belongs to the next one."""
+        self.laps[name] = self.total - sum(self.laps.values()) - less
+
+    @property
+    def total(self) -> float:
+        """Seconds since the start."""
+        return perf_counter() - self.start
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a run computed."""
+
+    config: RunConfig
+    task: Task
+    backbone: Backbone
+    prompt: Prompt
+    extracted: Extracted
+    chips: Chips
+    scores: list[Score]
+    predictions: Predictions
+
+
+def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
+    """Measure costs and controls, and join them with the scores."""
+    backbone, limit = found.backbone, found.prompt.max_length
+    tfidf = controls.tfidf(*(found.task.splits[s] for s in ("train", "validation", "test")))
+    typical = max(1, round(median(found.extracted.lengths["validation"][:TYPICAL_ROWS])))
+    measurement = cost.measure(backbone, typical)
+    bundles = {
+        key: bundle.kind_of(backbone, key.vector, stack)
+        for key, stack in found.chips.stacks.items()
+    }
+    report = RunReport(
+        run_id=run_id,
+        status="done",
+        preset=found.config.preset,
+        backbone=_backbone_info(backbone, found.config),
+        task=_task_info(found.task, found.prompt),
+        timing=_timing(clock, found.extracted.n_tokens),
+        scores=found.scores,
+        controls=_controls(found, "test", tfidf[1]),
+        controls_validation=_controls(found, "validation", tfidf[0]),
+        selection={},
+        dense=cost.dense_cost(backbone, limit, measurement),
+        costs=cost.cut_costs(backbone, found.chips, bundles, limit, measurement),
+        parts=cost.parts(backbone),
+        measured=measurement.how,
+    )
+    return report.model_copy(update={"selection": _selection(report, found.predictions)})
+
+
+def keep_examples(task: Task, folder: RunFolder) -> None:
+    """Keep the texts that pages show, and those that a bundle is verified on."""
+    for split, most in KEPT_EXAMPLES.items():
+        rows = task.splits[split].take(range(min(most, len(task.splits[split]))))
+        pairs = rows.pairs or [None] * len(rows)
+        examples = [
+            Example(text=text, text_pair=pair, label=int(label))
+            for text, pair, label in zip(rows.texts, pairs, rows.labels, strict=True)
+        ]
+        folder.write_examples(split, examples)
+
+
+def _selection(report: RunReport, predictions: Predictions) -> dict[Rule, SelectionInfo]:
+    """What every rule says; where no cut is as small as the default budget, that rule is silent."""
+    correct = predictions.correct
+    chosen: dict[Rule, SelectionInfo] = {}
+    for rule in get_args(Rule):
+        if rule != "manual":
+            with suppress(ConfigError):
+                chosen[rule] = report.select(rule, correct=correct)
+    return chosen
+
+
+def _backbone_info(backbone: Backbone, config: RunConfig) -> BackboneInfo:
+    return BackboneInfo(
+        name=backbone.name,
+        n_layers=backbone.n_layers,
+        hidden_size=backbone.hidden_size,
+        n_parameters=backbone.n_published,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+        device=str(backbone.device),
+        revision=revision_of(backbone.folder),
+        causal=backbone.causal,
+        blocks=config.blocks,
+        licence=licence_of(backbone.folder),
+    )
+
+
+def _task_info(task: Task, prompt: Prompt) -> TaskInfo:
+    sizes = {split: len(rows) for split, rows in task.splits.items()}
+    return TaskInfo(
+        name=task.name,
+        n_train=sizes["train"],
+        n_validation=sizes["validation"],
+        n_test=sizes["test"],
+        n_classes=task.n_classes,
+        label_names=list(task.label_names),
+        template=prompt.template,
+        max_length=prompt.max_length,
+        max_chars=prompt.max_chars,
+        n_truncated=n_truncated(prompt, task),
+        columns=task.columns.roles if task.columns else {},
+        guessed=list(task.columns.guessed) if task.columns else [],
+        made=list(task.made),
+        revision=task.revision,
+    )
+
+
+def _timing(clock: Clock, n_tokens: int) -> Timing:
+    extract_s = clock.laps["extract_s"]
+    return Timing(
+        **clock.laps,
+        total_s=clock.total,
+        n_tokens=n_tokens,
+        tokens_per_s=n_tokens / extract_s if extract_s > 0 else 0.0,
+    )
+
+
+def _controls(found: Findings, split: Split, tfidf: float) -> Controls:
+    """Reference accuracies; the embedding control is on the pooling that validation prefers."""
+    embedding = [s for s in found.scores if s.layer == EMBEDDING_LAYER]
+    best = max((s for s in embedding if s.split == "validation"), key=lambda s: s.accuracy)
+    same = next(s for s in embedding if s.split == split and s.key.vector == best.key.vector)
+    return Controls(
+        majority=controls.majority(found.task.splits["train"], found.task.splits[split]),
+        embedding=same.accuracy,
+        tfidf=tfidf,
+    )
