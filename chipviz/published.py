@@ -20,9 +20,10 @@ from chipviz.mlp import HIDDEN, initial
 LEARNING_RATE = 1e-5
 BETAS = (0.9, 0.99)
 WEIGHT_DECAY = 0.01
-BLOCK_ROWS, N_LOOKS = 1024, 8
-"""Rows read at once, at most, and parts in which the rows are read, at least: they are still
-trained on one by one, and the chip can be looked at after each part."""
+BLOCK_ROWS = 1_024
+"""Maximum rows read at once; they are still trained on one by one."""
+N_LOOKS = 8
+"""Minimum number of parts in which the rows are read; the chip can be looked at after each."""
 
 
 def fit_published(
@@ -32,6 +33,8 @@ def fit_published(
     n_classes: int,
     *,
     seed: int,
+    max_rows: int = PUBLISHED_MAX_TRAIN,
+    block_rows: int = BLOCK_ROWS,
     on_rows: Callable[[int, Chip], None] = lambda _rows, _chip: None,
 ) -> Chip:
     """Train one chip on each of K layers, row by row, once.
@@ -39,11 +42,13 @@ def fit_published(
     Args:
         kind: *linear*, or *mlp* with 256 hidden units.
         read: Raw last-token features of K layers.
-        labels: Class indices, shape (N,); rows beyond 20,000 are not used.
+        labels: Class indices, shape (N,); rows beyond `max_rows` are not used.
         n_classes: C.
-        seed: Of the initial weights (the public code leaves them to chance).
-        on_rows: Shown, now and then, how many rows are done and the chips as they are, which go
-            on changing; may raise to stop.
+        seed: Seed of the initial weights (the public code leaves them to chance).
+        max_rows: Maximum rows to train on.
+        block_rows: Maximum rows read at once.
+        on_rows: Told now and then how many rows are done, and the chips as they are, which go on
+            changing. May raise to stop.
 
     Returns:
         A stack of K chips.
@@ -57,8 +62,8 @@ def fit_published(
     optimizer = torch.optim.AdamW(
         parameters, lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
     )
-    n_rows = min(len(labels), PUBLISHED_MAX_TRAIN)
-    chip, size = Chip(*parameters[-2:], *parameters[:-2]), min(BLOCK_ROWS, -(-n_rows // N_LOOKS))
+    n_rows = min(len(labels), max_rows)
+    chip, size = Chip(*parameters[-2:], *parameters[:-2]), min(block_rows, -(-n_rows // N_LOOKS))
     for start in range(0, n_rows, size):
         stop = min(start + size, n_rows)
         block = read(start, stop)
@@ -70,7 +75,7 @@ def fit_published(
 
 
 def _gradient(parameters: list[Tensor], x: Tensor, label: int) -> None:
-    """Of the cross-entropy of one row, x of shape (K, D), written out: half the time of a tape."""
+    """Write the gradient of one row's cross-entropy, x of shape (K, D): half the time of a tape."""
     *inner, weight, bias = parameters
     h = x
     if inner:

@@ -201,7 +201,7 @@ def _table(scores: Sequence[Score], split: Split, chips: Collection[ChipKey] | N
     ]
     if not table:
         raise ConfigError(
-            f"There is no {split} score of the chips that were named.",
+            f"No {split} score of the chips that were named.",
             "Name a pooling and a chip that the run has trained; `show RUN` lists them.",
         )
     return table

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as fn
-from numpy.typing import NDArray
 from torch import Tensor
 
 from chipviz import metrics

@@ -13,22 +13,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
-from chipviz import bundle, cards, experiment
+from chipviz import build, bundle, cards, experiment
 from chipviz.backbone import load_backbone
 from chipviz.chips import Chip
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import BundleError, ConfigError
+from chipviz.from_table import load_task
+from chipviz.keys import ChipKey, Cut
 from chipviz.progress import silent
-from chipviz.report import load_predictions
-from chipviz.tables import read_table
-from chipviz.task import make_task
+from chipviz.run_folder import RunFolder
 from tests.families import NAMED
 
 
 def run(folder, data, home, **changes):
     """A run on a tiny backbone, done: config, report, home and run folder."""
-    run_dir = home / "runs" / "one"
-    run_dir.mkdir(parents=True)
+    run_folder = RunFolder(home / "runs" / "one")
+    run_folder.path.mkdir(parents=True)
     config = RunConfig.checked(
         backbone=str(folder),
         data=str(data),
@@ -41,11 +41,11 @@ def run(folder, data, home, **changes):
         config,
         home=home,
         run_id="one",
-        run_dir=run_dir,
+        folder=run_folder,
         progress=silent,
         on_points=lambda _: None,
     )
-    return config, report, home, run_dir
+    return config, report, home, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +73,22 @@ def finished_encoder(tiny_tokenizer_folder, toy_csv, tmp_path_factory):
 _BUILT = {}
 
 
+def key_of(pooling, chip="linear"):
+    """The published chips are asked for as `raw`, as on the command line."""
+    return ChipKey.named(pooling, chip)
+
+
+def spec(pooling, cut_layer=1, chip="linear", rule="manual"):
+    return CutSpec.at(Cut(cut_layer, key_of(pooling, chip)), rule)
+
+
 def built(finished, tmp_path, pooling, cut_layer=1, chip="linear"):
     """A copy of the bundle; it is built and verified once for all tests."""
-    config, report, home, run_dir = finished
+    _, _, home, folder = finished
     out = home / "built" / f"{pooling}-{chip}-{cut_layer}"
     if out not in _BUILT:
-        cut = CutSpec(cut_layer=cut_layer, pooling=pooling, chip=chip)
-        _BUILT[out] = experiment.build(
-            config, report, cut, home=home, run_dir=run_dir, out=out, progress=silent
-        )
+        cut = spec(pooling, cut_layer, chip)
+        _BUILT[out] = experiment.build(folder, cut, home=home, out=out, progress=silent)
     copy = tmp_path / out.name
     shutil.copytree(out, copy)
     return _BUILT[out], copy
@@ -94,9 +101,9 @@ def said_here(folder, _kind, check):
 
 
 def build_afresh(finished, out, cut_layer=1):
-    config, report, home, run_dir = finished
-    cut = CutSpec(cut_layer=cut_layer, pooling="last")
-    experiment.build(config, report, cut, home=home, run_dir=run_dir, out=out, progress=silent)
+    _, _, home, folder = finished
+    cut = spec("last", cut_layer)
+    experiment.build(folder, cut, home=home, out=out, progress=silent)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +111,11 @@ def build_afresh(finished, out, cut_layer=1):
 )
 def test_a_bundle_repeats_the_test_predictions_of_its_run(finished, tmp_path, pooling, cut_layer):
     """Against the stored predictions, made from hooked features of the dense model."""
-    config, report, home, run_dir = finished
+    config, report, home, folder = finished
     about, out = built(finished, tmp_path, pooling, cut_layer)
-    task = make_task(read_table(config.data, home), config)
+    task = load_task(config, home, silent)
     found = bundle.load(out).predict(task.splits["test"].texts)
-    stored = load_predictions(run_dir)[f"test.{pooling}.linear"][cut_layer]
+    stored = folder.read_predictions().at(Cut(cut_layer, key_of(pooling)), "test")
     names = report.task.label_names
     same = sum(p.label == names[i] for p, i in zip(found, stored.tolist(), strict=True))
     # The run may compute in bfloat16: a text on the border may fall to the other side.
@@ -152,7 +159,7 @@ def test_a_bundles_size_is_what_the_report_said_before_it_was_built(finished, tm
     _, report, _, _ = finished
     kind = "mlp" if pooling == "raw" else "linear"
     about, out = built(finished, tmp_path, pooling, chip=kind)
-    cost = report.cost_at(1, pooling, kind)
+    cost = report.cost_at(Cut(1, key_of(pooling, kind)))
     assert cost.bundle == about.kind
     found = bundle.load(out)
     beside = found.chip.n_parameters if found.chip else 0
@@ -191,9 +198,10 @@ def test_the_card_parses_and_its_numbers_are_the_reports(finished, tmp_path):
     assert card.data.pipeline_tag == "text-classification"
     assert "arxiv:2410.06541" in card.data.tags
     assert card.data.license is None  # this backbone has no card to say it
-    test = report.score_at(1, "last", "linear", "test")
+    cut = Cut(1, key_of("last"))
+    test = report.score_at(cut, "test")
     assert f"{100 * test.accuracy:.1f} %" in card.text
-    assert f"{report.cost_at(1, 'last').n_parameters:,}" in card.text
+    assert f"{report.cost_at(cut).n_parameters:,}" in card.text
 
 
 @pytest.mark.parametrize(
@@ -237,7 +245,8 @@ def test_a_stock_class_holds_a_plain_chip_on_final_normed_states_and_ours_all_el
     backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
     weight, bias = torch.zeros(3, 32), torch.zeros(3)
     plain = Chip(weight)
-    found = {pooling: bundle.kind_of(backbone, pooling, plain) for pooling in ("last", "mean")}
+    vectors = {name: key_of(name).vector for name in ("last", "mean", "first", "max", "raw")}
+    found = {name: bundle.kind_of(backbone, vectors[name], plain) for name in ("last", "mean")}
     # Some token classes hide a dropout and a bias behind another name; encoders have layers of
     # their own before the classes; the tokenizers of Qwen2 cannot keep the length limit.
     assert found == {
@@ -245,11 +254,11 @@ def test_a_stock_class_holds_a_plain_chip_on_final_normed_states_and_ours_all_el
         "mean": "token" if name == "llama" else "chipviz",
     }
     for pooling in ("first", "max", "raw"):
-        assert bundle.kind_of(backbone, pooling, plain) == "chipviz"
+        assert bundle.kind_of(backbone, vectors[pooling], plain) == "chipviz"
     for other in (Chip(weight, bias), Chip(torch.zeros(3, 4), bias, torch.zeros(4, 32), bias)):
-        assert bundle.kind_of(backbone, "last", other) == "chipviz"
+        assert bundle.kind_of(backbone, vectors["last"], other) == "chipviz"
     # The class for tokens has a place for a bias, that for sequences has none.
-    assert bundle.kind_of(backbone, "mean", Chip(weight, bias)) == found["mean"]
+    assert bundle.kind_of(backbone, vectors["mean"], Chip(weight, bias)) == found["mean"]
 
 
 def test_a_run_takes_the_poolings_that_suit_its_backbone_and_records_them(
@@ -291,20 +300,18 @@ def test_our_own_kind_says_what_the_chip_says_of_the_dense_models_hidden_states(
     which, pooling, chip, tmp_path, request, monkeypatch
 ):
     """Against `output_hidden_states` of the whole model and the chip's formula, in float32."""
-    config, report, home, run_dir = finished = request.getfixturevalue(which)
+    config, _, home, folder = finished = request.getfixturevalue(which)
     monkeypatch.setattr(bundle, "_in_fresh_process", said_here)
-    cut = CutSpec(cut_layer=1, pooling=pooling, chip=chip)
-    about = experiment.build(
-        config, report, cut, home=home, run_dir=run_dir, out=tmp_path / "out", progress=silent
-    )
+    cut = spec(pooling, 1, chip)
+    about = experiment.build(folder, cut, home=home, out=tmp_path / "out", progress=silent)
     assert about.kind == "chipviz"
     assert about.max_difference < 1e-5
     dense = AutoModel.from_pretrained(config.backbone, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(run_dir / "prompt")
-    tensors = load_file(run_dir / "chips.safetensors")
-    texts = list(make_task(read_table(config.data, home), config).splits["test"].texts)
+    tokenizer = AutoTokenizer.from_pretrained(folder.prompt)
+    tensors = load_file(folder.chips)
+    texts = list(load_task(config, home, silent).splits["test"].texts)
     found = bundle.load(tmp_path / "out").predict(texts)
-    assert finished[1].cost_at(1, pooling, chip).bundle == "chipviz"
+    assert finished[1].cost_at(cut.cut).bundle == "chipviz"
     for text, prediction in zip(texts, found, strict=True):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         with torch.inference_mode():
@@ -342,7 +349,7 @@ def test_the_card_names_the_backbone_without_its_revision_and_its_licence(finish
     _, report, _, _ = finished
     named = {"name": "owner/name@v1", "licence": "apache-2.0"}
     report = report.model_copy(update={"backbone": report.backbone.model_copy(update=named)})
-    cut = CutSpec(cut_layer=1, pooling="raw", chip="mlp")
+    cut = spec("raw", 1, "mlp")
     data = ModelCard(cards.model_card(cut, report, "chipviz", 64, 0.0)).data
     assert (data.base_model, data.license) == ("owner/name", "apache-2.0")
 
@@ -350,12 +357,12 @@ def test_the_card_names_the_backbone_without_its_revision_and_its_licence(finish
 @pytest.mark.parametrize("rule", ["within", "oracle"])
 def test_the_card_never_lets_a_choice_on_test_pass_for_one_on_validation(finished, rule):
     _, report, _, _ = finished
-    cut = CutSpec(cut_layer=1, pooling="raw", chip="mlp", rule=rule)
+    cut = spec("raw", 1, "mlp", rule)
     card = cards.model_card(cut, report, "chipviz", 64, 0.0)
     assert ("on the test texts themselves" in card) == (rule == "oracle")
     assert "one MLP chip on the last token's raw hidden state" in card
     assert f"{report.dense.peak_bytes / 1e6:,.1f} MB" in card
-    assert f"{1e3 * report.cost_at(1, 'raw', 'mlp').latency_s:,.1f} ms" in card
+    assert f"{1e3 * report.cost_at(cut.cut).latency_s:,.1f} ms" in card
 
 
 def test_a_bundle_that_disagrees_with_its_chip_is_refused_and_leaves_nothing(
@@ -364,7 +371,7 @@ def test_a_bundle_that_disagrees_with_its_chip_is_refused_and_leaves_nothing(
     def wrong(*args):
         return torch.full((len(args[-1]), 3), 1 / 3)
 
-    monkeypatch.setattr(experiment, "_expected", wrong)
+    monkeypatch.setattr(build, "_expected", wrong)
     with pytest.raises(BundleError, match="disagrees with its run's chip"):
         build_afresh(finished, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

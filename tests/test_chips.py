@@ -5,6 +5,9 @@ import torch
 
 from chipviz.chips import Chip, Chips
 from chipviz.errors import SourceError
+from chipviz.keys import ChipKey, Cut
+
+LAST, PUBLISHED = ChipKey.sound("last"), ChipKey.published("mlp")
 
 
 def mlp(*lead):
@@ -42,8 +45,8 @@ def test_a_stack_answers_as_its_members_do():
 
 def test_chips_come_back_from_disk_as_they_were_and_only_for_their_backbone(tmp_path):
     chips = Chips(
-        {("linear", "last"): Chip(torch.randn(4, 3, 5)), ("mlp", "raw"): mlp(4)},
-        {("linear", "last"): [1.0, 2.0, 0.1, 4.0]},
+        {LAST: Chip(torch.randn(4, 3, 5)), PUBLISHED: mlp(4)},
+        {LAST: [1.0, 2.0, 0.1, 4.0]},
     )
     path = tmp_path / "chips.safetensors"
     chips.save(path, "abc")
@@ -53,9 +56,9 @@ def test_chips_come_back_from_disk_as_they_were_and_only_for_their_backbone(tmp_
         found = again.stacks[key].tensors()
         assert found.keys() == stack.tensors().keys()
         assert all(torch.equal(found[name], value) for name, value in stack.tensors().items())
-    assert torch.equal(again.at(-1, "last").weight, chips.stacks["linear", "last"].weight[0])
+    assert torch.equal(again.at(Cut(-1, LAST)).weight, chips.stacks[LAST].weight[0])
     with pytest.raises(SourceError, match="another backbone"):
         Chips.load(path, "abd")
     with pytest.raises(IndexError, match="-1 to 2"):
-        chips.at(3, "last")
+        chips.at(Cut(3, LAST))
     assert [f.name for f in tmp_path.iterdir()] == [path.name]

@@ -16,6 +16,7 @@ from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import TaskError
 from chipviz.progress import silent
 from chipviz.prompt import bake, load_tokenizer, n_truncated
+from chipviz.run_folder import RunFolder
 from chipviz.tables import Table
 from chipviz.task import make_task
 
@@ -330,16 +331,14 @@ def test_a_stock_pipeline_on_raw_fields_gives_the_chips_answer(
         max_length=120,
         poolings=("last",),
     )
-    home, run_dir, out = tmp_path / "home", tmp_path / "run", tmp_path / "out"
-    run_dir.mkdir()
+    home, folder, out = tmp_path / "home", RunFolder(tmp_path / "run"), tmp_path / "out"
+    folder.path.mkdir()
     report = experiment.run(
-        config, home=home, run_id="one", run_dir=run_dir, progress=silent, on_points=lambda _: None
+        config, home=home, run_id="one", folder=folder, progress=silent, on_points=lambda _: None
     )
     assert report.task.columns["label"] == "label"
     cut = CutSpec(cut_layer=1, pooling="last")
-    built = experiment.build(
-        config, report, cut, home=home, run_dir=run_dir, out=out, progress=silent
-    )
+    built = experiment.build(folder, cut, home=home, out=out, progress=silent)
     assert built.max_difference < 1e-5
     rows = make_task(Table("toy", {"all": frame}, {}), config).splits["test"]
     ours = bundle.load(out).predict(rows.texts, rows.pairs)

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from chipviz import cost
 from chipviz.backbone import Backbone, load_backbone
-from chipviz.chips import Chip
+from chipviz.chips import Chip, Chips
 from chipviz.errors import ConfigError
+from chipviz.keys import ChipKey
 from chipviz.pruning import cut_config, cut_weights
 from chipviz.task import Examples
 from tests.example_run import report_of
@@ -34,23 +35,12 @@ def loaded(name, folder, **changes):
     return load(NAMED[name].build(folder, **changes), name)
 
 
-def costs_of(backbone, pooling="last", bundle="sequence", chip=None):
+def costs_of(backbone, bundle="sequence"):
     measurement = cost.measure(backbone, TOKENS)
-    layers = [
-        cost.layer_cost(
-            backbone,
-            layer,
-            pooling,
-            "linear",
-            chip or Chip(torch.zeros(3, backbone.hidden_size)),
-            bundle=bundle,
-            max_length=TOKENS,
-            stored_bytes=4,
-            measurement=measurement,
-        )
-        for layer in range(backbone.n_layers)
-    ]
-    return cost.dense_cost(backbone, TOKENS, 4, measurement), layers
+    key = ChipKey.sound("last")
+    chips = Chips({key: Chip(torch.zeros(backbone.n_layers + 1, 3, backbone.hidden_size))})
+    layers = cost.cut_costs(backbone, chips, {key: bundle}, TOKENS, measurement)
+    return cost.dense_cost(backbone, TOKENS, measurement), layers
 
 
 # --- counts -------------------------------------------------------------------------------------
@@ -243,7 +233,7 @@ def test_a_budget_of_latency_needs_a_measured_run_and_memory_falls_back_to_weigh
     with pytest.raises(ConfigError, match="latency of this run was not measured"):
         old.select("budget", budget="latency=20ms")
     chosen = old.select("budget", budget="memory=50%")
-    found = old.cost_at(chosen.cut_layer, chosen.pooling, chosen.chip)
+    found = old.cost_at(chosen.cut)
     assert found.weight_bytes <= old.dense.weight_bytes / 2
     slow = [
         c.model_copy(update={"latency_s": 0.01 * (c.layer + 1), "peak_bytes": 10**9 + c.layer})

@@ -10,10 +10,11 @@ from chipviz import backbone as backbone_module
 from chipviz import batching, experiment
 from chipviz.chips import Chips
 from chipviz.config import RunConfig
+from chipviz.keys import ChipKey, Cut
+from chipviz.live import live_sizes
 from chipviz.progress import Cancelled, silent
-from chipviz.report import RunReport, load_examples, load_predictions
+from chipviz.run_folder import RunFolder
 from chipviz.sharing import used_by
-from chipviz.training import live_sizes
 from tests.conftest import planted_rows
 
 
@@ -28,8 +29,8 @@ def small_chunks(monkeypatch):
 
 
 def run(folder, backbone, data, *, progress=silent, name="one", on_points=lambda _: None, **more):
-    run_dir = folder / "runs" / name
-    run_dir.mkdir(parents=True, exist_ok=True)
+    run_folder = RunFolder(folder / "runs" / name)
+    run_folder.path.mkdir(parents=True, exist_ok=True)
     config = RunConfig.checked(
         backbone=str(backbone),
         data=str(data),
@@ -39,11 +40,11 @@ def run(folder, backbone, data, *, progress=silent, name="one", on_points=lambda
         config,
         home=folder,
         run_id=name,
-        run_dir=run_dir,
+        folder=run_folder,
         progress=progress,
         on_points=on_points,
     )
-    return report, run_dir
+    return report, run_folder
 
 
 def write_csv(path, rows):
@@ -52,12 +53,13 @@ def write_csv(path, rows):
 
 
 def test_a_planted_label_is_learned_and_beats_the_majority(tiny_backbone_folder, toy_csv, tmp_path):
-    report, run_dir = run(tmp_path, tiny_backbone_folder, toy_csv)
+    report, folder = run(tmp_path, tiny_backbone_folder, toy_csv)
     best = report.selection["validate"]
     assert best.test_accuracy > report.controls.majority + 0.3
     assert report.controls.tfidf > 0.9
-    assert len(load_examples(run_dir)) == report.task.n_test
-    assert load_predictions(run_dir)["test.mean.linear"].shape == (4, report.task.n_test)
+    assert len(folder.read_examples("test")) == report.task.n_test
+    predicted = folder.read_predictions().classes["test", ChipKey.sound("mean")]
+    assert predicted.shape == (4, report.task.n_test)
 
 
 def test_shuffled_labels_score_at_chance(tiny_backbone_folder, tmp_path):
@@ -77,17 +79,17 @@ def test_the_test_split_is_untouched_until_the_end(
 ):
     """With other test labels every chip and every choice stays the same to the bit."""
     honest, honest_dir = run(tmp_path, tiny_backbone_folder, toy_csv)
-    make_task = experiment.make_task
+    load_task = experiment.load_task
 
-    def with_other_test_labels(table, config):
-        task = make_task(table, config)
+    def with_other_test_labels(config, home, progress):
+        task = load_task(config, home, progress)
         task.splits["test"].labels[:] = (task.splits["test"].labels + 1) % 3
         return task
 
-    monkeypatch.setattr(experiment, "make_task", with_other_test_labels)
+    monkeypatch.setattr(experiment, "load_task", with_other_test_labels)
     other, other_dir = run(tmp_path, tiny_backbone_folder, toy_csv, name="other")
-    names = ("chips.safetensors", "checked.jsonl")
-    assert all((honest_dir / n).read_bytes() == (other_dir / n).read_bytes() for n in names)
+    for kept in (lambda f: f.chips, lambda f: f.examples("validation")):
+        assert kept(honest_dir).read_bytes() == kept(other_dir).read_bytes()
     for rule, chosen in honest.selection.items():
         if rule == "oracle":  # the one that says it looks
             continue
@@ -119,8 +121,7 @@ def test_a_stopped_run_resumed_ends_with_the_scores_of_an_unbroken_one(
     again, again_dir = run(tmp_path / "b", tiny_backbone_folder, toy_csv)
     assert again.scores == whole.scores
     assert again.selection == whole.selection
-    name = "chips.safetensors"
-    assert (again_dir / name).read_bytes() == (whole_dir / name).read_bytes()
+    assert again_dir.chips.read_bytes() == whole_dir.chips.read_bytes()
 
 
 def test_a_run_notes_which_features_it_uses_before_it_reads(
@@ -134,7 +135,7 @@ def test_a_run_notes_which_features_it_uses_before_it_reads(
         run(tmp_path, tiny_backbone_folder, toy_csv, progress=stop, name="stopped")
     run(tmp_path, tiny_backbone_folder, toy_csv, name="last", poolings=("last",))
     run(tmp_path, tiny_backbone_folder, toy_csv, name="other", template="{text} ?")
-    keys = [used_by(tmp_path / "runs" / name) for name in ("stopped", "last", "other")]
+    keys = [used_by(RunFolder(tmp_path / "runs" / name)) for name in ("stopped", "last", "other")]
     assert keys[0] == keys[1] != keys[2]
     stored = {folder.name for folder in (tmp_path / "features").iterdir() if folder.is_dir()}
     assert stored == set(keys)
@@ -161,7 +162,7 @@ def test_the_curve_grows_while_features_still_arrive(tiny_backbone_folder, toy_c
 
 
 def test_every_layer_and_pooling_is_scored_on_both_splits(tiny_backbone_folder, toy_csv, tmp_path):
-    report, run_dir = run(tmp_path, tiny_backbone_folder, toy_csv)
+    report, folder = run(tmp_path, tiny_backbone_folder, toy_csv)
     keys = {(s.layer, s.pooling, s.split) for s in report.scores}
     assert keys == {
         (layer, pooling, split)
@@ -169,12 +170,12 @@ def test_every_layer_and_pooling_is_scored_on_both_splits(tiny_backbone_folder, 
         for pooling in ("last", "mean")
         for split in ("validation", "test")
     }
-    assert RunReport.model_validate_json(report.model_dump_json()) == report
-    stored = load_predictions(run_dir)
-    hits = (stored["test.last.linear"][2] == stored["labels.test"]).mean()
-    assert hits == pytest.approx(report.score_at(2, "last", "linear", "test").accuracy)
-    chips = Chips.load(run_dir / "chips.safetensors", _fingerprint(tiny_backbone_folder))
-    assert len(chips.stacks["linear", "mean"].weight) == 5
+    assert folder.read_report() == report
+    stored, cut = folder.read_predictions(), Cut(2, ChipKey.sound("last"))
+    hits = (stored.at(cut, "test") == stored.labels["test"]).mean()
+    assert hits == pytest.approx(report.score_at(cut, "test").accuracy)
+    chips = Chips.load(folder.chips, _fingerprint(tiny_backbone_folder))
+    assert len(chips.stacks[ChipKey.sound("mean")].weight) == 5
 
 
 def test_limits_take_a_stratified_sample_and_one_pooling_is_enough(

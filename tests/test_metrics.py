@@ -10,7 +10,10 @@ from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
 from chipviz import metrics
+from chipviz.keys import ChipKey, Cut
 from chipviz.metrics import Resamples, expected_calibration_error, macro_f1, wilson_interval
+
+CUT = Cut(3, ChipKey.sound("mean"))
 
 
 def drawn(seed, n=60, n_classes=4):
@@ -23,9 +26,7 @@ def drawn(seed, n=60, n_classes=4):
 
 
 def score(probabilities, labels, **more):
-    return metrics.score(
-        probabilities, labels, layer=3, pooling="mean", chip="linear", split="test", **more
-    )
+    return metrics.score(probabilities, labels, cut=CUT, split="test", **more)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 80), st.integers(2, 6))
@@ -99,13 +100,7 @@ def test_an_impossible_answer_costs_much_but_not_infinitely():
 
 def test_a_score_carries_where_it_was_taken_and_its_repeats():
     found = score(np.array([[0.2, 0.8]]), np.array([1]), repeats=(0.5, 1.0))
-    assert (found.layer, found.pooling, found.chip, found.split, found.n) == (
-        3,
-        "mean",
-        "linear",
-        "test",
-        1,
-    )
+    assert (found.cut, found.split, found.n) == (CUT, "test", 1)
     assert found.repeats == (0.5, 1.0)
 
 

@@ -45,8 +45,7 @@ def test_every_step_is_the_papers(kind, monkeypatch):
         return [tensor.clone() for tensor in begun]
 
     monkeypatch.setattr(published, "initial", remembered)
-    monkeypatch.setattr(published, "BLOCK_ROWS", 16)
-    chip = fit_published(kind, rows_of(features), labels, 4, seed=1)
+    chip = fit_published(kind, rows_of(features), labels, 4, seed=1, block_rows=16)
     for layer in range(3):
         first = [tensor[layer] for tensor in begun]
         truth = plainly(kind, features[layer], labels, 4, first)
@@ -64,8 +63,7 @@ def test_it_begins_as_torchs_linear_layers_do():
     )
 
 
-def test_rows_beyond_the_papers_limit_are_not_read(monkeypatch):
-    monkeypatch.setattr(published, "PUBLISHED_MAX_TRAIN", 20)
+def test_rows_beyond_the_limit_are_not_read():
     features, labels = torch.randn(1, 50, 6), torch.randint(0, 2, (50,))
     read, done = [], []
 
@@ -76,7 +74,7 @@ def test_rows_beyond_the_papers_limit_are_not_read(monkeypatch):
     def look(rows, chip):
         done.append((rows, chip.weight.clone()))
 
-    whole = fit_published("linear", watched, labels, 2, seed=0, on_rows=look)
+    whole = fit_published("linear", watched, labels, 2, seed=0, max_rows=20, on_rows=look)
     assert max(read) == 20
     assert done[-1][0] == 20
     part = fit_published("linear", rows_of(features[:, :20]), labels[:20], 2, seed=0)

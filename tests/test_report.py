@@ -6,16 +6,17 @@ from typing import get_args
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from safetensors.numpy import save_file
 
 from chipviz.config import Rule
 from chipviz.errors import ConfigError
-from chipviz.report import Example, RunReport, load_correct, load_examples, load_predictions
+from chipviz.keys import ChipKey, Cut
+from chipviz.report import Example, RunReport
+from chipviz.run_folder import Predictions, RunFolder
 from tests.example_run import CHIPS, LAYERS, correct, report_of, write_files
 
 RUN = "20261121-235959-4f2a"
 RULES = [rule for rule in get_args(Rule) if rule != "manual"]
-BOTH_KINDS = (*CHIPS, ("mlp", "mean"))
+BOTH_KINDS = (*CHIPS, ChipKey.sound("mean", "mlp"))
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,11 @@ def test_a_report_has_the_keys_that_the_command_line_promises(report):
     assert set(values["timing"]) >= seconds | {"n_tokens", "tokens_per_s"}
     measured = {"accuracy", "macro_f1", "log_loss", "ece"}
     measured |= {f"{name}_{end}" for name in measured for end in ("low", "high")}
-    place = {"layer", "pooling", "chip", "split"}
+    chip = {"recipe", "site", "pooling", "chip"}
+    place = {"layer", "split"} | chip
     assert set(values["scores"][0]) == measured | place | {"n", "repeats"}
     assert set(values["controls"]) == {"majority", "embedding", "tfidf"}
-    chosen = {"cut_layer", "pooling", "chip", "why", "validation_accuracy", "test_accuracy"}
+    chosen = {"cut_layer", "why", "validation_accuracy", "test_accuracy"} | chip
     ratios = {"layer_ratio", "parameter_ratio"}
     assert set(values["selection"]) == set(RULES)
     assert all(set(said) == chosen | ratios for said in values["selection"].values())
@@ -56,19 +58,18 @@ def test_a_report_has_the_keys_that_the_command_line_promises(report):
 
 @pytest.mark.parametrize("layer", [-1, 0, LAYERS - 1])
 def test_a_score_is_found_by_its_own_layer_pooling_and_split(report, layer):
-    found = report.score_at(layer, "mean", "linear", "test")
-    assert (found.layer, found.pooling, found.split) == (layer, "mean", "test")
+    cut = Cut(layer, ChipKey.sound("mean"))
+    found = report.score_at(cut, "test")
+    assert (found.cut, found.split) == (cut, "test")
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_choice_is_joined_with_the_score_and_the_cost_of_its_own_layer(report, rule):
     chosen = report.select(rule, correct=correct())
-    cost = report.cost_at(chosen.cut_layer, chosen.pooling, chosen.chip)
-    score = report.score_at(chosen.cut_layer, chosen.pooling, chosen.chip, "test")
+    cost, score = report.cost_at(chosen.cut), report.score_at(chosen.cut, "test")
     assert chosen == report.selection[rule]
     assert chosen.test_accuracy == score.accuracy
-    on_validation = report.score_at(chosen.cut_layer, chosen.pooling, chosen.chip, "validation")
-    assert chosen.validation_accuracy == on_validation.accuracy
+    assert chosen.validation_accuracy == report.score_at(chosen.cut, "validation").accuracy
     assert chosen.layer_ratio == pytest.approx((LAYERS - 1 - chosen.cut_layer) / LAYERS)
     assert chosen.parameter_ratio == cost.parameter_ratio
 
@@ -82,12 +83,25 @@ def test_chips_of_two_kinds_on_one_pooling_keep_their_own_scores_and_costs():
     report = report_of(RUN, chips=BOTH_KINDS)
     for kind in ("linear", "mlp"):
         for layer in (0, LAYERS - 1):
-            assert report.score_at(layer, "mean", kind, "test").chip == kind
-            cost = report.cost_at(layer, "mean", kind)
-            assert (cost.layer, cost.chip) == (layer, kind)
+            cut = Cut(layer, ChipKey.sound("mean", kind))
+            assert report.score_at(cut, "test").cut == report.cost_at(cut).cut == cut
         chosen = report.select("validate", chip=kind)
-        cost = report.cost_at(chosen.cut_layer, chosen.pooling, kind)
+        cost = report.cost_at(chosen.cut)
         assert (chosen.chip, chosen.parameter_ratio) == (kind, cost.parameter_ratio)
+
+
+def test_a_chip_that_was_not_trained_is_refused_by_name(report):
+    with pytest.raises(ConfigError, match="no chip of pooling max"):
+        report.select("within", pooling="max")
+    with pytest.raises(ConfigError, match="kind mlp"):
+        report.select("within", chip="mlp")
+
+
+def test_a_record_of_an_earlier_version_calls_the_published_recipe_a_pooling(report):
+    values = json.loads(report.scores[0].model_dump_json())
+    old = {name: values[name] for name in values if name not in ("recipe", "site")}
+    score = type(report.scores[0]).model_validate(old | {"pooling": "raw", "chip": "mlp"})
+    assert score.key == ChipKey.published("mlp")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
@@ -100,7 +114,7 @@ def test_a_budget_limits_what_the_chosen_cut_costs(report, share):
             }
         )
         chosen = bare.select("budget", budget=f"{quantity}={100 * share:g}%")
-        cost = bare.cost_at(chosen.cut_layer, chosen.pooling, chosen.chip)
+        cost = bare.cost_at(chosen.cut)
         assert getattr(cost, field) <= share * getattr(bare.dense, field)
 
 
@@ -125,36 +139,39 @@ def test_examples_are_read_in_order_and_as_they_were(tmp_path):
         Example(text="two\nlines, \u2028 and a separator", label=1),
         Example(text="", text_pair="b", label=0),
     ]
-    lines = "\n".join(example.model_dump_json() for example in kept)
-    (tmp_path / "examples.jsonl").write_text(lines, "utf-8")
-    assert load_examples(tmp_path) == kept
+    RunFolder(tmp_path).write_examples("test", kept)
+    assert RunFolder(tmp_path).read_examples("test") == kept
 
 
 def test_a_run_that_keeps_no_examples_yet_has_none(tmp_path):
-    assert load_examples(tmp_path) == []
+    assert RunFolder(tmp_path).read_examples("test") == []
 
 
 def test_predictions_are_read_as_they_were_kept(tmp_path):
-    kept = {
-        "labels.test": np.array([0, 1, 2], dtype=np.int32),
-        "test.last.linear": np.arange(6, dtype=np.int32).reshape(2, 3),
+    labels = {"test": np.array([0, 1, 2], dtype=np.int32)}
+    keys = (ChipKey.sound("last"), ChipKey.published("mlp"))
+    classes = {
+        ("test", key): np.arange(i, 6 + i, dtype=np.int32).reshape(2, 3)
+        for i, key in enumerate(keys)
     }
-    save_file(kept, tmp_path / "predictions.safetensors")
-    found = load_predictions(tmp_path)
-    assert set(found) == set(kept)
-    assert all((found[name] == kept[name]).all() for name in kept)
+    RunFolder(tmp_path).write_predictions(Predictions(labels, classes))
+    found = RunFolder(tmp_path).read_predictions()
+    assert found.classes.keys() == classes.keys()
+    assert all((found.classes[key] == classes[key]).all() for key in classes)
+    assert (found.labels["test"] == labels["test"]).all()
+    assert found.at(Cut(1, keys[0]), "test").tolist() == [3, 4, 5]
 
 
 def test_what_each_chip_got_right_comes_from_its_own_predictions(tmp_path):
     """Layer by layer, against the drawn hits that the predictions were made of."""
     write_files(tmp_path, [Example(text="a", label=i % 5) for i in range(400)])
-    found, hits = load_correct(tmp_path), correct()
+    found, hits = RunFolder(tmp_path).read_predictions().correct, correct()
     assert set(found) == set(hits)
     assert all((found[key] == hits[key]).all() for key in hits)
 
 
 def test_what_each_chip_got_right_agrees_with_its_scores(report):
-    for (kind, pooling), hits in correct().items():
+    for key, hits in correct().items():
         for layer in range(LAYERS):
-            score = report.score_at(layer, pooling, kind, "validation")
+            score = report.score_at(Cut(layer, key), "validation")
             assert hits[layer].mean() == pytest.approx(score.accuracy)

@@ -13,6 +13,7 @@ from scipy.stats import bootstrap
 
 from chipviz.config import DEFAULT_MARGIN, Rule
 from chipviz.errors import ConfigError
+from chipviz.keys import ChipKey, Cut
 from chipviz.metrics import Score
 from chipviz.selection import (
     DEFAULT_BUDGET,
@@ -57,10 +58,10 @@ def hits_of(table):
     draw = np.random.default_rng(0)
     hard = draw.random(N)
     found = {}
-    for s in sorted(table, key=lambda s: (s.chip, s.pooling, s.layer)):
+    for s in sorted(table, key=lambda s: (s.key.name, s.layer)):
         row = np.zeros(N, dtype=bool)
         row[np.argsort(hard + 0.1 * draw.random(N))[: round(N * s.accuracy)]] = True
-        found.setdefault((s.chip, s.pooling), []).append(row)
+        found.setdefault(s.key, []).append(row)
     return {key: np.stack(rows) for key, rows in found.items()}
 
 
@@ -75,8 +76,8 @@ class World:
         return hits_of(s for s in self.table if s.split == "validation")
 
     def choose(self, rule, **options):
-        cuts = {(s.layer, s.pooling, s.chip): s for s in self.table}
-        costs = {place: 10.0 * place[0] + 5.0 * (place[2] == "mlp") for place in cuts}
+        cuts = {s.cut for s in self.table}
+        costs = {cut: 10.0 * cut.layer + 5.0 * (cut.chip.kind == "mlp") for cut in cuts}
         given = {"correct": self.hits}
         given |= {"costs": costs, "budget": Budget("parameters", 40.0, "40 parameters")}
         return select(self.table, rule, **(given | options))
@@ -107,8 +108,7 @@ def worlds(draw):
 
 
 def accuracy_at(world, choice, split="validation"):
-    place = (choice.cut_layer, choice.pooling, choice.chip, split)
-    (found,) = (s for s in world.table if (s.layer, s.pooling, s.chip, s.split) == place)
+    (found,) = (s for s in world.table if (s.cut, s.split) == (choice.cut, split))
     return found.accuracy
 
 
@@ -142,25 +142,25 @@ def accuracy_at(world, choice, split="validation"):
 )
 def test_every_rule_answers_a_drawn_curve_as_a_reader_would(accuracies, expected):
     world = World(curve(accuracies))
-    assert {rule: world.choose(rule).cut_layer for rule in expected} == expected
+    assert {rule: world.choose(rule).cut.layer for rule in expected} == expected
 
 
 def test_validate_takes_the_best_layer_and_says_its_accuracy():
     chosen = select(curve(DRASTIC), "validate")
-    assert (chosen.cut_layer, chosen.validation_accuracy) == (4, 0.95)
+    assert (chosen.cut.layer, chosen.validation_accuracy) == (4, 0.95)
     assert "95.0 %" in chosen.why
 
 
 def test_within_takes_the_shallowest_layer_near_the_best_and_says_both():
     chosen = select(curve(DRASTIC), "within", tolerance=0.05)
-    assert chosen.cut_layer == 3
+    assert chosen.cut.layer == 3
     assert "within 5 points" in chosen.why
     assert "layer 4" in chosen.why
 
 
 def test_a_layer_exactly_at_the_tolerance_is_within_it_whatever_floats_say():
     assert 0.9 - 0.3 > 0.6
-    assert select(curve([0.6, 0.9]), "within", tolerance=0.3).cut_layer == 0
+    assert select(curve([0.6, 0.9]), "within", tolerance=0.3).cut.layer == 0
 
 
 def test_elbow_says_the_rise_or_that_there_is_none():
@@ -176,7 +176,7 @@ def test_elbow_reads_one_curve_that_of_the_best_score():
 def test_fixed_takes_the_depth_of_the_paper():
     assert [fixed_layer(n) for n in (32, 40)] == [20, 25]
     chosen = select(curve([0.1] * 32), "fixed")
-    assert chosen.cut_layer == 20
+    assert chosen.cut.layer == 20
     assert "5/8 of 32" in chosen.why
 
 
@@ -192,9 +192,9 @@ def test_the_fixed_depth_is_a_layer_of_every_model(n_layers):
 def test_within_is_never_deeper_than_needed_and_keeps_its_promise(accuracies, tolerance):
     chosen = select(curve(accuracies), "within", tolerance=tolerance)
     floor = max(accuracies) - tolerance
-    assert chosen.validation_accuracy == accuracies[chosen.cut_layer]
+    assert chosen.validation_accuracy == accuracies[chosen.cut.layer]
     assert chosen.validation_accuracy >= floor - 1e-9
-    assert all(value < floor + 1e-9 for value in accuracies[: chosen.cut_layer])
+    assert all(value < floor + 1e-9 for value in accuracies[: chosen.cut.layer])
 
 
 @given(ACCURACIES)
@@ -202,22 +202,22 @@ def test_elbow_is_never_deeper_than_needed_and_keeps_its_promise(accuracies):
     chosen = select(curve(accuracies), "elbow")
     rising = accuracies[: accuracies.index(max(accuracies)) + 1]
     goal = min(rising) + 0.9 * (max(rising) - min(rising))
-    assert accuracies[chosen.cut_layer] >= goal - 1e-9
-    assert all(value < goal + 1e-9 for value in accuracies[: chosen.cut_layer])
+    assert accuracies[chosen.cut.layer] >= goal - 1e-9
+    assert all(value < goal + 1e-9 for value in accuracies[: chosen.cut.layer])
 
 
 @given(ACCURACIES)
 def test_validate_gives_the_first_of_the_best_layers(accuracies):
-    assert select(curve(accuracies), "validate").cut_layer == accuracies.index(max(accuracies))
+    assert select(curve(accuracies), "validate").cut.layer == accuracies.index(max(accuracies))
 
 
 @given(worlds())
 def test_no_rule_that_gives_up_accuracy_cuts_deeper_than_the_best_layer(world):
-    best = world.choose("validate").cut_layer
-    assert all(world.choose(rule).cut_layer <= best for rule in TOWARDS_THE_BEST)
+    best = world.choose("validate").cut.layer
+    assert all(world.choose(rule).cut.layer <= best for rule in TOWARDS_THE_BEST)
     nothing = {"tolerance": 0.0, "margin": 0.0}
     assert all(
-        world.choose(rule, **nothing).cut_layer == best for rule in ("within", "non-inferior")
+        world.choose(rule, **nothing).cut.layer == best for rule in ("within", "non-inferior")
     )
 
 
@@ -225,16 +225,14 @@ def test_no_rule_that_gives_up_accuracy_cuts_deeper_than_the_best_layer(world):
 def test_non_inferior_is_the_shallowest_layer_that_passes_its_own_test(world):
     hits = world.hits
     top, chosen = world.choose("validate"), world.choose("non-inferior")
-    best = hits[top.chip, top.pooling][top.cut_layer]
+    best = hits[top.cut.chip][top.cut.layer]
 
-    def passes(chip, pooling, layer):
-        return paired_lower_bound(hits[chip, pooling][layer], best) > -DEFAULT_MARGIN
+    def passes(cut):
+        return paired_lower_bound(hits[cut.chip][cut.layer], best) > -DEFAULT_MARGIN
 
-    where = (chosen.cut_layer, chosen.pooling, chosen.chip)
-    assert where == (top.cut_layer, top.pooling, top.chip) or passes(
-        chosen.chip, chosen.pooling, chosen.cut_layer
-    )
-    assert not any(passes(*key, layer) for key in hits for layer in range(chosen.cut_layer))
+    assert chosen.cut == top.cut or passes(chosen.cut)
+    shallower = (Cut(layer, key) for key in hits for layer in range(chosen.cut.layer))
+    assert not any(map(passes, shallower))
 
 
 @given(worlds(), st.data())
@@ -242,9 +240,9 @@ def test_a_useless_deeper_layer_changes_no_choice(world, data):
     rows = [s for s in world.table if s.split == "validation"]
     most, deeper = max(s.accuracy for s in rows), 1 + max(s.layer for s in rows)
     levels = st.sampled_from([value for value in (0.25, 0.6, 0.85, most) if value <= most])
-    chips = sorted({(s.chip, s.pooling) for s in rows})
+    chips = sorted({s.key for s in rows}, key=lambda key: key.name)
     useless = [
-        point(deeper, data.draw(levels), chip=chip, pooling=pooling) for chip, pooling in chips
+        point(deeper, data.draw(levels), chip=key.kind, pooling=key.pooling) for key in chips
     ]
     short, longer = World(rows), World(rows + useless)
     hits = {key: np.vstack([short.hits[key], longer.hits[key][deeper:]]) for key in short.hits}
@@ -255,8 +253,8 @@ def test_a_useless_deeper_layer_changes_no_choice(world, data):
 @given(worlds(), st.randoms(use_true_random=False), st.booleans())
 def test_the_order_of_the_table_changes_no_choice(world, draw, same_loss):
     if not same_loss:
-        for i, row in enumerate(world.table):
-            object.__setattr__(row, "log_loss", float(i))
+        table = enumerate(world.table)
+        world = World([row.model_copy(update={"log_loss": float(i)}) for i, row in table])
     shuffled = World(draw.sample(world.table, len(world.table)))
     assert all(world.choose(rule) == shuffled.choose(rule) for rule in RULES)
 
@@ -284,25 +282,19 @@ def test_the_oracle_looks_at_test_alone_and_still_says_its_validation_accuracy(w
         point(s.layer, v, pooling=s.pooling, chip=s.chip)
         for s, v in zip(others, values, strict=True)
     ]
-    again = World(tested + redrawn).choose("oracle")
-    assert (again.cut_layer, again.pooling, again.chip) == (
-        chosen.cut_layer,
-        chosen.pooling,
-        chosen.chip,
-    )
+    assert World(tested + redrawn).choose("oracle").cut == chosen.cut
 
 
 @settings(max_examples=20)
 @given(worlds())
-def test_naming_a_pooling_or_a_chip_is_choosing_from_that_part_of_the_table(world):
+def test_naming_chips_is_choosing_from_that_part_of_the_table(world):
     hits = world.hits
-    for name in ("pooling", "chip"):
-        for value in {getattr(s, name) for s in world.table}:
-            part = World([s for s in world.table if getattr(s, name) == value])
-            for rule in RULES:
-                named = world.choose(rule, **{name: value})
-                assert named == part.choose(rule, correct=hits)
-                assert getattr(named, name) == value
+    for key in {s.key for s in world.table}:
+        part = World([s for s in world.table if s.key == key])
+        for rule in RULES:
+            named = world.choose(rule, chips=[key])
+            assert named == part.choose(rule, correct=hits)
+            assert named.cut.chip == key
 
 
 @given(worlds())
@@ -316,19 +308,20 @@ def test_every_choice_is_a_row_of_the_table_and_says_its_own_accuracy(world):
 
 def test_a_tie_of_poolings_at_one_layer_goes_to_the_lower_log_loss():
     table = [point(2, 0.9, log_loss=0.4), point(2, 0.9, pooling="mean", log_loss=0.3)]
-    assert select(table, "validate").pooling == "mean"
-    assert select(table, "within").pooling == "mean"
+    assert select(table, "validate").cut.chip.pooling == "mean"
+    assert select(table, "within").cut.chip.pooling == "mean"
 
 
 def test_a_tie_in_everything_goes_to_the_linear_chip():
     table = [point(2, 0.9, chip="mlp"), point(2, 0.9)]
-    assert select(table, "validate").chip == select(table[::-1], "validate").chip == "linear"
+    for rows in (table, table[::-1]):
+        assert select(rows, "validate").cut.chip.kind == "linear"
 
 
 def test_a_shallower_layer_of_another_pooling_wins_the_tie():
     table = curve([0.1, 0.2, 0.9]) + curve([0.1, 0.9, 0.3], pooling="mean")
     chosen = select(table, "validate")
-    assert (chosen.cut_layer, chosen.pooling) == (1, "mean")
+    assert chosen.cut == Cut(1, ChipKey.sound("mean"))
 
 
 # Non-inferior: the paired bootstrap.
@@ -395,8 +388,8 @@ def test_hits_are_compared_in_pairs_not_as_two_accuracies():
     assert alike.mean() == other.mean()
     assert paired_lower_bound(alike, best) > -DEFAULT_MARGIN > paired_lower_bound(other, best)
     table = curve([other.mean(), alike.mean(), best.mean()])
-    hits = {("linear", "last"): np.stack([other, alike, best])}
-    assert select(table, "non-inferior", correct=hits).cut_layer == 1
+    hits = {ChipKey.sound("last"): np.stack([other, alike, best])}
+    assert select(table, "non-inferior", correct=hits).cut.layer == 1
 
 
 def test_non_inferior_says_its_margin_and_its_confidence():
@@ -482,16 +475,16 @@ def test_the_default_budget_can_be_read():
 def test_budget_is_the_best_of_what_fits_and_never_costs_more(world, most):
     budget = Budget("parameters", most, "so much")
     rows = [s for s in world.table if s.split == "validation"]
-    costs = {(s.layer, s.pooling, s.chip): 10.0 * s.layer + 5.0 for s in rows}
-    fitting = [s for s in rows if costs[s.layer, s.pooling, s.chip] <= most]
+    costs = {s.cut: 10.0 * s.layer + 5.0 for s in rows}
+    fitting = [s for s in rows if costs[s.cut] <= most]
     if not fitting:
         with pytest.raises(ConfigError, match="No cut fits so much"):
             world.choose("budget", budget=budget, costs=costs)
         return
     chosen = world.choose("budget", budget=budget, costs=costs)
-    assert costs[chosen.cut_layer, chosen.pooling, chosen.chip] <= most
+    assert costs[chosen.cut] <= most
     assert chosen.validation_accuracy == max(s.accuracy for s in fitting)
-    assert chosen.cut_layer == min(
+    assert chosen.cut.layer == min(
         s.layer for s in fitting if s.accuracy == chosen.validation_accuracy
     )
     assert "so much" in chosen.why
@@ -503,10 +496,11 @@ def test_budget_is_the_best_of_what_fits_and_never_costs_more(world, most):
 )
 def test_a_budget_too_small_names_the_smallest_cut_that_may_be_chosen(quantity, smallest):
     table = curve([0.5, 0.6]) + curve([0.5, 0.6], pooling="mean")
-    costs = {(s.layer, s.pooling, s.chip): 1000.0 for s in table if s.pooling == "mean"}
-    costs |= {(layer, "last", "linear"): 5000.0 + layer for layer in (0, 1)}
+    last = ChipKey.sound("last")
+    costs = {s.cut: 1000.0 for s in table if s.key != last}
+    costs |= {Cut(layer, last): 5000.0 + layer for layer in (0, 1)}
     with pytest.raises(ConfigError, match="No cut fits 10 x") as refused:
-        select(table, "budget", pooling="last", budget=Budget(quantity, 10.0, "10 x"), costs=costs)
+        select(table, "budget", chips=[last], budget=Budget(quantity, 10.0, "10 x"), costs=costs)
     assert smallest in refused.value.hint
 
 
@@ -521,7 +515,7 @@ def test_rule_budget_without_a_budget_is_refused():
 def test_manual_takes_the_users_layer_and_its_best_pooling():
     table = curve([0.5, 0.6]) + curve([0.7, 0.8], pooling="mean")
     chosen = select(table, "manual", layer=0)
-    assert (chosen.cut_layer, chosen.pooling, chosen.why) == (0, "mean", "chosen by hand")
+    assert (chosen.cut, chosen.why) == (Cut(0, ChipKey.sound("mean")), "chosen by hand")
 
 
 @pytest.mark.parametrize("layer", [-2, -1, 7, 10_000])
@@ -553,8 +547,3 @@ def test_a_table_without_validation_scores_is_refused(rule, scores):
 def test_an_oracle_without_test_scores_is_refused():
     with pytest.raises(ConfigError, match="No test score"):
         select(curve(DRASTIC), "oracle")
-
-
-def test_a_pooling_that_was_not_trained_is_refused_by_name():
-    with pytest.raises(ConfigError, match="pooling mean"):
-        select(curve(DRASTIC), "within", pooling="mean")

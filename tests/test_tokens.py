@@ -5,6 +5,7 @@ import torch
 
 from chipviz.backbone import load_backbone
 from chipviz.chips import Chip, Chips
+from chipviz.keys import ChipKey, Cut
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.task import Examples
 from chipviz.tokens import read_tokens, settled_layer
@@ -18,7 +19,8 @@ def opened(tiny_backbone_folder):
     rows = Examples(["we saw the old house", "a goal"] * 20, None, np.zeros(40, dtype=np.int64))
     prompt = bake(load_tokenizer(tiny_backbone_folder), "say {text} now", 60, rows)
     torch.manual_seed(3)
-    stacks = {("linear", p): Chip(torch.randn(5, 3, 32)) for p in ("last", "mean", "raw")}
+    keys = (ChipKey.sound("last"), ChipKey.sound("mean"), ChipKey.published("linear"))
+    stacks = {key: Chip(torch.randn(5, 3, 32)) for key in keys}
     return backbone, prompt, Chips(stacks)
 
 
@@ -28,23 +30,25 @@ def test_the_answer_for_the_text_is_the_chip_on_the_pooled_states(opened):
     ids = torch.tensor(prompt.encode([text]))
     states = backbone.model(input_ids=ids, output_hidden_states=True).hidden_states
     for pooling in ("last", "mean"):
-        read = read_tokens(backbone, prompt, chips, text, layer=1, pooling=pooling)
+        cut = Cut(1, ChipKey.sound(pooling))
+        read = read_tokens(backbone, prompt, chips, text, cut=cut)
         normed = backbone.read(states[2])[0]
         pooled = normed[-1] if pooling == "last" else normed.mean(dim=0)
-        truth = (chips.at(1, pooling).weight @ pooled).softmax(dim=0)
+        truth = (chips.at(cut).weight @ pooled).softmax(dim=0)
         torch.testing.assert_close(torch.tensor(read["by_layer"][1]), truth, atol=1e-4, rtol=0)
-        at_token = (normed @ chips.at(1, pooling).weight.T).softmax(dim=-1)
+        at_token = (normed @ chips.at(cut).weight.T).softmax(dim=-1)
         torch.testing.assert_close(torch.tensor(read["at_cut"]), at_token, atol=1e-4, rtol=0)
         assert read["label_index"][1] == at_token.argmax(dim=-1).tolist()
-    raw = read_tokens(backbone, prompt, chips, text, layer=1, pooling="raw")
-    truth = (chips.at(1, "raw").weight @ states[2][0, -1]).softmax(dim=0)
+    published = Cut(1, ChipKey.published("linear"))
+    raw = read_tokens(backbone, prompt, chips, text, cut=published)
+    truth = (chips.at(published).weight @ states[2][0, -1]).softmax(dim=0)
     torch.testing.assert_close(torch.tensor(raw["by_layer"][1]), truth, atol=1e-4, rtol=0)
 
 
 def test_the_pieces_of_the_text_join_to_the_text_and_the_template_stands_around(opened):
     backbone, prompt, chips = opened
     text = "Résumé: <script>alert(1)</script> 汉字"
-    read = read_tokens(backbone, prompt, chips, text, layer=0, pooling="last")
+    read = read_tokens(backbone, prompt, chips, text, cut=Cut(0, ChipKey.sound("last")))
     inside = [t for t in read["tokens"] if t["in_text"]]
     covered = sorted({i for t in inside for i in range(t["start"], t["end"])})
     assert covered == list(range(len(text)))

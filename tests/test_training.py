@@ -5,15 +5,17 @@ import pytest
 import torch
 
 from chipviz.chips import Chips
+from chipviz.keys import ChipKey, Cut
 from chipviz.linear import fit_linear
-from chipviz.training import live_sizes, with_constant
+from chipviz.live import live_sizes
+from chipviz.training import with_constant
 from tests import families
 from tests.test_experiment import run, write_csv
 
 
 def test_the_published_recipe_stands_beside_the_sound_one(tiny_backbone_folder, toy_csv, tmp_path):
     points = []
-    report, run_dir = run(
+    report, folder = run(
         tmp_path,
         tiny_backbone_folder,
         toy_csv,
@@ -22,23 +24,19 @@ def test_the_published_recipe_stands_beside_the_sound_one(tiny_backbone_folder, 
         on_points=points.extend,
     )
     assert report.preset == "published"
-    curve = {
-        (p.n_train, p.layer): p.accuracy for p in points if (p.pooling, p.chip) == ("raw", "mlp")
-    }
+    published = ChipKey.published("mlp")
+    curve = {(p.n_train, p.cut.layer): p.accuracy for p in points if p.cut.chip == published}
     sizes = sorted({n_train for n_train, _ in curve})
     assert len(sizes) == 8  # a learning curve: what the chips knew on the way
     assert sizes[-1] == report.task.n_train
     assert len(curve) == 8 * report.backbone.n_layers
-    assert {(s.chip, s.pooling) for s in report.scores} == {
-        ("linear", "last"),
-        ("linear", "raw"),
-        ("mlp", "raw"),
-    }
-    sound = report.score_at(3, "last", "linear", "test").accuracy
+    last = Cut(3, ChipKey.sound("last"))
+    assert set(report.chips) == {last.chip, published, ChipKey.published("linear")}
+    sound = report.score_at(last, "test").accuracy
     alone, _ = run(tmp_path, tiny_backbone_folder, toy_csv, poolings=("last",), name="alone")
-    assert alone.score_at(3, "last", "linear", "test").accuracy == sound
-    chips = Chips.load(run_dir / "chips.safetensors", _fingerprint(tiny_backbone_folder))
-    assert chips.stacks["mlp", "raw"].tensors().keys() == {
+    assert alone.score_at(last, "test").accuracy == sound
+    chips = Chips.load(folder.chips, _fingerprint(tiny_backbone_folder))
+    assert chips.stacks[published].tensors().keys() == {
         *("weight", "bias", "hidden_weight", "hidden_bias")
     }
 
@@ -56,7 +54,7 @@ def test_repeats_spread_around_the_first_fit_and_change_nothing_else(
     spread = [max(s.repeats) - min(s.repeats) for s in three.scores if s.layer >= 0]
     assert max(spread) > 0
     for chip in ("linear", "mlp"):
-        deep = three.score_at(3, "mean", chip, "test")
+        deep = three.score_at(Cut(3, ChipKey.sound("mean", chip)), "test")
         assert np.mean(deep.repeats) == pytest.approx(deep.accuracy, abs=0.25)
 
 
@@ -71,7 +69,7 @@ def test_balanced_weights_give_a_rare_class_its_say(tiny_backbone_folder, tmp_pa
     data = write_csv(tmp_path / "rare.csv", rows)
     recall = {}
     for class_weight in ("none", "balanced"):
-        report, run_dir = run(
+        report, folder = run(
             tmp_path,
             tiny_backbone_folder,
             data,
@@ -79,11 +77,9 @@ def test_balanced_weights_give_a_rare_class_its_say(tiny_backbone_folder, tmp_pa
             class_weight=class_weight,
             poolings=("mean",),
         )
-        from chipviz.report import load_predictions
-
-        stored = load_predictions(run_dir)
-        truth = stored["labels.test"] == report.task.label_names.index("rare")
-        said = stored["test.mean.linear"][3] == report.task.label_names.index("rare")
+        stored, rare = folder.read_predictions(), report.task.label_names.index("rare")
+        truth = stored.labels["test"] == rare
+        said = stored.at(Cut(3, ChipKey.sound("mean")), "test") == rare
         recall[class_weight] = said[truth].mean()
     assert recall["balanced"] > recall["none"]
 
@@ -119,9 +115,9 @@ def test_chips_have_a_bias_where_no_final_norm_is(tiny_backbone_folder, toy_csv,
     families.add_words(families.NAMED["bert"], encoder)
     for folder, biased in ((encoder, True), (tiny_backbone_folder, False)):
         home = tmp_path / str(biased)
-        _, run_dir = run(home, folder, toy_csv, poolings=("mean",), repeats=2)
-        chips = Chips.load(run_dir / "chips.safetensors", _fingerprint(folder))
-        assert (chips.stacks["linear", "mean"].bias is not None) is biased
+        _, stored = run(home, folder, toy_csv, poolings=("mean",), repeats=2)
+        chips = Chips.load(stored.chips, _fingerprint(folder))
+        assert (chips.stacks[ChipKey.sound("mean")].bias is not None) is biased
 
 
 def test_the_live_curve_has_sizes_that_grow_to_all_texts():
