@@ -67,7 +67,7 @@ def _gap(backbone: Backbone, model: Any, layer: int, ids: Tensor) -> float:
 
     def see(at: int, hidden: Tensor) -> None:
         if at == layer:
-            seen[at] = backbone.read(hidden)
+            seen[at] = backbone.apply_final_norm(hidden)
 
     mask = torch.ones_like(ids)
     with watch_layers(backbone, see):

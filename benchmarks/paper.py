@@ -184,7 +184,7 @@ class _Paper:
 
                 def logits(x: Tensor, chip: nn.Module = chip, last: bool = last) -> Tensor:
                     # transformers norms the last of its hidden states, so this recipe reads that.
-                    return chip(backbone.read(x) if last else x)
+                    return chip(backbone.apply_final_norm(x) if last else x)
 
                 name = f"{kind}, layer {layer}"
                 _, test = _accuracies(logits, features, self.work, "raw", layer)

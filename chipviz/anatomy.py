@@ -46,7 +46,9 @@ def find_blocks(
     return max(lists.values(), key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
 
-def probe(model: nn.Module, blocks: nn.ModuleList, name: str) -> tuple[nn.Module | None, bool]:
+def find_norm_and_causality(
+    model: nn.Module, blocks: nn.ModuleList, name: str
+) -> tuple[nn.Module | None, bool]:
     """The final norm, if there is one, and whether the model is causal: run two texts and look.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Pooled hidden states on disk: one array a split and pooling, and a manifest.
+"""Pooled hidden states on disk: one array per split and vector, and a manifest.
 
-Arrays are (L + 1, N, D) float32, the embedding output first. The manifest says which chunks of rows
-are done and what their bytes were, and is written after the bytes: whatever kills the process, the
-next one goes on at the next chunk.
+Arrays are (L + 1, N, width) float32, the embedding output first. The manifest says which chunks of
+rows are done and what their bytes were. It is written after the bytes: whatever kills the process,
+the next one goes on at the next chunk.
 """
 
 import errno
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chipviz.batching import Chunk
-from chipviz.config import Pooling, Split
-from chipviz.metrics import EMBEDDING_LAYER
+from chipviz.config import Split
+from chipviz.files import write_atomic
+from chipviz.keys import EMBEDDING_LAYER, Site, Vector
 
 
 @dataclass(frozen=True)
@@ -29,42 +30,44 @@ class Features:
     """Pooled hidden states on disk, to read."""
 
     folder: Path
-    poolings: tuple[Pooling, ...]
+    vectors: tuple[Vector, ...]
     n_layers: int
-    hidden_size: int
+    widths: dict[Site, int]
+    """Numbers per vector; each site has its own."""
     sizes: dict[Split, int]
+    """Texts per split."""
 
     def read(
-        self, split: Split, pooling: Pooling, layer: int, start: int = 0, stop: int | None = None
+        self, split: Split, vector: Vector, layer: int, start: int = 0, stop: int | None = None
     ) -> Tensor:
         """Rows `start` to `stop` of one layer; layer -1 is the embedding output.
 
         Returns:
-            Shape (stop - start, D), float32. Read, not mapped: the pages of a mapping would count
-            as this process's memory.
+            Shape (stop - start, width), float32. Read, not mapped: the pages of a mapping would
+            count as this process's memory.
 
         Raises:
             IndexError: If there is no such layer.
         """
         if not EMBEDDING_LAYER <= layer < self.n_layers:
             raise IndexError(f"layer {layer} is outside of -1 to {self.n_layers - 1}")
-        n_rows = self.sizes[split]
+        n_rows, width = self.sizes[split], self.widths[vector.site]
         stop = n_rows if stop is None else min(stop, n_rows)
-        first = ((layer + 1) * n_rows + start) * self.hidden_size
-        with self.path(split, pooling).open("rb") as file:
+        first = ((layer + 1) * n_rows + start) * width
+        with self.path(split, vector).open("rb") as file:
             file.seek(_begin(file) + 4 * first)
-            values = np.fromfile(file, np.float32, (stop - start) * self.hidden_size)
-        return torch.from_numpy(values.reshape(-1, self.hidden_size))
+            values = np.fromfile(file, np.float32, (stop - start) * width)
+        return torch.from_numpy(values.reshape(-1, width))
 
-    def path(self, split: Split, pooling: Pooling) -> Path:
+    def path(self, split: Split, vector: Vector) -> Path:
         """The file of one array."""
-        return self.folder / f"{split}-{pooling}.npy"
+        return self.folder / f"{split}-{vector.name}.npy"
 
-    def checksum(self, chunk: Chunk, pooling: Pooling) -> int:
+    def checksum(self, chunk: Chunk, vector: Vector) -> int:
         """CRC-32 of one chunk's bytes; catches truncated and flipped files."""
         crc = 0
         for layer in range(EMBEDDING_LAYER, self.n_layers):
-            rows = self.read(chunk.split, pooling, layer, chunk.start, chunk.stop)
+            rows = self.read(chunk.split, vector, layer, chunk.start, chunk.stop)
             crc = zlib.crc32(rows.numpy().data, crc)
         return crc
 
@@ -85,63 +88,63 @@ class Writer:
         features.folder.mkdir(parents=True, exist_ok=True)
         self._done = self._read_manifest()
         for split, n_rows in features.sizes.items():
-            for pooling in features.poolings:
-                shape = (features.n_layers + 1, n_rows, features.hidden_size)
-                path = features.path(split, pooling)
+            for vector in features.vectors:
+                shape = (features.n_layers + 1, n_rows, features.widths[vector.site])
+                path = features.path(split, vector)
                 if not _is_array(path, shape):
                     _create(path, shape)
 
-    def missing(self, chunk: Chunk) -> list[Pooling]:
-        """The poolings of a chunk that were never done, or whose bytes are not what they were."""
+    def missing(self, chunk: Chunk) -> list[Vector]:
+        """The vectors of a chunk that were never done, or whose bytes are not what they were."""
         sums, features = self._done.get(chunk.key, {}), self._features
         return [
-            p for p in features.poolings if p not in sums or sums[p] != features.checksum(chunk, p)
+            vector
+            for vector in features.vectors
+            if vector.name not in sums or sums[vector.name] != features.checksum(chunk, vector)
         ]
 
     def write(
         self,
         chunk: Chunk,
         rows: Sequence[int],
-        values: NDArray[np.float32],
-        wanted: Sequence[Pooling],
+        values: Sequence[NDArray[np.float32]],
+        wanted: Sequence[Vector],
     ) -> None:
         """Put some rows of a chunk where they belong.
 
         Args:
             chunk: Not done before `finish` is called for it.
             rows: Counted from the chunk's first.
-            values: Shape (P, L + 1, R, D), of all poolings of the features.
-            wanted: Poolings to write.
+            values: One array per vector of the features, shape (L + 1, R, width).
+            wanted: Vectors to write.
         """
         n_rows = self._features.sizes[chunk.split]
-        width = 4 * self._features.hidden_size
-        for i, pooling in enumerate(self._features.poolings):
-            if pooling not in wanted:
+        for vector, states_of_layers in zip(self._features.vectors, values, strict=True):
+            if vector not in wanted:
                 continue
+            width = 4 * self._features.widths[vector.site]
             # Written, not mapped: the pages of a mapping would count as this process's memory.
             # Without a buffer, which every seek would empty.
-            with self._features.path(chunk.split, pooling).open("r+b", buffering=0) as file:
+            with self._features.path(chunk.split, vector).open("r+b", buffering=0) as file:
                 begin = _begin(file) + width * chunk.start
-                for layer, states in enumerate(values[i]):
+                for layer, states in enumerate(states_of_layers):
                     for row, state in zip(rows, states, strict=True):
                         file.seek(begin + width * (layer * n_rows + row))
                         if file.write(state.data) != width:
                             raise OSError(errno.ENOSPC, "No space left on device", file.name)
 
-    def finish(self, chunk: Chunk, wanted: Sequence[Pooling]) -> None:
+    def finish(self, chunk: Chunk, wanted: Sequence[Vector]) -> None:
         """Say that all rows of a chunk are written."""
-        for pooling in wanted:
-            with self._features.path(chunk.split, pooling).open("r+b") as file:
+        for vector in wanted:
+            with self._features.path(chunk.split, vector).open("r+b") as file:
                 os.fsync(file.fileno())
-        sums = {p: self._features.checksum(chunk, p) for p in wanted}
+        sums = {vector.name: self._features.checksum(chunk, vector) for vector in wanted}
         self._done[chunk.key] = self._done.get(chunk.key, {}) | sums
-        temporary = self._manifest.with_suffix(".tmp")  # one name: locked, so none is left over
         content = {"identity": self._identity, "done": self._done}
-        temporary.write_text(json.dumps(content, indent=1), "utf-8")
-        temporary.replace(self._manifest)
+        write_atomic(self._manifest, json.dumps(content, indent=1))
 
     def _read_manifest(self) -> dict[str, dict[str, int]]:
-        """Chunk -> pooling -> checksum."""
+        """Chunk -> name of a vector -> checksum."""
         try:
             manifest = json.loads(self._manifest.read_text("utf-8"))
         except (FileNotFoundError, ValueError):

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from chipviz.columns import Columns, list_columns
+from chipviz.columns import list_columns
 from chipviz.config import Preset
 from chipviz.errors import ConfigError, TaskError
+from chipviz.from_table import read_fields
 from chipviz.report import TaskInfo
 from chipviz.tables import read_table
-from chipviz.task import read_fields
+from chipviz.task import Columns
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
 _WORDS = {"text": "a text", "text_pair": "a second text", "choices": "options"}
@@ -62,7 +63,9 @@ def from_file(file: Path, home: Path) -> Asked:
     """
     kind = file.suffix.lower()
     if kind in _TABLES and not file.is_dir() and not (kind == ".json" and _is_list_of_texts(file)):
-        return Asked(read_table(str(file.absolute()), home).frames["all"], by_role=False)
+        return Asked(
+            read_table(str(file.absolute()), home, keep=False).frames["all"], by_role=False
+        )
     try:
         content = file.read_text("utf-8")
     except (OSError, ValueError) as error:
@@ -108,11 +111,9 @@ def in_fields(asked: Asked, task: TaskInfo, preset: Preset) -> tuple[list[str], 
 
 
 def _columns(task: TaskInfo) -> Columns:
-    """The columns of the run; a report of an older version does not name them."""
-    if task.columns:
-        named = task.columns
-        return Columns(named["label"], named["text"], named.get("text_pair"), named.get("choices"))
-    return Columns("label", "text", "text_pair" if "{text_pair}" in task.template else None)
+    """The columns of the run."""
+    named = task.columns
+    return Columns(named["label"], named["text"], named.get("text_pair"), named.get("choices"))
 
 
 def _listed(roles: Sequence[str] | dict[str, str] | pd.Index) -> str:

@@ -29,9 +29,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from chipviz.anatomy import entering, find_blocks, first_of, place_of, probe, text_part
+from chipviz.anatomy import (
+    entering,
+    find_blocks,
+    find_norm_and_causality,
+    first_of,
+    place_of,
+    text_part,
+)
 from chipviz.errors import BackboneError
-from chipviz.metrics import EMBEDDING_LAYER
+from chipviz.keys import EMBEDDING_LAYER
 from chipviz.vetting import FOREIGN, SAFE, vet
 
 transformers_logging.disable_progress_bar()  # standard error belongs to our own progress
@@ -80,7 +87,7 @@ class Backbone:
         """Where the model is, or its first part that is not put away to disk."""
         return place_of(self.model)
 
-    def read(self, hidden: Tensor) -> Tensor:
+    def apply_final_norm(self, hidden: Tensor) -> Tensor:
         """What a model cut at this point would output: the final norm of the hidden states."""
         if self.final_norm is None:
             return hidden
@@ -160,7 +167,7 @@ def load_backbone(
         model.to(place)
     blocks = find_blocks(model, name, blocks_path)
     _refuse_missing(loading["missing_keys"], model, name)
-    final_norm, causal = probe(model, blocks, name)
+    final_norm, causal = find_norm_and_causality(model, blocks, name)
     return Backbone(
         name=name,
         folder=folder,
@@ -241,21 +248,21 @@ def _measure_dtype(device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def watch_layers(backbone: Backbone, see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call `see(layer, hidden)` for every layer of every forward pass inside the block.
+def watch_layers(backbone: Backbone, on_hidden: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call `on_hidden(layer, hidden)` for every layer of every forward pass inside the block.
 
     `hidden` is the output of the layer before the final norm, shape (B, T, D); layer -1 is the
-    embedding output. What `see` does not keep is freed at once.
+    embedding output. What it does not keep is freed at once.
     """
 
     def block_hook(layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_: nn.Module, _args: Any, output: Any) -> None:
-            see(layer, first_of(output))
+            on_hidden(layer, first_of(output))
 
         return hook
 
     def embedding_hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-        see(EMBEDDING_LAYER, entering(args, kwargs))
+        on_hidden(EMBEDDING_LAYER, entering(args, kwargs))
 
     first = backbone.blocks[0]
     handles = [first.register_forward_pre_hook(embedding_hook, with_kwargs=True)]

@@ -5,7 +5,6 @@ A guess is made on the training rows alone and holds for every split.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pandas as pd
 
 from chipviz.config import RunConfig
 from chipviz.errors import TaskError
+from chipviz.task import Columns
 
 TEXTS = ("text", "sentence", "content", "review", "document", "article", "title", "body")
 LABELS = (
@@ -28,41 +28,6 @@ PASSAGES = ("passage", "article", "context", "document")
 QUESTIONS = ("question", "question_stem", "query", "ctx")
 CHOICES = ("choices", "options", "endings")
 """Names, in lower case, that are taken for each role when the user names none."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The column of each role."""
-
-    label: str
-    text: str
-    """The first text; of multiple choice the passage, or the question where there is no passage."""
-    text_pair: str | None = None
-    """The second text; of multiple choice the question, where there is a passage."""
-    choices: str | None = None
-    """The options of multiple choice: a list in every row."""
-    guessed: tuple[str, ...] = ()
-    """Roles that nobody named."""
-
-    @property
-    def roles(self) -> dict[str, str]:
-        """Role -> column, of the roles there are."""
-        roles = {
-            "text": self.text,
-            "text_pair": self.text_pair,
-            "choices": self.choices,
-            "label": self.label,
-        }
-        return {role: column for role, column in roles.items() if column is not None}
-
-
-def say_columns(roles: dict[str, str], guessed: Sequence[str]) -> str:
-    """The columns in words: "text = `headline`, label = `topic`, guessed"."""
-    if set(roles) <= set(guessed):
-        return ", ".join(f"{role} = `{column}`" for role, column in roles.items()) + ", guessed"
-    return ", ".join(
-        f"{role} = `{column}`" + " (guessed)" * (role in guessed) for role, column in roles.items()
-    )
 
 
 def find_columns(frame: pd.DataFrame, config: RunConfig) -> Columns:

@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -15,14 +15,12 @@ from torch.utils._pytree import tree_map_only
 from chipviz.backbone import Backbone, watch_layers
 from chipviz.chips import Chip, Chips
 from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, fields_of
-from chipviz.prompt import Prompt
 from chipviz.report import BundleKind, CutCost, LayerCost, Measured, Parts
-from chipviz.task import Examples
 
 CHIP_BYTES = 4
 """A bundle keeps its chip in float32: rounding it would move the probabilities."""
 TYPICAL_ROWS = 1_000
-"""Texts whose median length is the typical one."""
+"""Maximum prompts whose median length is the typical one."""
 REPEATS = (3, 9)
 REPEATS_S = 1.0
 """Timed passes, fewest and most; between them they go on until this many seconds are spent."""
@@ -197,10 +195,9 @@ def _block_flops(block: nn.Module, config: Any, max_length: int) -> int:
 # --- what is measured ---------------------------------------------------------------------------
 
 
-def typical_length(prompt: Prompt, rows: Examples) -> int:
-    """Tokens of the median prompt, of a thousand texts at most."""
-    few = rows.take(range(min(TYPICAL_ROWS, len(rows))))
-    return max(1, round(median(len(ids) for ids in prompt.encode(few.texts, few.pairs))))
+def typical_length(lengths: Sequence[int]) -> int:
+    """Tokens of the median prompt, over the first `TYPICAL_ROWS` prompts."""
+    return max(1, round(median(lengths[:TYPICAL_ROWS])))
 
 
 def measure(backbone: Backbone, n_tokens: int, *, batch: int = 1) -> Measurement:

@@ -4,11 +4,12 @@ The file to open first. Knows the order of the steps; every step is another modu
 caller what happens and never asks who that is.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from chipviz import reporting
+from chipviz import reporting, sharing
 from chipviz.build import build as build
 from chipviz.config import RunConfig
 from chipviz.features import extract
@@ -67,7 +68,7 @@ def run(
             home,
             vectors=config.vectors,
             progress=progress,
-            run=folder,
+            on_key=partial(sharing.use, folder),
             on_chunk=live.on_chunk,
             team=team,
             pool=pool,

@@ -23,23 +23,38 @@ from chipviz import sharing
 from chipviz.arrays import Features, Writer
 from chipviz.backbone import Backbone, pad, watch_layers
 from chipviz.batching import Chunk, batch_tokens, batches, plan
-from chipviz.config import Pooling, Split
+from chipviz.config import Split
 from chipviz.errors import JobError
+from chipviz.keys import Site, Vector
 from chipviz.pooling import AT_ONE_TOKEN, pool
 from chipviz.progress import Meter, Progress, ProgressFn, silent
 from chipviz.prompt import Prompt
-from chipviz.streams import side_by_side
+from chipviz.streams import Pool
 from chipviz.task import Examples, Task
 from chipviz.team import ALONE, Team
 
 FORMAT = 3
 ORDER: tuple[Split, ...] = ("validation", "train", "test")
 ENCODE_ROWS = 1_000
+"""Maximum texts tokenised at once; a tokenizer at work holds a hundred times what it gives."""
 
 Ids = Sequence[int] | NDArray[np.int32]
 """Token ids of one text."""
-Part = tuple[Sequence[int], NDArray[np.float32]]
-"""Some rows of a chunk, counted from its first, and their states, shape (P, L + 1, R, D)."""
+States = list[NDArray[np.float32]]
+"""States of some rows, one array per vector, shape (L + 1, R, width)."""
+Part = tuple[Chunk, Sequence[int], States]
+"""Some rows of a chunk, counted from its first, and their states."""
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What reading a task through a backbone leaves."""
+
+    features: Features
+    n_tokens: int
+    """Tokens that this call sent through the backbone."""
+    lengths: dict[Split, list[int]]
+    """Tokens per prompt."""
 
 
 @dataclass(frozen=True)
@@ -49,48 +64,39 @@ class _Reading:
     backbone: Backbone
     pad_id: int
     ids: dict[Split, list[NDArray[np.int32]]]
-    poolings: tuple[Pooling, ...]
+    vectors: tuple[Vector, ...]
     meter: Meter
+    pool: Pool
 
-    def read(self, chunks: Sequence[Chunk]) -> Generator[Iterator[Part]]:
-        """The parts of each chunk, in order; a chunk's must be taken before the next chunk's."""
+    def read(self, chunks: Iterable[Chunk]) -> Generator[Part]:
+        """The rows of every chunk, batch by batch, chunk after chunk."""
         pieces = ((chunk, rows) for chunk in chunks for rows in self._batches(chunk))
-        with pooling_pass(self.backbone, self.pad_id, self.poolings) as forward:
+        with pooling_pass(self.backbone, self.pad_id, self.vectors) as forward:
 
             def states(piece: tuple[Chunk, list[int]]) -> Part:
                 chunk, rows = piece
                 ids = self.ids[chunk.split]
-                return rows, forward([ids[chunk.start + row] for row in rows]).cpu().numpy()
+                pooled = forward([ids[chunk.start + row] for row in rows])
+                return chunk, rows, [one.cpu().numpy() for one in pooled]
 
             passes = (
-                side_by_side(states, pieces, self.backbone.device)
+                self.pool.map(states, pieces)
                 if _reentrant(self.backbone)
                 else (states(piece) for piece in pieces)
             )
             with closing(passes):
-                for chunk in chunks:
-                    yield self._parts(chunk, passes)
+                for part in passes:
+                    self._count(*part[:2])
+                    yield part
 
     def _batches(self, chunk: Chunk) -> list[list[int]]:
         lengths = [len(ids) for ids in self.ids[chunk.split][chunk.start : chunk.stop]]
         return batches(lengths, batch_tokens(self.backbone.device))
 
-    def _parts(self, chunk: Chunk, passes: Iterator[Part]) -> Iterator[Part]:
-        ids, left = self.ids[chunk.split], len(chunk)
+    def _count(self, chunk: Chunk, rows: Sequence[int]) -> None:
+        ids = self.ids[chunk.split]
         label = f"reading {chunk.split} texts through {self.backbone.n_layers} layers"
-        while left:
-            rows, states = next(passes)
-            left -= len(rows)
-            yield rows, states
-            self.meter.advance(len(rows), label, sum(len(ids[chunk.start + row]) for row in rows))
-
-    def whole(self, chunk: Chunk, parts: Iterable[Part]) -> NDArray[np.float32]:
-        """The states of all rows of a chunk, shape (P, L + 1, N, D)."""
-        layers, width = self.backbone.n_layers + 1, self.backbone.hidden_size
-        values = np.empty((len(self.poolings), layers, len(chunk), width), dtype=np.float32)
-        for rows, states in parts:
-            values[:, :, rows] = states
-        return values
+        self.meter.advance(len(rows), label, sum(len(ids[chunk.start + row]) for row in rows))
 
 
 def extract(
@@ -99,80 +105,97 @@ def extract(
     task: Task,
     home: Path,
     *,
-    poolings: tuple[Pooling, ...],
+    vectors: tuple[Vector, ...],
+    pool: Pool | None = None,
     progress: ProgressFn = silent,
     on_key: Callable[[str], None] = lambda _key: None,
     on_chunk: Callable[[Features, Chunk], None] = lambda _features, _chunk: None,
     team: Team = ALONE,
-) -> tuple[Features, int]:
-    """Compute what is missing of the features of a task, and return all of them.
+) -> Extracted:
+    """Compute what is missing of the features of a task.
 
     Args:
         backbone: The frozen model.
         prompt: Turns texts into token ids.
         task: The texts.
-        home: The folder that holds `features/`; runs with the same backbone, texts and prompt
-            share one copy there, whatever poolings each of them wants.
-        poolings: Which vectors to keep of each text and layer.
+        home: The folder that holds `features/`. Runs with the same backbone, texts and prompt
+            share one copy there, whatever vectors each of them wants.
+        vectors: Which vectors to keep per text and layer.
+        pool: Where passes are computed beside each other; None makes threads for this call.
         progress: Told after every batch; raising `Cancelled` from it stops between batches.
         on_key: Told the key of these features (`sharing`) before they are looked for.
         on_chunk: Called after each chunk, also for those that were there already, in order.
         team: The processes that share the work; all call this with the same task.
 
     Returns:
-        The features, and how many tokens this call sent through the backbone. In a helper's process
-        the features may be out of reach.
+        All features of the task. In a helper's process they may be out of reach.
     """
     identity = _identity(backbone, prompt, task)
     digest = _digest(identity)
     key = sharing.key_of(digest)
     folder = sharing.folder_of(home, key)
-    features = Features(
-        folder, poolings, backbone.n_layers, backbone.hidden_size, dict(identity["sizes"])
-    )
+    widths: dict[Site, int] = {vector.site: backbone.hidden_size for vector in vectors}
+    features = Features(folder, vectors, backbone.n_layers, widths, dict(identity["sizes"]))
     ids: dict[Split, list[NDArray[np.int32]]] = {
         split: _encode(prompt, task.splits[split]) for split in ORDER
     }
+    lengths: dict[Split, list[int]] = {split: list(map(len, rows)) for split, rows in ids.items()}
     meter = Meter("extracting", sum(features.sizes.values()), progress)
-    reading = _Reading(backbone, prompt.tokenizer.pad_token_id, ids, poolings, meter)
+    pool = pool or Pool(backbone.device)
+    reading = _Reading(backbone, prompt.tokenizer.pad_token_id, ids, vectors, meter, pool)
     if not team.leads:
         _help(team, digest, reading)
-        return features, 0
+        return Extracted(features, 0, lengths)
     on_key(key)
-    batch = batch_tokens(backbone.device)
-    chunks = [chunk for split in ORDER for chunk in plan(split, ids[split], batch)]
-    # A curve can be drawn as soon as there are a few texts to fit and a few to check with.
-    chunks.sort(key=lambda chunk: chunk.start > 0 or chunk.split == "test")
     n_tokens = 0
     with _alone_in(folder, progress):
         writer = Writer(features, identity)
+        chunks = _chunks(backbone, ids)
         missing = {chunk: writer.missing(chunk) for chunk in chunks}
         todo = [chunk for chunk in chunks if missing[chunk]]
-        with closing(_lead(team, digest, reading, todo)) as results:
+        with closing(_lead(team, digest, reading, todo)) as parts:
             for chunk in chunks:
                 if wanted := missing[chunk]:
-                    for rows, states in next(results):
-                        writer.write(chunk, rows, states, wanted)
-                    writer.finish(chunk, wanted)
-                    n_tokens += sum(map(len, ids[chunk.split][chunk.start : chunk.stop]))
+                    _write(writer, chunk, wanted, parts)
+                    n_tokens += sum(lengths[chunk.split][chunk.start : chunk.stop])
                 else:
                     meter.skip(len(chunk))
                 on_chunk(features, chunk)
-    return features, n_tokens
+    return Extracted(features, n_tokens, lengths)
 
 
-def _lead(
-    team: Team, digest: str, reading: _Reading, todo: Sequence[Chunk]
-) -> Generator[Iterable[Part]]:
-    """The parts of each chunk to do, in order; the helpers compute their share beside."""
+def _chunks(backbone: Backbone, ids: dict[Split, list[NDArray[np.int32]]]) -> list[Chunk]:
+    """All chunks of a task, in the order in which they are read."""
+    batch = batch_tokens(backbone.device)
+    chunks = [chunk for split in ORDER for chunk in plan(split, ids[split], batch)]
+    # A curve can be drawn as soon as there are a few texts to fit and a few to check with.
+    return sorted(chunks, key=lambda chunk: chunk.start > 0 or chunk.split == "test")
+
+
+def _write(writer: Writer, chunk: Chunk, wanted: Sequence[Vector], parts: Iterator[Part]) -> None:
+    """Take the rows of a chunk, which come next, and write them."""
+    left = len(chunk)
+    while left:
+        _, rows, states = next(parts)
+        writer.write(chunk, rows, states, wanted)
+        left -= len(rows)
+    writer.finish(chunk, wanted)
+
+
+def _lead(team: Team, digest: str, reading: _Reading, todo: Sequence[Chunk]) -> Generator[Part]:
+    """The rows of each chunk to do, in order; the helpers compute their share beside."""
     team.share((digest, todo))
     with closing(reading.read(todo[:: team.size])) as own:
-        for first, parts in zip(range(0, len(todo), team.size), own, strict=True):
-            yield parts
+        for first in range(0, len(todo), team.size):
+            left = len(todo[first])
+            while left:
+                part = next(own)
+                left -= len(part[1])
+                yield part
             others = team.gather(None)[1:]
             for chunk, states in zip(todo[first + 1 :], others, strict=False):
                 reading.meter.advance(len(chunk), "reading texts in several processes")
-                yield [(range(len(chunk)), states)]
+                yield chunk, range(len(chunk)), states
 
 
 def _help(team: Team, digest: str, reading: _Reading) -> None:
@@ -184,13 +207,28 @@ def _help(team: Team, digest: str, reading: _Reading) -> None:
             "Give every machine the same files and the same versions.",
         )
     mine = todo[team.rank :: team.size]
-    with closing(reading.read(mine)) as read:
+    with closing(reading.read(mine)) as parts:
         for i in range(len(todo[:: team.size])):
-            team.gather(reading.whole(mine[i], next(read)) if i < len(mine) else None)
+            team.gather(_whole(mine[i], parts) if i < len(mine) else None)
+
+
+def _whole(chunk: Chunk, parts: Iterator[Part]) -> States:
+    """The states of all rows of a chunk, which come next."""
+    whole: States = []
+    left = len(chunk)
+    while left:
+        _, rows, states = next(parts)
+        left -= len(rows)
+        whole = whole or [
+            np.empty((one.shape[0], len(chunk), one.shape[2]), np.float32) for one in states
+        ]
+        for array, one in zip(whole, states, strict=True):
+            array[:, rows] = one
+    return whole
 
 
 def _encode(prompt: Prompt, rows: Examples) -> list[NDArray[np.int32]]:
-    """Token ids of each text; in slices, for a tokenizer at work holds a hundred times as much."""
+    """Token ids per text."""
     ids: list[NDArray[np.int32]] = []
     for start in range(0, len(rows), ENCODE_ROWS):
         part = rows.take(range(start, min(start + ENCODE_ROWS, len(rows))))
@@ -201,46 +239,50 @@ def _encode(prompt: Prompt, rows: Examples) -> list[NDArray[np.int32]]:
 
 @contextmanager
 def pooling_pass(
-    backbone: Backbone, pad_id: int, poolings: Sequence[Pooling]
-) -> Iterator[Callable[[Sequence[Ids]], Tensor]]:
+    backbone: Backbone, pad_id: int, vectors: Sequence[Vector]
+) -> Iterator[Callable[[Sequence[Ids]], list[Tensor]]]:
     """A function that pools every layer as it leaves its block, on the device.
 
-    It takes the token ids of one batch and returns shape (P, L + 1, B, D), float32, on the device;
-    row 0 of the layers is the embedding. Several threads may call it at the same time.
+    It takes the token ids of one batch and returns one tensor per vector, shape (L + 1, B, width),
+    float32, on the device; row 0 of the layers is the embedding. Several threads may call it at the
+    same time.
     """
-    of_all = [p for p in poolings if p not in AT_ONE_TOKEN]
+    normed_whole = any(v.site == "block" and v.pooling not in AT_ONE_TOKEN for v in vectors)
     own = threading.local()  # each thread's mask, and where its batch goes
 
-    def see(layer: int, hidden: Tensor) -> None:
+    def on_hidden(layer: int, hidden: Tensor) -> None:
         mask = own.mask.to(hidden.device)
-        normed = backbone.read(hidden) if of_all else hidden
-        for i, pooling in enumerate(poolings):
-            if pooling in of_all:
-                one = pool(normed, mask, pooling)
-            else:
-                one = pool(hidden, mask, pooling)
+        normed = backbone.apply_final_norm(hidden) if normed_whole else hidden
+        for vector, pooled in zip(vectors, own.pooled, strict=True):
+            if vector.site == "raw":
+                one = pool(hidden, mask, vector.pooling)
+            elif vector.pooling in AT_ONE_TOKEN:
                 # A norm works on each token alone, so it can come after the token is taken.
-                if pooling != "raw":
-                    one = backbone.read(one.to(hidden.dtype)).float()
-            own.pooled[i, layer + 1] = one.to(own.pooled.device)
+                one = pool(hidden, mask, vector.pooling).to(hidden.dtype)
+                one = backbone.apply_final_norm(one).float()
+            else:
+                one = pool(normed, mask, vector.pooling)
+            pooled[layer + 1] = one.to(pooled.device)
 
     @torch.inference_mode()
-    def forward(ids: Sequence[Ids]) -> Tensor:
+    def forward(ids: Sequence[Ids]) -> list[Tensor]:
         tokens, own.mask = pad(ids, pad_id, backbone.device)
-        shape = (len(poolings), backbone.n_layers + 1, len(ids), backbone.hidden_size)
-        pooled = own.pooled = torch.empty(shape, dtype=torch.float32, device=backbone.device)
+        shape = (backbone.n_layers + 1, len(ids), backbone.hidden_size)
+        pooled = own.pooled = [
+            torch.empty(shape, dtype=torch.float32, device=backbone.device) for _ in vectors
+        ]
         backbone.forward(tokens, own.mask)
         return pooled
 
-    with watch_layers(backbone, see):
+    with watch_layers(backbone, on_hidden):
         yield forward
 
 
 def forward_pooled(
-    backbone: Backbone, ids: Sequence[Ids], pad_id: int, poolings: Sequence[Pooling]
-) -> Tensor:
+    backbone: Backbone, ids: Sequence[Ids], pad_id: int, vectors: Sequence[Vector]
+) -> list[Tensor]:
     """One pass over one batch: see `pooling_pass`."""
-    with pooling_pass(backbone, pad_id, poolings) as forward:
+    with pooling_pass(backbone, pad_id, vectors) as forward:
         return forward(ids)
 
 

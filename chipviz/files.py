@@ -9,19 +9,6 @@ PROJECT = Path(__file__).resolve().parents[1]
 """Where `python -m chipviz...` works from."""
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small file so that its name never shows half of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary neighbour to write, and rename it to `path` when the block ends well.
@@ -36,3 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file so that its name never shows half of it."""
+    with replacing(path) as part:
+        part.write_text(text, "utf-8")

@@ -31,9 +31,23 @@ class Vector:
         """Word in file names and links: the pooling, or `raw` for the published recipe's states."""
         return RAW_NAME if self.site == "raw" else self.pooling
 
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The vector whose `name` this is.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        if name == RAW_NAME:
+            return cls("raw", "last")
+        for pooling in get_args(Pooling):
+            if name == pooling:
+                return cls("block", pooling)
+        raise ValueError(f"{name[:40]!r} names no vector")
+
 
 RAW_NAME = "raw"
-RAW = Vector("raw", "last")
+RAW = Vector.named(RAW_NAME)
 """What the published recipe reads: the last token's state before the final norm."""
 
 
@@ -54,7 +68,7 @@ class ChipKey:
     @classmethod
     def published(cls, kind: ChipKind) -> Self:
         """A chip of the paper's recipe."""
-        return cls("published", RAW.site, RAW.pooling, kind)
+        return cls.named(RAW_NAME, kind)
 
     @property
     def vector(self) -> Vector:
@@ -83,13 +97,12 @@ class ChipKey:
         Raises:
             ValueError: If there is no such vector or kind.
         """
+        read = Vector.named(vector)
+        recipe: Recipe = "published" if read.site == "raw" else "sound"
         for known in get_args(ChipKind):
-            if kind == known and vector == RAW_NAME:
-                return cls.published(known)
-            for pooling in get_args(Pooling):
-                if (vector, kind) == (pooling, known):
-                    return cls.sound(pooling, known)
-        raise ValueError(f"{kind[:40]!r} on {vector[:40]!r} is no chip")
+            if kind == known:
+                return cls(recipe, read.site, read.pooling, known)
+        raise ValueError(f"{kind[:40]!r} is no kind of chip")
 
 
 def in_order(keys: Iterable[ChipKey]) -> list[ChipKey]:

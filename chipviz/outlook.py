@@ -13,7 +13,7 @@ from chipviz.backbone import count_published, fast_dtype
 from chipviz.batching import batch_tokens
 from chipviz.config import RunConfig
 from chipviz.errors import BackboneError
-from chipviz.streams import n_streams
+from chipviz.streams import n_beside
 from chipviz.vetting import FOREIGN, SAFE, licence_of, vet
 
 
@@ -116,7 +116,7 @@ def outlook(
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         weight_bytes=n_loaded * dtype.itemsize,
-        activation_bytes=per_token * batch_tokens(device) * n_streams(device),
+        activation_bytes=per_token * batch_tokens(device) * n_beside(device),
         feature_bytes=4 * n_vectors * (n_layers + 1) * width,
         free_bytes=free_memory(device),
     )

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from chipviz.config import Pooling
+from chipviz.keys import Pooling
 
-AT_ONE_TOKEN: tuple[Pooling, ...] = ("last", "first", "raw")
+AT_ONE_TOKEN: tuple[Pooling, ...] = ("last", "first")
 """Poolings that need a single token, so that a norm need not be applied to all the others."""
 
 
@@ -33,8 +33,8 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     Args:
         hidden: Shape (B, T, D).
         mask: 1 where a token is real; shape (B, T).
-        pooling: *last* (and *raw*) takes the last real token, *first* the first, *mean* averages
-            over the real tokens, *max* takes each dimension's largest value among them.
+        pooling: *last* takes the last real token, *first* the first, *mean* averages over the real
+            tokens, *max* takes each dimension's largest value among them.
 
     Returns:
         Shape (B, D), float32.

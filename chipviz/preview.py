@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chipviz.columns import say_columns
 from chipviz.config import Pooling, RunConfig, Split
 from chipviz.errors import BackboneError
 from chipviz.progress import Progress, ProgressFn, silent
+from chipviz.task import say_columns
 
 if TYPE_CHECKING:
     from chipviz.prompt import Prompt
@@ -136,12 +136,10 @@ def inspect(config: RunConfig, *, home: Path, progress: ProgressFn = silent) -> 
         ChipvizError: As the run would, for its data, its template or its tokenizer.
     """
     from chipviz.adapters import find_model
+    from chipviz.from_table import load_task
     from chipviz.prompt import bake, load_tokenizer
-    from chipviz.tables import read_table
-    from chipviz.task import make_task
 
-    progress(Progress("loading", "reading the texts"))
-    task = make_task(read_table(config.data, home, progress), config)
+    task = load_task(config, home, progress)
     folder = find_model(config.backbone, home, progress)
     progress(Progress("loading", "counting tokens"))
     tokenizer = load_tokenizer(folder)

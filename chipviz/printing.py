@@ -5,11 +5,11 @@ import sys
 import time
 from typing import Any
 
-from chipviz.columns import say_columns
 from chipviz.config import ChipKind, Pooling, Rule
 from chipviz.progress import Progress, ProgressFn
 from chipviz.report import RunReport, SelectionInfo
 from chipviz.store import Job, Store
+from chipviz.task import say_columns
 
 
 def run_line(job: Job) -> dict[str, Any]:

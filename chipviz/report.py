@@ -66,11 +66,11 @@ class TaskInfo(_Record):
     tokenizer."""
     n_truncated: int
     """Rows with a text that was cut there."""
-    columns: dict[str, str] = {}
-    """Role (text, text_pair, choices, label) -> column; empty in a report of an older version."""
-    guessed: list[str] = []
+    columns: dict[str, str]
+    """Role (text, text_pair, choices, label) -> column."""
+    guessed: list[str]
     """Roles whose column nobody named."""
-    made: list[Split] = []
+    made: list[Split]
     """Splits the source did not have, taken from its training rows."""
     revision: str | None = None
     """The commit, of a data set from the Hub."""

@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from statistics import median
 from time import perf_counter
 from typing import get_args
 
@@ -31,8 +30,6 @@ from chipviz.vetting import licence_of
 
 KEPT_EXAMPLES: dict[Split, int] = {"test": 400, "validation": 64}
 """Maximum texts kept per split: test texts for the pages, validation texts for bundle checks."""
-TYPICAL_ROWS = 1_000
-"""Maximum validation texts whose median length is the typical one."""
 
 
 @dataclass
@@ -70,7 +67,7 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     """Measure costs and controls, and join them with the scores."""
     backbone, limit = found.backbone, found.prompt.max_length
     tfidf = controls.tfidf(*(found.task.splits[s] for s in ("train", "validation", "test")))
-    typical = max(1, round(median(found.extracted.lengths["validation"][:TYPICAL_ROWS])))
+    typical = cost.typical_length(found.extracted.lengths["validation"])
     measurement = cost.measure(backbone, typical)
     bundles = {
         key: bundle.kind_of(backbone, key.vector, stack)

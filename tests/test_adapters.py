@@ -22,10 +22,13 @@ from chipviz.adapters import find_model
 from chipviz.backbone import load_backbone
 from chipviz.errors import BackboneError, ChipvizError, SourceError
 from chipviz.features import forward_pooled
+from chipviz.keys import RAW, Vector
 from chipviz.progress import silent
 from tests.families import NAMED
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+RAW_AND_LAST = [RAW, Vector.named("last")]
+RAW_AND_MEAN = [RAW, Vector.named("mean")]
 IDS = [[5, 9, 30, 31], [7, 8, 20, 40, 41, 42]]
 KINDS = {
     "CAUSAL_LM": AutoModelForCausalLM,
@@ -74,11 +77,12 @@ def test_a_merged_adapter_reads_as_peft_itself_does(name, kind, settings, tmp_pa
     for ids in IDS:
         with torch.inference_mode():
             truth = inner(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
-        got = forward_pooled(backbone, [ids], 2, ["raw", "last"])
+        got = forward_pooled(backbone, [ids], 2, RAW_AND_LAST)
         for layer in range(5):
-            kept = got[1 if layer == 4 else 0, layer, 0]  # the last entry is normed already
+            kept = got[1 if layer == 4 else 0][layer, 0]  # the last entry is normed already
             torch.testing.assert_close(kept, truth[layer][0, -1], atol=1e-5, rtol=0)
-        assert (got - forward_pooled(plain, [ids], 2, ["raw", "last"])).abs().max() > 0.01
+        without = forward_pooled(plain, [ids], 2, RAW_AND_LAST)
+        assert all((a - b).abs().max() > 0.01 for a, b in zip(got, without, strict=True))
     assert backbone.fingerprint != plain.fingerprint
 
 
@@ -233,7 +237,7 @@ def test_a_gguf_file_reads_as_the_model_it_was_made_of(tiny_backbone_folder, tmp
     truth = load_backbone(tiny_backbone_folder, "tiny", dtype=torch.bfloat16, device="cpu")
     truth.model.float()
     for ids in IDS:
-        got, expected = (forward_pooled(b, [ids], 2, ["raw", "mean"]) for b in (found, truth))
+        got, expected = (forward_pooled(b, [ids], 2, RAW_AND_MEAN) for b in (found, truth))
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     plain = AutoTokenizer.from_pretrained(tiny_backbone_folder)
     own = AutoTokenizer.from_pretrained(folder)
@@ -296,7 +300,7 @@ def test_the_embedded_encoder_is_what_it_is_said_to_be(minilm):
         "He drove to the stadium.",
     ]
     ids = [tokenizer(text)["input_ids"] for text in texts]
-    states = forward_pooled(backbone, ids, tokenizer.pad_token_id, ["mean"])[0, -1]
+    states = forward_pooled(backbone, ids, tokenizer.pad_token_id, [Vector.named("mean")])[0][-1]
     states = torch.nn.functional.normalize(states, dim=-1)
     cosines = (states @ states.T).tolist()
     # Source: the README of sentence-transformers, its first example, of this very model.

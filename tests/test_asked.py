@@ -9,9 +9,9 @@ import pytest
 from chipviz.asked import from_file, from_options, in_fields
 from chipviz.config import RunConfig
 from chipviz.errors import ChipvizError, ConfigError, TaskError
+from chipviz.from_table import make_task
 from chipviz.report import TaskInfo
 from chipviz.tables import Table
-from chipviz.task import make_task
 
 N = 40
 OPTIONS = [["red", "blue", "a house"], ["near", "far"]]
@@ -38,6 +38,8 @@ def info_of(task):
         max_chars=64,
         n_truncated=0,
         columns=task.columns.roles,
+        guessed=[],
+        made=[],
     )
 
 
@@ -76,6 +78,9 @@ ONE = TaskInfo(
     max_length=9,
     max_chars=9,
     n_truncated=0,
+    columns={"text": "text", "label": "label"},
+    guessed=[],
+    made=[],
 )
 EXAM = ONE.model_copy(
     update={

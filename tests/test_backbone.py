@@ -12,10 +12,11 @@ from transformers import (
 )
 
 from chipviz import backbone as backbone_module
-from chipviz.anatomy import find_blocks, probe
+from chipviz.anatomy import find_blocks, find_norm_and_causality
 from chipviz.backbone import fast_dtype, load_backbone, pad, watch_layers
 from chipviz.errors import BackboneError
 from chipviz.features import forward_pooled
+from chipviz.keys import Vector
 from chipviz.pruning import cut_config, cut_weights
 from tests.families import NAMED, SMALL
 
@@ -34,7 +35,7 @@ def test_watched_and_read_layers_are_the_hidden_states_of_transformers(family):
     for layer in (-1, 0, 1, 2):
         got = seen[layer][real]
         torch.testing.assert_close(got, expected.hidden_states[layer + 1][real], atol=1e-5, rtol=0)
-    last = backbone.read(seen[3])[real]
+    last = backbone.apply_final_norm(seen[3])[real]
     torch.testing.assert_close(last, expected.hidden_states[4][real], atol=1e-5, rtol=0)
 
 
@@ -95,7 +96,7 @@ def test_of_a_model_that_sees_as_well_the_part_that_reads_is_taken(tmp_path):
     assert backbone.n_published == whole.num_parameters()
     ids = [5, 9, 30]
     states = whole(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
-    got = forward_pooled(backbone, [ids], 2, ["last"])[0]
+    got = forward_pooled(backbone, [ids], 2, [Vector.named("last")])[0]
     torch.testing.assert_close(got[-1, 0], states[-1][0, -1], atol=1e-5, rtol=0)
     cut = type(backbone.model)(cut_config(backbone, 1)).eval()
     cut.load_state_dict(cut_weights(backbone, 1))
@@ -142,7 +143,7 @@ class _Odd(torch.nn.Module):
 def test_a_model_that_is_no_chain_of_blocks_is_refused(way, said):
     model = _Odd(way).eval()
     with pytest.raises(BackboneError, match=said) as refused:
-        probe(model, find_blocks(model), "odd")
+        find_norm_and_causality(model, find_blocks(model), "odd")
     assert "--blocks" in refused.value.hint
 
 
@@ -180,6 +181,6 @@ def test_a_model_spread_over_places_reads_the_same_states(tiny_backbone_folder, 
     places |= {f"layers.{i}": "cpu" if i < 2 else away for i in range(4)}
     spread = load_backbone(tiny_backbone_folder, "tiny", dtype=torch.float32, device_map=places)
     ids = [[5, 9, 30], [7, 8, 9, 10, 11]]
-    poolings = ("last", "mean", "raw")
-    truth = forward_pooled(whole, ids, 2, poolings)
-    torch.testing.assert_close(forward_pooled(spread, ids, 2, poolings), truth)
+    vectors = tuple(map(Vector.named, ("last", "mean", "raw")))
+    truth = forward_pooled(whole, ids, 2, vectors)
+    torch.testing.assert_close(forward_pooled(spread, ids, 2, vectors), truth)

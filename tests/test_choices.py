@@ -14,11 +14,11 @@ from chipviz.choices import answer_indices, holds_options
 from chipviz.columns import options_of
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import TaskError
+from chipviz.from_table import make_task
 from chipviz.progress import silent
 from chipviz.prompt import bake, load_tokenizer, n_truncated
 from chipviz.run_folder import RunFolder
 from chipviz.tables import Table
-from chipviz.task import make_task
 
 N = 60
 NAMES = ["A", "B", "C", "D"]

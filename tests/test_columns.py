@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 
-from chipviz.columns import find_columns, say_columns
+from chipviz.columns import find_columns
 from chipviz.config import RunConfig
 from chipviz.errors import TaskError
+from chipviz.task import say_columns
 
 
 def found(columns, **named):

@@ -3,8 +3,6 @@
 That features equal `output_hidden_states` is held in test_features, over the same families.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from chipviz.backbone import load_backbone
 from chipviz.chips import Chip
 from chipviz.config import CutSpec
 from chipviz.features import forward_pooled
+from chipviz.keys import Vector
 from chipviz.prompt import bake, load_tokenizer, segment_break
 from chipviz.pruning import cut_config, cut_weights
 from chipviz.task import Examples
@@ -145,7 +144,9 @@ def test_two_texts_are_read_as_the_stock_model_reads_what_the_stock_tokenizer_sa
         backbone.folder, "x", dtype=torch.float32, device="cpu", sep=segment_break(prompt.tokenizer)
     )
     ids = prompt.encode(*map(list, zip(*PAIRS, strict=True)))
-    together = forward_pooled(backbone, ids, prompt.tokenizer.pad_token_id, ["mean"])[0]
+    together = forward_pooled(backbone, ids, prompt.tokenizer.pad_token_id, [Vector.named("mean")])[
+        0
+    ]
     for i, (text, pair) in enumerate(PAIRS):
         said = plain(text, pair, return_tensors="pt")
         with torch.inference_mode():
@@ -167,9 +168,11 @@ def test_a_bundle_says_what_the_chip_says(found, pooling, bias, tmp_path, monkey
         torch.randn(3, 32, generator=draw), torch.randn(3, generator=draw) if bias else None
     )
     prompt = bake(load_tokenizer(backbone.folder), TEMPLATE, 40, SAMPLE)
-    states = [forward_pooled(backbone, [ids], 2, [pooling])[0, 2] for ids in prompt.encode(TEXTS)]
-    expected = chip.probabilities(torch.cat(states))
     report, cut = small_report(pooling), CutSpec(cut_layer=1, pooling=pooling)
+    states = [
+        forward_pooled(backbone, [ids], 2, [cut.key.vector])[0][2] for ids in prompt.encode(TEXTS)
+    ]
+    expected = chip.probabilities(torch.cat(states))
     monkeypatch.setattr(bundle, "_in_fresh_process", said_here)
     check = [(text, None) for text in TEXTS]
     about = bundle.save(backbone, prompt, chip, cut, report, tmp_path / "out", check, expected)
@@ -187,7 +190,7 @@ def small_report(pooling):
     report = report_of("run")
     task = report.task.model_copy(update={"label_names": ["a", "b", "c"]})
     costs = [cost.model_copy(update={"pooling": pooling}) for cost in report.costs]
-    scores = [replace(score, pooling=pooling) for score in report.scores]
+    scores = [score.model_copy(update={"pooling": pooling}) for score in report.scores]
     return report.model_copy(update={"task": task, "costs": costs, "scores": scores})
 
 

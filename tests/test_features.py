@@ -13,12 +13,14 @@ from chipviz import batching
 from chipviz import features as features_module
 from chipviz.backbone import load_backbone
 from chipviz.features import ORDER, extract, forward_pooled
+from chipviz.keys import RAW, Vector
 from chipviz.progress import Cancelled
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.task import Examples, Task
 from tests.families import ALL, NAMED
 
-POOLINGS = ("last", "mean", "first", "max", "raw")
+VECTORS = tuple(map(Vector.named, ("last", "mean", "first", "max", "raw")))
+LAST, MEAN, MAX = map(Vector.named, ("last", "mean", "max"))
 
 
 @pytest.fixture
@@ -42,17 +44,17 @@ def line(tiny_backbone_folder, monkeypatch):
 
 def everything(features):
     return {
-        (split, pooling, layer): features.read(split, pooling, layer)
+        (split, vector, layer): features.read(split, vector, layer)
         for split in ORDER
-        for pooling in POOLINGS
+        for vector in VECTORS
         for layer in range(-1, features.n_layers)
     }
 
 
 def test_streamed_features_equal_transformers_own_hidden_states(line, home):
     backbone, prompt, task = line
-    features, n_tokens = extract(backbone, prompt, task, home, poolings=POOLINGS)
-    total = 0
+    found = extract(backbone, prompt, task, home, vectors=VECTORS)
+    features, n_tokens, total = found.features, found.n_tokens, 0
     for split in ORDER:
         for row, ids in enumerate(prompt.encode(task.splits[split].texts)):
             total += len(ids)
@@ -60,13 +62,14 @@ def test_streamed_features_equal_transformers_own_hidden_states(line, home):
             for layer in range(-1, backbone.n_layers):
                 state = output.hidden_states[layer + 1][0]
                 if layer < backbone.n_layers - 1:  # the last entry is normed already
-                    got = features.read(split, "raw", layer)[row]
+                    got = features.read(split, RAW, layer)[row]
                     torch.testing.assert_close(got, state[-1], atol=1e-5, rtol=0)
-                    state = backbone.read(state)
+                    state = backbone.apply_final_norm(state)
                 for pooling, truth in pooled(state).items():
-                    got = features.read(split, pooling, layer)[row]
+                    got = features.read(split, Vector.named(pooling), layer)[row]
                     torch.testing.assert_close(got, truth, atol=1e-5, rtol=0)
-    assert n_tokens == total
+    assert n_tokens == total == sum(sum(lengths) for lengths in found.lengths.values())
+    assert {split: len(lengths) for split, lengths in found.lengths.items()} == features.sizes
 
 
 def pooled(state):
@@ -85,12 +88,13 @@ def test_every_family_is_read_as_transformers_reads_it(family, tmp_path):
     backbone = load_backbone(family.build(tmp_path), family.name, dtype=torch.float32, device="cpu")
     random = np.random.default_rng(0)
     ids = [random.integers(3, 400, n).tolist() for n in (11, 3, 7, 1, 19)]
-    together = forward_pooled(backbone, ids, 2, POOLINGS)
+    together = forward_pooled(backbone, ids, 2, VECTORS)
     norm = backbone.model.get_submodule(family.norm) if family.norm else torch.nn.Identity()
     last = len(together[0]) - 1
     for row, tokens in enumerate(ids):
-        alone = forward_pooled(backbone, [tokens], 2, POOLINGS)
-        torch.testing.assert_close(alone[:, :, 0], together[:, :, row], atol=1e-5, rtol=0)
+        alone = forward_pooled(backbone, [tokens], 2, VECTORS)
+        for one, all_of_them in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[:, 0], all_of_them[:, row], atol=1e-5, rtol=0)
         with torch.inference_mode():
             states = backbone.model(
                 input_ids=torch.tensor([tokens]), output_hidden_states=True
@@ -101,24 +105,26 @@ def test_every_family_is_read_as_transformers_reads_it(family, tmp_path):
             truth = pooled(normed)
             if layer < last or family.norm is None:
                 truth["raw"] = state[0, -1]
-            for pooling, vector in truth.items():
-                got = together[POOLINGS.index(pooling), layer, row]
-                torch.testing.assert_close(got, vector, atol=1e-5, rtol=0)
+            for pooling, expected in truth.items():
+                got = together[VECTORS.index(Vector.named(pooling))][layer, row]
+                torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 def test_a_texts_features_do_not_depend_on_its_batch_mates(line):
     backbone, prompt, task = line
     ids = prompt.encode(task.splits["train"].texts)
-    together = forward_pooled(backbone, ids, prompt.tokenizer.pad_token_id, POOLINGS)
+    together = forward_pooled(backbone, ids, prompt.tokenizer.pad_token_id, VECTORS)
     for row, alone in enumerate(ids):
-        single = forward_pooled(backbone, [alone], prompt.tokenizer.pad_token_id, POOLINGS)
-        torch.testing.assert_close(single[:, :, 0], together[:, :, row], atol=1e-5, rtol=0)
+        single = forward_pooled(backbone, [alone], prompt.tokenizer.pad_token_id, VECTORS)
+        for one, all_of_them in zip(single, together, strict=True):
+            torch.testing.assert_close(one[:, 0], all_of_them[:, row], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 7, 12])
 def test_a_stopped_extraction_goes_on_and_ends_with_the_same_bytes(line, tmp_path, stop_after):
     backbone, prompt, task = line
-    whole, n_tokens = extract(backbone, prompt, task, tmp_path / "a", poolings=POOLINGS)
+    begun = extract(backbone, prompt, task, tmp_path / "a", vectors=VECTORS)
+    whole, n_tokens = begun.features, begun.n_tokens
     seen = []
 
     def stop(progress):
@@ -127,13 +133,14 @@ def test_a_stopped_extraction_goes_on_and_ends_with_the_same_bytes(line, tmp_pat
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        extract(backbone, prompt, task, tmp_path / "b", poolings=POOLINGS, progress=stop)
-    again, rest = extract(backbone, prompt, task, tmp_path / "b", poolings=POOLINGS)
+        extract(backbone, prompt, task, tmp_path / "b", vectors=VECTORS, progress=stop)
+    ended = extract(backbone, prompt, task, tmp_path / "b", vectors=VECTORS)
+    again, rest = ended.features, ended.n_tokens
     assert 0 < rest <= n_tokens
     for split in ORDER:
-        for pooling in POOLINGS:
-            name = f"{split}-{pooling}.npy"
-            assert (whole.folder / name).read_bytes() == (again.folder / name).read_bytes()
+        for vector in VECTORS:
+            one, other = whole.path(split, vector), again.path(split, vector)
+            assert one.read_bytes() == other.read_bytes()
 
 
 def test_kill_9_at_20_random_moments_ends_with_the_same_bytes(tiny_backbone_folder, tmp_path):
@@ -148,10 +155,10 @@ def test_kill_9_at_20_random_moments_ends_with_the_same_bytes(tiny_backbone_fold
 
 def test_passes_side_by_side_end_with_the_bytes_of_one_after_another(line, home):
     backbone, prompt, task = line
-    alone, _ = extract(backbone, prompt, task, home / "alone", poolings=POOLINGS)
+    alone = extract(backbone, prompt, task, home / "alone", vectors=VECTORS).features
     torch.set_num_threads(2)
     try:
-        beside, _ = extract(backbone, prompt, task, home / "beside", poolings=POOLINGS)
+        beside = extract(backbone, prompt, task, home / "beside", vectors=VECTORS).features
     finally:
         torch.set_num_threads(1)
     for file in alone.folder.iterdir():
@@ -169,12 +176,12 @@ def test_a_model_that_a_pass_changes_is_read_one_pass_at_a_time(tmp_path):
 
 def test_a_second_run_reads_what_is_there(line, home):
     backbone, prompt, task = line
-    extract(backbone, prompt, task, home, poolings=POOLINGS)
+    extract(backbone, prompt, task, home, vectors=VECTORS)
     chunks = []
-    _, n_tokens = extract(
-        backbone, prompt, task, home, poolings=POOLINGS, on_chunk=lambda _, c: chunks.append(c)
+    again = extract(
+        backbone, prompt, task, home, vectors=VECTORS, on_chunk=lambda _, c: chunks.append(c)
     )
-    assert n_tokens == 0
+    assert again.n_tokens == 0
     first, second, *rest = (c.split for c in chunks)  # a curve can be drawn after two chunks
     assert (first, second) == ("validation", "train")
     assert rest == sorted(rest, key=ORDER.index)
@@ -182,22 +189,25 @@ def test_a_second_run_reads_what_is_there(line, home):
 
 def test_runs_with_other_poolings_share_what_both_need(line, home):
     backbone, prompt, task = line
-    both, n_tokens = extract(backbone, prompt, task, home, poolings=("last", "mean"))
-    one, none = extract(backbone, prompt, task, home, poolings=("mean",))
-    more, again = extract(backbone, prompt, task, home, poolings=("mean", "max"))
-    assert both.folder == one.folder == more.folder
-    assert (none, again) == (0, n_tokens)  # what is there is kept, what is new is read
-    truth, _ = extract(backbone, prompt, task, home / "apart", poolings=("max",))
+    both = extract(backbone, prompt, task, home, vectors=(LAST, MEAN))
+    one = extract(backbone, prompt, task, home, vectors=(MEAN,))
+    more = extract(backbone, prompt, task, home, vectors=(MEAN, MAX))
+    assert both.features.folder == one.features.folder == more.features.folder
+    assert (one.n_tokens, more.n_tokens) == (
+        0,
+        both.n_tokens,
+    )  # what is there is kept, what is new is read
+    truth = extract(backbone, prompt, task, home / "apart", vectors=(MAX,)).features
     for layer in range(-1, backbone.n_layers):
-        assert torch.equal(more.read("train", "max", layer), truth.read("train", "max", layer))
+        assert torch.equal(more.features.read("train", MAX, layer), truth.read("train", MAX, layer))
 
 
 def test_a_part_of_the_rows_is_that_part(line, home):
     backbone, prompt, task = line
-    features, _ = extract(backbone, prompt, task, home, poolings=("last",))
-    whole = features.read("train", "last", 2)
-    assert torch.equal(features.read("train", "last", 2, 5, 9), whole[5:9])
-    assert torch.equal(features.read("train", "last", 2, 25, 99), whole[25:])
+    features = extract(backbone, prompt, task, home, vectors=(LAST,)).features
+    whole = features.read("train", LAST, 2)
+    assert torch.equal(features.read("train", LAST, 2, 5, 9), whole[5:9])
+    assert torch.equal(features.read("train", LAST, 2, 25, 99), whole[25:])
     stored = np.load(features.folder / "train-last.npy")
     assert torch.equal(whole, torch.from_numpy(stored[3]))
 
@@ -205,7 +215,7 @@ def test_a_part_of_the_rows_is_that_part(line, home):
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "manifest"])
 def test_harmed_features_are_noticed_and_made_again(line, home, harm):
     backbone, prompt, task = line
-    features, _ = extract(backbone, prompt, task, home, poolings=POOLINGS)
+    features = extract(backbone, prompt, task, home, vectors=VECTORS).features
     before = everything(features)
     victim = features.folder / "train-mean.npy"
     content = bytearray(victim.read_bytes())
@@ -219,31 +229,31 @@ def test_harmed_features_are_noticed_and_made_again(line, home, harm):
     else:
         manifest = features.folder / "manifest.json"
         manifest.write_text(manifest.read_text()[:100])
-    again, n_tokens = extract(backbone, prompt, task, home, poolings=POOLINGS)
-    assert n_tokens > 0
-    for key, value in everything(again).items():
+    again = extract(backbone, prompt, task, home, vectors=VECTORS)
+    assert again.n_tokens > 0
+    for key, value in everything(again.features).items():
         torch.testing.assert_close(value, before[key], atol=1e-6, rtol=0)
 
 
 def test_other_texts_prompts_or_precision_never_share_features(line, home):
     backbone, prompt, task = line
-    folders = [extract(backbone, prompt, task, home, poolings=POOLINGS)[0].folder]
+    folders = [extract(backbone, prompt, task, home, vectors=VECTORS).features.folder]
     train = task.splits["train"]
     other = Examples([*train.texts[:-1], "changed"], None, train.labels)
     other_task = replace(task, splits={**task.splits, "train": other})
-    folders.append(extract(backbone, prompt, other_task, home, poolings=POOLINGS)[0].folder)
+    folders.append(extract(backbone, prompt, other_task, home, vectors=VECTORS).features.folder)
     fresh = load_tokenizer(backbone.folder)
     other_prompt = bake(fresh, "say {text} then", 40, train)
-    folders.append(extract(backbone, other_prompt, task, home, poolings=POOLINGS)[0].folder)
+    folders.append(extract(backbone, other_prompt, task, home, vectors=VECTORS).features.folder)
     coarse = load_backbone(backbone.folder, "tiny", dtype=torch.bfloat16, device="cpu")
-    folders.append(extract(coarse, prompt, task, home, poolings=POOLINGS)[0].folder)
+    folders.append(extract(coarse, prompt, task, home, vectors=VECTORS).features.folder)
     assert len(set(folders)) == 4
 
 
 def test_a_layer_outside_of_the_model_is_refused(line, home):
     backbone, prompt, task = line
-    features, _ = extract(backbone, prompt, task, home, poolings=POOLINGS)
+    features = extract(backbone, prompt, task, home, vectors=VECTORS).features
     with pytest.raises(IndexError, match="-1 to 3"):
-        features.read("train", "last", 4)
+        features.read("train", LAST, 4)
     manifest = json.loads((features.folder / "manifest.json").read_text())
     assert manifest["identity"]["dtype"] == "torch.float32"

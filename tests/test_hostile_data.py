@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from chipviz.config import RunConfig
 from chipviz.errors import ChipvizError
+from chipviz.from_table import MAX_CLASSES, make_task
 from chipviz.tables import read_table
-from chipviz.task import MAX_CLASSES, Task, make_task
+from chipviz.task import Task
 from tests.test_tables import parquet_bytes, write
 
 

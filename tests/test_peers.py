@@ -16,9 +16,10 @@ from chipviz import sources, tables
 from chipviz.backbone import convert_gguf, fast_dtype, load_backbone
 from chipviz.config import RunConfig
 from chipviz.features import extract
+from chipviz.from_table import make_task
+from chipviz.keys import Vector
 from chipviz.linear import STRENGTHS, Turn, fit_linear
 from chipviz.prompt import bake, load_tokenizer
-from chipviz.task import make_task
 from chipviz.training import labels_of, read_layers
 from tests.conftest import shared_home
 
@@ -61,7 +62,7 @@ def real(request, backbone):
     )
     task = make_task(tables.read_table(config.data, home), config)
     prompt = bake(load_tokenizer(model.folder), None, max_length, task.splits["train"])
-    features, _ = extract(model, prompt, task, home, poolings=("last",))
+    features = extract(model, prompt, task, home, vectors=(Vector.named("last"),)).features
     return task, features
 
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from chipviz import experiment, outlook, preview
 from chipviz.backbone import load_backbone
 from chipviz.config import RunConfig
+from chipviz.from_table import make_task
 from chipviz.progress import silent
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.tables import read_table
-from chipviz.task import make_task
 from tests import families
 
 TEMPLATE = "say {text} now:"

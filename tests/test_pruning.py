@@ -6,8 +6,11 @@ import torch
 from chipviz.backbone import load_backbone
 from chipviz.errors import ConfigError
 from chipviz.features import forward_pooled
+from chipviz.keys import Vector
 from chipviz.pruning import cut_config, cut_weights
 from tests.families import NAMED
+
+VECTORS = [Vector.named("last"), Vector.named("mean")]
 
 
 @pytest.mark.parametrize("cut_layer", [0, 1, 3])
@@ -20,9 +23,9 @@ def test_pruned_backbone_gives_the_features_the_chip_was_trained_on(family, cut_
     ids = torch.tensor([[5, 6, 7, 8, 20]])
     with torch.inference_mode():
         states = pruned(input_ids=ids).last_hidden_state
-        trained_on = forward_pooled(backbone, ids.tolist(), 1, ["last", "mean"])
-    torch.testing.assert_close(states[:, -1], trained_on[0, cut_layer + 1], atol=1e-6, rtol=0)
-    torch.testing.assert_close(states.mean(dim=1), trained_on[1, cut_layer + 1], atol=1e-6, rtol=0)
+        trained_on = forward_pooled(backbone, ids.tolist(), 1, VECTORS)
+    torch.testing.assert_close(states[:, -1], trained_on[0][cut_layer + 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(states.mean(dim=1), trained_on[1][cut_layer + 1], atol=1e-6, rtol=0)
 
 
 def test_every_list_with_one_entry_a_layer_is_cut(family):

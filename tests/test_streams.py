@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from chipviz.streams import side_by_side
+from chipviz.streams import Pool
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ def test_results_come_in_order_from_single_threads():
         seen.add(threading.get_ident())
         return i, torch.get_num_threads()
 
-    assert list(side_by_side(work, range(50), CPU)) == [(i, 1) for i in range(50)]
+    assert list(Pool(CPU).map(work, range(50))) == [(i, 1) for i in range(50)]
     assert threading.get_ident() not in seen
     assert torch.get_num_threads() == 2
 
@@ -42,7 +42,7 @@ def test_an_error_leaves_the_rest_undone():
         return i
 
     with pytest.raises(ValueError, match="no"):
-        list(side_by_side(work, range(200), CPU))
+        list(Pool(CPU).map(work, range(200)))
     assert len(begun) < 100
     assert torch.get_num_threads() == 2
 
@@ -56,7 +56,7 @@ def test_one_item_more_than_are_at_work_is_taken_ahead():
             taken.append(i)
             yield i
 
-    results = side_by_side(lambda i: i, items(), CPU)
+    results = Pool(CPU).map(lambda i: i, items())
     assert next(results) == 0
     assert len(taken) == 2 + 1 + 1  # at work, waiting, and one for the result
     results.close()
@@ -68,9 +68,10 @@ def test_the_caller_may_have_other_work_done_on_the_same_threads_between_two_res
     def work(_):
         return threading.get_ident(), torch.get_num_threads()
 
-    outer = side_by_side(work, range(20), CPU)
+    pool = Pool(CPU)
+    outer = pool.map(work, range(20))
     seen = [next(outer)]
-    seen += side_by_side(work, range(20), CPU)
+    seen += pool.map(work, range(20))
     assert torch.get_num_threads() == 1  # the outer work is not over
     seen += outer
     threads = {thread for thread, _ in seen}
@@ -94,7 +95,7 @@ def test_a_gpu_goes_on_with_the_next_item_while_the_caller_has_one():
         at_once -= 1
         return i
 
-    results = side_by_side(work, range(4), torch.device("cuda"))
+    results = Pool(torch.device("cuda")).map(work, range(4))
     for i in range(3):
         assert next(results) == i
         assert begun[i + 1].wait(10)  # nobody has asked for it yet

@@ -227,3 +227,65 @@ def test_a_folder_in_which_two_files_are_one_split_is_refused_by_both_names(tmp_
         write(tmp_path, name, "text,label\na,b\n")
     with pytest.raises(SourceError, match=r"holds dev\.csv and val\.csv, which both are the valid"):
         read_table(str(tmp_path), home)
+
+
+# --- parsed once --------------------------------------------------------------------------------
+
+ODD = [
+    {"text": "a", "label": 1, "choices": ["x", "y"], "more": {"text": ["p"], "label": ["A"]}},
+    {"text": "b\nc\u2028d", "label": 1.0, "choices": [], "more": None},
+    {"text": "\x1f[1]", "label": True, "choices": None},
+    {"text": "\ud800", "label": "1", "more": 10**30},
+    {"text": "", "label": None, "more": float("inf")},
+]
+FILES = {
+    "a.csv": 'text,label\nNA,007\n"two\nlines",\n"a, b",\x1f1\n',
+    "a.tsv": "text\tlabel\na, b\t1\n\u00a0\ttrue\n",
+    "a.json": json.dumps(ODD),
+    "a.jsonl": "\n".join(map(json.dumps, ODD)),
+}
+
+
+def cells_of(table):
+    """Every cell with its type, and the columns in order."""
+    frame = only_frame(table)
+    rows = [[(type(cell), cell) for cell in row] for row in frame.to_numpy(dtype=object).tolist()]
+    return list(frame.columns), [str(kind) for kind in frame.dtypes], rows
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_table_that_was_parsed_before_comes_back_cell_by_cell(name, tmp_path, home):
+    path = write(tmp_path, name, FILES[name])
+    first = cells_of(read_table(path, home))
+    (kept,) = (home / "data" / "parsed").iterdir()
+    assert cells_of(read_table(path, home)) == first
+    cells = {"text": ["from the copy"], "label": ["x"]}
+    pq.write_table(pa.table(cells), kept)
+    assert only_frame(read_table(path, home))["text"].tolist() == ["from the copy"]
+    kept.write_bytes(b"PAR1 cut on its way")
+    assert cells_of(read_table(path, home)) == first
+
+
+def test_a_changed_file_is_parsed_anew_and_so_is_one_of_another_kind(tmp_path, home):
+    content = "text,label\na\tb,1\n"
+    path = write(tmp_path, "a.csv", content)
+    assert only_frame(read_table(path, home)).shape == (1, 2)
+    write(tmp_path, "a.csv", content + "c,2\n")
+    assert only_frame(read_table(path, home)).shape == (2, 2)
+    with pytest.raises(SourceError, match="line 2 has 2 cells"):
+        read_table(write(tmp_path, "a.tsv", content), home)
+
+
+def test_what_is_refused_or_only_asked_about_leaves_no_copy(tmp_path, home):
+    with pytest.raises(SourceError, match="line 3"):
+        read_table(write(tmp_path, "bad.csv", "text,label\na,1\nb\n"), home)
+    read_table(write(tmp_path, "asked.csv", "text\na\n"), home, keep=False)
+    assert not (home / "data").exists()
+
+
+def test_a_home_that_takes_no_copy_is_no_reason_not_to_read(tmp_path, home, full_disk):
+    path = write(tmp_path, "a.csv", FILES["a.csv"])
+    truth = cells_of(read_table(path, home, keep=False))
+    with full_disk(100):
+        assert cells_of(read_table(path, home)) == truth
+    assert list((home / "data" / "parsed").iterdir()) == []

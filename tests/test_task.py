@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from chipviz.config import RunConfig
 from chipviz.errors import TaskError
+from chipviz.from_table import make_task, stratified_order
 from chipviz.tables import Table, read_table
-from chipviz.task import Examples, Task, make_task, stratified_order
+from chipviz.task import Examples, Task
 
 
 def task_of(frames, *, names=None, **settings):

@@ -32,7 +32,7 @@ def test_the_answer_for_the_text_is_the_chip_on_the_pooled_states(opened):
     for pooling in ("last", "mean"):
         cut = Cut(1, ChipKey.sound(pooling))
         read = read_tokens(backbone, prompt, chips, text, cut=cut)
-        normed = backbone.read(states[2])[0]
+        normed = backbone.apply_final_norm(states[2])[0]
         pooled = normed[-1] if pooling == "last" else normed.mean(dim=0)
         truth = (chips.at(cut).weight @ pooled).softmax(dim=0)
         torch.testing.assert_close(torch.tensor(read["by_layer"][1]), truth, atol=1e-4, rtol=0)
