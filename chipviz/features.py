@@ -317,7 +317,7 @@ def _identity(backbone: Backbone, prompt: Prompt, task: Task) -> dict[str, Any]:
     """All that the numbers depend on, beside the pooling."""
     return {
         "format": FORMAT,
-        "backbone": backbone.fingerprint,
+        "backbone": backbone.folder.fingerprint,
         "dtype": str(backbone.dtype),
         "task": task.fingerprint,
         "prompt": prompt.fingerprint,

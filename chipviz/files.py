@@ -1,12 +1,17 @@
-"""Where the project lies, and how a small file gets its name; knows nothing of what is in it."""
+"""How a file or folder gets its name: whole, once, or not at all. Knows nothing of contents."""
 
+import glob
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 PROJECT = Path(__file__).resolve().parents[1]
-"""Where `python -m chipviz...` works from."""
+"""Folder from which `python -m chipviz...` works."""
 
 
 @contextmanager
@@ -29,3 +34,44 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a small file so that its name never shows half of it."""
     with replacing(path) as part:
         part.write_text(text, "utf-8")
+
+
+@contextmanager
+def publish(final: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill, and rename it to `final` when the block ends well.
+
+    A crash, a full disk or a cancel leaves nothing at `final`; leftovers are swept the next time.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # Exactly what mkdtemp makes of this name: `.bundle.1.abcdefgh` is not a leftover of `bundle`.
+    for leftover in final.parent.glob(f".{glob.escape(final.name)}.{'?' * 8}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    try:
+        yield work
+        for file in work.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        work.chmod(0o755)
+        if final.exists():
+            shutil.rmtree(final)
+        work.rename(final)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def made_once(final: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that several runs may need at the same moment, made by the first of them.
+
+    Args:
+        final: Its place; what is there already is taken as it is.
+        make: Fills the temporary folder that it is given.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(final.parent / f"{final.name}.lock"):
+        if not final.exists():
+            with publish(final) as work:
+                make(work)
+    return final

@@ -1,6 +1,6 @@
 """The Hub: a model's files, fetched by a process of their own that can be stopped.
 
-`python -m chipviz.hub REPO REVISION` is that process; see `chipviz.fetching`.
+`python -m chipviz.hub REPO REVISION` is that process; see `chipviz.download`.
 """
 
 import re
@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chipviz import fetching
-from chipviz.errors import SourceError
-from chipviz.fetching import ready, say
+from chipviz import download
+from chipviz.download import ready, say
 from chipviz.progress import ProgressFn
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
@@ -40,7 +39,7 @@ def revision_of(folder: Path) -> str | None:
     return folder.name if found and folder.parent.name == "snapshots" else None
 
 
-def download(repo: str, revision: str, progress: ProgressFn) -> Path:
+def fetch(repo: str, revision: str, progress: ProgressFn) -> Path:
     """Fetch a model's configuration, tokenizer, card and safetensors into the Hub's cache.
 
     Args:
@@ -54,37 +53,10 @@ def download(repo: str, revision: str, progress: ProgressFn) -> Path:
     Raises:
         SourceError: One sentence for each way in which the Hub says no, or nothing.
     """
-    last = fetching.ask("hub", [repo, revision], repo, progress)
-    if "folder" in last:
-        return Path(last["folder"])
-    raise _refusal(last.get("refused", "offline"), repo, revision)
-
-
-def _refusal(kind: str, repo: str, revision: str) -> SourceError:
-    at = "" if revision == "main" else f"@{revision}"
-    messages = {
-        "gated": (
-            f"The backbone {repo} is gated.",
-            "Accept its licence on the Hub and set HF_TOKEN in the environment.",
-        ),
-        "missing": (
-            f"The Hub has no backbone {repo}, or it is private.",
-            "Check the name (embedded: smollm2-135m, minilm-l6); a private one needs HF_TOKEN.",
-        ),
-        "revision": (
-            f"The backbone {repo} has no revision {revision[:60]!r}.",
-            "Give a branch, a tag or a commit after the @, or none.",
-        ),
-        "slow": (
-            f"The Hub sent nothing of {repo}{at} for {fetching.PATIENCE_S:.0f} seconds.",
-            "Try again later; what has arrived is kept. Or give the folder of a saved model.",
-        ),
-        "offline": (
-            f"The backbone {repo}{at} is not on this machine and the Hub did not answer.",
-            "Check the connection, or take a folder, smollm2-135m or minilm-l6.",
-        ),
-    }
-    return SourceError(*messages[kind])
+    answer = download.ask("hub", [repo, revision], repo, progress)
+    if "folder" in answer:
+        return Path(answer["folder"])
+    raise download.refusal(answer, "backbone", repo, revision)
 
 
 # --- the process that fetches -------------------------------------------------------------------
@@ -127,5 +99,5 @@ def _fetch(repo: str, revision: str) -> None:
 
 
 if __name__ == "__main__":
-    with fetching.saying_full():
+    with download.saying_full():
         _fetch(*sys.argv[1:])

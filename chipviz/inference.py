@@ -9,13 +9,15 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from chipviz import ahead
+from chipviz import preview
 from chipviz.config import RunConfig
-from chipviz.errors import ChipvizError, JobError
+from chipviz.errors import ChipvizError
+from chipviz.keys import ChipKey, Cut
 from chipviz.store import Store
 
 
@@ -27,9 +29,15 @@ class Answerer:
         self._run = lru_cache(maxsize=1)(self._open_run)
         self._bundle = lru_cache(maxsize=1)(_open_bundle)
         self._answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-            "columns": lambda asked: ahead.columns(asked["data"], asked["label"], home),
-            "outlook": lambda asked: ahead.outlook(asked["backbone"], asked["dtype"], home),
-            "preview": lambda asked: ahead.preview(RunConfig.checked(**asked["config"]), home),
+            "columns": lambda asked: asdict(
+                preview.look_at_columns(asked["data"], asked["label"], home=home)
+            ),
+            "outlook": lambda asked: asdict(
+                preview.look_at_source(asked["backbone"], asked["dtype"], home=home)
+            ),
+            "preview": lambda asked: preview.inspect(
+                RunConfig.checked(**asked["config"]), home=home
+            ).to_dict(),
             "tokens": self._tokens,
             "predict": self._predict,
         }
@@ -50,9 +58,7 @@ class Answerer:
             prompt,
             chips,
             request["text"],
-            layer=request["layer"],
-            pooling=request["pooling"],
-            chip=request.get("chip", "linear"),
+            cut=Cut(request["layer"], ChipKey.parse(request["chip"])),
             text_pair=request.get("text_pair"),
         )
         return {**read, "label_names": names}
@@ -63,14 +69,14 @@ class Answerer:
         return {"predictions": [p.__dict__ for p in found]}
 
     def _open_run(self, run_id: str) -> tuple[Any, Any, Any, list[str]]:
-        from chipviz import experiment
+        from chipviz.chips import Chips
+        from chipviz.opening import reopen
 
-        job = self._store.get(run_id)
-        if job.report is None:
-            raise JobError(f"Run {run_id} is {job.status}, not done.", "Wait until it is done.")
-        run_dir = self._store.run_dir(run_id)
-        opened = experiment.reopen(job.config, job.report, home=self._store.home, run_dir=run_dir)
-        return (*opened, job.report.task.label_names)
+        report, folder = self._store.report(run_id), self._store.folder(run_id)
+        config = self._store.get(run_id).config
+        backbone, prompt = reopen(config, report, home=self._store.home, folder=folder)
+        chips = Chips.load(folder.chips, backbone.folder.fingerprint)
+        return backbone, prompt, chips, report.task.label_names
 
 
 def _open_bundle(path: Path) -> Any:

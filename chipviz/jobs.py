@@ -110,6 +110,7 @@ def _bury(store: Store, job: Job) -> None:
             message=note["message"],
             hint=note["hint"],
             result=note["result"],
+            found=note["found"],
             pid=job.pid,
         )
     elif job.stop_requested:
@@ -130,7 +131,7 @@ def _exit_note(store: Store, job: Job) -> dict[str, Any] | None:
     try:
         note = json.loads(store.exit_path(job).read_text("utf-8"))
         same = (note["pid"], note["pid_created"]) == (job.pid, job.pid_created)
-        whole = all(key in note for key in ("message", "hint", "result"))
+        whole = all(key in note for key in ("message", "hint", "result", "found"))
         return note if same and whole and note["state"] in ENDED else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -174,9 +175,9 @@ def start(store: Store, job: Job) -> subprocess.Popen[bytes]:
     Raises:
         OSError: If the run folder cannot be written or no process can be started.
     """
-    folder = store.run_dir(job.run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("ab") as log:
+    folder = store.folder(job.run_id)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.log.open("ab") as log:
         return subprocess.Popen(
             worker_command(store, job),
             stdin=subprocess.DEVNULL,
@@ -285,12 +286,12 @@ class Scheduler:
                 self._cannot_start(child.job_id, f"Its process ended at once, status {status}.")
 
     def _cannot_start(self, job_id: str, message: str) -> None:
-        folder = self.store.run_dir(self.store.get(job_id).run_id)
+        folder = self.store.folder(self.store.get(job_id).run_id)
         self.store.move(
             job_id,
             expect={"queued"},
             to="failed",
             message=message,
-            hint=f"See {folder / 'log.txt'}, then resume.",
+            hint=f"See {folder.log}, then resume.",
             finished=time.time(),
         )

@@ -1,14 +1,14 @@
 """The backbone and the prompt of a run: opened for a new run, or as a finished run used them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from chipviz import sources
-from chipviz.adapters import find_model
 from chipviz.backbone import Backbone, best_device, load_backbone
 from chipviz.config import RunConfig
-from chipviz.outlook import chosen_dtype, outlook
+from chipviz.find import find_model
+from chipviz.outlook import chosen_dtype, look_ahead
 from chipviz.progress import Progress, ProgressFn
 from chipviz.prompt import Prompt, bake, load_prompt, load_tokenizer, segment_break
 from chipviz.report import RunReport
@@ -40,18 +40,16 @@ def open_backbone(
             not fit.
     """
     folder = find_model(config.backbone, home, progress)
-    name, device = sources.public_name(config.backbone), best_device()
-    dtype = dtype or chosen_dtype(config, device, home)
+    dtype = dtype or chosen_dtype(config, best_device(), home)
     if config.device_map is None:
-        n_vectors = sum(map(len, task.splits.values())) * max(2, len(config.vectors))
-        outlook(folder, name, dtype=dtype, device=device, n_vectors=n_vectors).refuse()
+        n_texts = sum(map(len, task.splits.values()))
+        look_ahead(folder, config, home=home, n_texts=n_texts).refuse()
     progress(Progress("loading", "baking the prompt into the tokenizer"))
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder.path)
     prompt = bake(tokenizer, task.template, config.max_length, task.splits["train"])
-    progress(Progress("loading", f"loading {name}"))
+    progress(Progress("loading", f"loading {folder.name}"))
     backbone = load_backbone(
         folder,
-        name,
         dtype=dtype,
         device_map=config.device_map,
         blocks_path=config.blocks,
@@ -78,8 +76,7 @@ def reopen(
     task = report.task
     prompt = load_prompt(folder.prompt, task.template, task.max_length, task.max_chars)
     backbone = load_backbone(
-        find_model(_pinned(config.backbone, report), home),
-        sources.public_name(config.backbone),
+        replace(find_model(_pinned(config.backbone, report), home), name=report.backbone.name),
         dtype="auto" if stored else getattr(torch, report.backbone.dtype),
         device="cpu" if stored else None,
         device_map=None if stored else config.device_map,

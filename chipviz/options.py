@@ -3,15 +3,15 @@
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from chipviz import sources, tables
+from chipviz import sources
 from chipviz.config import Rule, RunConfig
 from chipviz.errors import ConfigError
-from chipviz.report import RunReport, SelectionInfo, load_correct
+from chipviz.report import RunReport, SelectionInfo
+from chipviz.run_folder import RunFolder
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Layer = Annotated[int | None, typer.Option(help="The last layer to keep, from 0.")]
@@ -69,7 +69,7 @@ def run_config(
     """
     return RunConfig.checked(
         backbone=sources.absolute(backbone, sources.BACKBONE_WHEELS),
-        data=sources.absolute(data, tables.DATA_WHEELS),
+        data=sources.absolute(data, sources.DATA_WHEELS),
         template=template,
         text=text,
         text_pair=text_pair,
@@ -115,7 +115,7 @@ def _parts(named: str | None) -> tuple[str, ...]:
 
 
 def choose(
-    report: RunReport, name: str, run_dir: Path, named: dict[str, Any]
+    report: RunReport, name: str, folder: RunFolder, named: dict[str, Any]
 ) -> tuple[Rule, SelectionInfo]:
     """Apply the rule a user named; a number that belongs to another rule is refused."""
     rule: Rule | None = next((rule for rule in get_args(Rule) if rule == name), None)
@@ -128,5 +128,5 @@ def choose(
                 f"Leave it out, or give --rule {owner}.",
             )
     given = {name: value for name, value in named.items() if value is not None}
-    correct = load_correct(run_dir) if rule == "non-inferior" else None
+    correct = folder.read_predictions().correct if rule == "non-inferior" else None
     return rule, report.select(rule, correct=correct, **given)

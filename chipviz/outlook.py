@@ -2,19 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModel
 
-from chipviz.backbone import count_published, fast_dtype
+from chipviz.backbone import best_device, fast_dtype
 from chipviz.batching import batch_tokens
 from chipviz.config import RunConfig
 from chipviz.errors import BackboneError
+from chipviz.model_folder import ModelFolder
 from chipviz.streams import n_beside
-from chipviz.vetting import FOREIGN, SAFE, licence_of, vet
 
 
 @dataclass(frozen=True)
@@ -73,51 +70,36 @@ class Outlook:
         )
 
 
-def outlook(
-    folder: Path, name: str, *, dtype: torch.dtype, device: torch.device, n_vectors: int = 0
-) -> Outlook:
-    """Look ahead: read the configuration and the headers of the weight files, load nothing.
+def look_ahead(folder: ModelFolder, config: RunConfig, *, home: Path, n_texts: int = 0) -> Outlook:
+    """What a run will need of memory and disk.
 
     Args:
-        folder: Of the backbone.
-        name: What the user calls it.
-        dtype: What would be computed in.
-        device: Where.
-        n_vectors: Texts times poolings that will be kept of every layer.
-
-    Raises:
-        BackboneError: If the folder holds what no model folder should, or no known architecture.
+        folder: The backbone.
+        config: The run's settings; a run that names no pooling keeps two of them.
+        home: Where the fast dtype is remembered.
+        n_texts: Texts that will be read.
     """
-    files = vet(folder)
-    try:
-        config: Any = AutoConfig.from_pretrained(folder, **SAFE)
-        with torch.device("meta"):
-            model: nn.Module = AutoModel.from_config(config, trust_remote_code=False)
-        text = config.get_text_config()
-        n_layers, width = int(text.num_hidden_layers), int(text.hidden_size)
-        n_published = count_published(folder, model)
-    except FOREIGN as error:
-        raise BackboneError(
-            f"{name} is of no architecture known here: {' '.join(str(error).split())[:160]}",
-            "Give a model that transformers knows by itself; code in a model folder is never run.",
-        ) from None
-    n_loaded = sum(p.numel() for p in model.parameters())
+    device = best_device()
+    dtype = chosen_dtype(config, device, home)
+    text = folder.config.get_text_config()
+    n_layers, width = int(text.num_hidden_layers), int(text.hidden_size)
+    n_vectors = len(config.resolved(causal=True).vectors)
     inner = int(getattr(text, "intermediate_size", None) or 4 * width)
     # In and out of a block, its norms, queries, keys, values, and three of the wide product.
     per_token = (8 * width + 3 * inner) * dtype.itemsize
     return Outlook(
-        name=name,
+        name=folder.name,
         n_layers=n_layers,
         hidden_size=width,
-        n_parameters=n_published,
-        n_loaded=n_loaded,
-        file_bytes=sum(file.stat().st_size for file in files),
-        licence=licence_of(folder),
+        n_parameters=folder.n_published,
+        n_loaded=folder.n_loaded,
+        file_bytes=folder.file_bytes,
+        licence=folder.licence,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
-        weight_bytes=n_loaded * dtype.itemsize,
+        weight_bytes=folder.n_loaded * dtype.itemsize,
         activation_bytes=per_token * batch_tokens(device) * n_beside(device),
-        feature_bytes=4 * n_vectors * (n_layers + 1) * width,
+        feature_bytes=4 * n_texts * n_vectors * (n_layers + 1) * width,
         free_bytes=free_memory(device),
     )
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chipviz.config import Pooling, RunConfig, Split
-from chipviz.errors import BackboneError
+from chipviz.config import RunConfig, Split
+from chipviz.errors import BackboneError, TaskError
+from chipviz.keys import Pooling
 from chipviz.progress import Progress, ProgressFn, silent
 from chipviz.task import say_columns
 
 if TYPE_CHECKING:
+    from chipviz.model_folder import ModelFolder
     from chipviz.prompt import Prompt
     from chipviz.task import Task
 
@@ -86,18 +88,21 @@ class BackbonePreview:
     """A backbone from its configuration alone; see `chipviz.outlook`."""
 
     name: str
-    n_layers: int = 0
-    hidden_size: int = 0
-    n_parameters: int = 0
-    """Of the published model, LM head included; 0 where the configuration could not be read."""
-    memory_bytes: int = 0
-    """What a run needs on the device at once, about."""
-    free_bytes: int = 0
-    feature_bytes: int = 0
-    """What the features take on disk."""
-    dtype: str = ""
-    device: str = ""
-    licence: str | None = None
+    n_layers: int
+    hidden_size: int
+    n_parameters: int
+    """Parameters of the published model, LM head included."""
+    file_bytes: int
+    """Bytes of the weight files."""
+    memory_bytes: int
+    """Bytes that a run needs on the device at once, about."""
+    free_bytes: int
+    """Bytes of memory that are free there."""
+    feature_bytes: int
+    """Bytes of features on disk."""
+    dtype: str
+    device: str
+    licence: str | None
     refused: str | None = None
     """Why a run would be refused, if it would."""
     hint: str = ""
@@ -122,11 +127,64 @@ class Preview:
     """How many different texts two splits share, by "train, test" and the like."""
     examples: tuple[PromptPreview, ...]
     lengths: Lengths
-    backbone: BackbonePreview | None = None
+    backbone: BackbonePreview
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class ColumnsPreview:
+    """The columns of a table, and what each would be taken for."""
+
+    columns: list[str]
+    """All names, in order."""
+    roles: dict[str, str]
+    """The guess: role (text, text_pair, choices, label) -> column; empty where there is none."""
+    missing: str = ""
+    """Why there is no guess."""
+
+
+def look_at_columns(data: str, label: str | None, *, home: Path) -> ColumnsPreview:
+    """Read a table and guess its columns.
+
+    Args:
+        data: As `RunConfig.data`.
+        label: The label column, where the user named it.
+        home: The folder that holds `data/`.
+
+    Raises:
+        ChipvizError: If the table cannot be had or read.
+    """
+    from chipviz.columns import find_columns
+    from chipviz.tables import read_table
+
+    frames = read_table(data, home).frames
+    frame = frames["all" if "all" in frames else "train"]
+    names = list(frame.columns)
+    try:
+        found = find_columns(frame, RunConfig(backbone="any", data=data, label=label))
+    except TaskError as error:
+        return ColumnsPreview(names, {}, error.message)
+    return ColumnsPreview(names, found.roles)
+
+
+def look_at_source(backbone: str, dtype: str | None, *, home: Path) -> BackbonePreview:
+    """Find a backbone and look at it before anything else of a run is known.
+
+    Args:
+        backbone: As `RunConfig.backbone`.
+        dtype: As `RunConfig.dtype`.
+        home: The folder that holds `backbones/`.
+
+    Raises:
+        ChipvizError: If the backbone cannot be had, or is none.
+    """
+    from chipviz.find import find_model
+
+    config = RunConfig.checked(backbone=backbone, data="any", dtype=dtype)
+    return look_at_backbone(config, find_model(backbone, home), home=home)
 
 
 def inspect(config: RunConfig, *, home: Path, progress: ProgressFn = silent) -> Preview:
@@ -135,50 +193,48 @@ def inspect(config: RunConfig, *, home: Path, progress: ProgressFn = silent) -> 
     Raises:
         ChipvizError: As the run would, for its data, its template or its tokenizer.
     """
-    from chipviz.adapters import find_model
+    from chipviz.find import find_model
     from chipviz.from_table import load_task
     from chipviz.prompt import bake, load_tokenizer
 
     task = load_task(config, home, progress)
     folder = find_model(config.backbone, home, progress)
     progress(Progress("loading", "counting tokens"))
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder.path)
     # A mask token belongs to a model that reads both ways; the run itself asks the model.
     config = config.resolved(causal=tokenizer.mask_token is None)
     prompt = bake(tokenizer, task.template, config.max_length, task.splits["train"])
-    n_vectors = sum(map(len, task.splits.values())) * max(2, len(config.features))
-    facts = _facts(config, folder, home, n_vectors)
-    return replace(preview(task, prompt, config.poolings), backbone=facts)
+    n_texts = sum(map(len, task.splits.values()))
+    facts = look_at_backbone(config, folder, home=home, n_texts=n_texts)
+    return preview(task, prompt, config.poolings, facts)
 
 
-def _facts(config: RunConfig, folder: Path, home: Path, n_vectors: int) -> BackbonePreview:
-    """What loading the backbone would take; a refusal is a fact like others."""
-    from chipviz.backbone import best_device
-    from chipviz.outlook import chosen_dtype, outlook
-    from chipviz.sources import public_name
+def look_at_backbone(
+    config: RunConfig, folder: "ModelFolder", *, home: Path, n_texts: int = 0
+) -> BackbonePreview:
+    """What loading the backbone would take; a refusal is a fact like others.
 
-    name, device = public_name(config.backbone), best_device()
-    try:
-        ahead = outlook(
-            folder,
-            name,
-            dtype=chosen_dtype(config, device, home),
-            device=device,
-            n_vectors=n_vectors,
-        )
-    except BackboneError as error:
-        return BackbonePreview(name, refused=error.message, hint=error.hint)
+    Args:
+        config: The run's settings.
+        folder: The backbone.
+        home: Where the fast dtype is remembered.
+        n_texts: Texts that will be read.
+    """
+    from chipviz.outlook import look_ahead
+
+    ahead = look_ahead(folder, config, home=home, n_texts=n_texts)
     facts = BackbonePreview(
-        name,
-        ahead.n_layers,
-        ahead.hidden_size,
-        ahead.n_parameters,
-        ahead.memory_bytes,
-        ahead.free_bytes,
-        ahead.feature_bytes,
-        ahead.dtype,
-        ahead.device,
-        ahead.licence,
+        name=ahead.name,
+        n_layers=ahead.n_layers,
+        hidden_size=ahead.hidden_size,
+        n_parameters=ahead.n_parameters,
+        file_bytes=ahead.file_bytes,
+        memory_bytes=ahead.memory_bytes,
+        free_bytes=ahead.free_bytes,
+        feature_bytes=ahead.feature_bytes,
+        dtype=ahead.dtype,
+        device=ahead.device,
+        licence=ahead.licence,
     )
     try:
         if config.device_map is None:
@@ -188,13 +244,16 @@ def _facts(config: RunConfig, folder: Path, home: Path, n_vectors: int) -> Backb
     return facts
 
 
-def preview(task: "Task", prompt: "Prompt", poolings: Sequence[Pooling]) -> Preview:
+def preview(
+    task: "Task", prompt: "Prompt", poolings: Sequence[Pooling], backbone: BackbonePreview
+) -> Preview:
     """Describe a task and its prompt.
 
     Args:
         task: As it will be run, limits and all.
         prompt: Baked for it.
         poolings: Whose tokens to mark.
+        backbone: What is known of the backbone.
     """
     from chipviz.prompt import n_cut
     from chipviz.task import text_keys
@@ -220,6 +279,7 @@ def preview(task: "Task", prompt: "Prompt", poolings: Sequence[Pooling]) -> Prev
         shared={f"{a}, {b}": len(keys[a] & keys[b]) for a, b in combinations(keys, 2)},
         examples=_examples(task, prompt, poolings),
         lengths=_lengths(task, prompt),
+        backbone=backbone,
     )
 
 
@@ -232,8 +292,7 @@ def in_words(found: Preview) -> list[str]:
             f"{split:>10}: {rows.n} texts{' (made here)' * rows.made}, {rows.n_truncated} cut by "
             f"the limit; {', '.join(counts[:20])}{', ...' * (len(counts) > 20)}"
         )
-    if found.backbone is not None and found.backbone.n_layers:
-        lines.append(_backbone_in_words(found.backbone))
+    lines.append(_backbone_in_words(found.backbone))
     lines.append("Texts shared: " + "; ".join(f"{two}: {n}" for two, n in found.shared.items()))
     lengths = found.lengths
     lines.append(
@@ -294,7 +353,7 @@ def _examples(
 
 
 def _probed(pooling: Pooling, n_tokens: int) -> tuple[int, int]:
-    if pooling in ("last", "raw"):
+    if pooling == "last":
         return n_tokens - 1, n_tokens
     return (0, 1) if pooling == "first" else (0, n_tokens)
 

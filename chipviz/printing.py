@@ -5,7 +5,8 @@ import sys
 import time
 from typing import Any
 
-from chipviz.config import ChipKind, Pooling, Rule
+from chipviz.config import Rule
+from chipviz.keys import Cut
 from chipviz.progress import Progress, ProgressFn
 from chipviz.report import RunReport, SelectionInfo
 from chipviz.store import Job, Store
@@ -27,23 +28,22 @@ def run_line(job: Job) -> dict[str, Any]:
 def run_object(store: Store, job: Job) -> dict[str, Any]:
     """What `train --json` and `show --json` print."""
     base: dict[str, Any] = run_line(job) | {"config": job.config.model_dump(mode="json")}
-    if job.report is not None:
-        base |= job.report.model_dump(mode="json")
+    if job.state == "done":
+        base |= store.report(job.run_id).model_dump(mode="json")
     base["status"] = job.status
-    base["history"] = [point.__dict__ for point in store.points(job.run_id)]
+    base["history"] = [point.to_dict() for point in store.points(job.run_id)]
     built = (bundle.bundle for bundle in store.bundles(job.run_id))
     base["bundles"] = [bundle.model_dump(mode="json") for bundle in built if bundle]
     return base
 
 
-def print_run(job: Job) -> None:
+def print_run(store: Store, job: Job) -> None:
     """A run as a person reads it: curves, controls and what each rule says, if it is done."""
     print(f"{job.run_id}  {job.name}  {job.status}  {job.message}")
-    report = job.report
-    if report is None:
+    if job.state != "done":
         return
-    if report.task.columns:
-        print(say_columns(report.task.columns, report.task.guessed))
+    report = store.report(job.run_id)
+    print(say_columns(report.task.columns, report.task.guessed))
     print(f"\nTest accuracy by layer, preset {report.preset}")
     _print_curves(report)
     print(
@@ -62,25 +62,25 @@ def print_run(job: Job) -> None:
 
 def _print_curves(report: RunReport) -> None:
     """One column a chip; embedding first."""
-    chips: list[tuple[Pooling, ChipKind]] = [(s.pooling, s.chip) for s in report.scores]
-    chips = list(dict.fromkeys(chips))
-    heads = [f"{pooling}{'*' * (pooling == 'raw')} {chip}" for pooling, chip in chips]
+    chips = list(dict.fromkeys(score.key for score in report.scores))
+    published = [key for key in chips if key.recipe == "published"]
+    heads = [f"{key.vector.name}{'*' * (key in published)} {key.kind}" for key in chips]
     print(" layer  " + "  ".join(f"{head:>7}" for head in heads))
     for layer in range(-1, report.backbone.n_layers):
-        row = (report.score_at(layer, p, chip, "test").accuracy for p, chip in chips)
+        row = (report.score_at(Cut(layer, key), "test").accuracy for key in chips)
         cells = (
             f"{100 * value:.1f}%".rjust(max(7, len(head)))
             for value, head in zip(row, heads, strict=True)
         )
         print(f" {'embed' if layer < 0 else f'{layer:>5}'}  " + "  ".join(cells))
-    if any(pooling == "raw" for pooling, _ in chips):
+    if published:
         print(" * as published: the paper's own recipe, on the last token's raw state")
 
 
 def _print_choice(report: RunReport, rule: Rule, chosen: SelectionInfo) -> None:
-    test = report.score_at(chosen.cut_layer, chosen.pooling, chosen.chip, "test")
+    test = report.score_at(chosen.cut, "test")
     print(
-        f"{rule:>12}: layer {chosen.cut_layer} {chosen.pooling} {chosen.chip}, "
+        f"{rule:>12}: layer {chosen.cut_layer} {chosen.key.vector.name} {chosen.chip}, "
         f"test {100 * test.accuracy:.1f}% "
         f"({100 * test.accuracy_low:.1f} to {100 * test.accuracy_high:.1f}), "
         f"layer ratio {100 * chosen.layer_ratio:.1f}%, "

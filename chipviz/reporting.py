@@ -11,12 +11,12 @@ from chipviz.chips import Chips
 from chipviz.config import Rule, RunConfig, Split
 from chipviz.errors import ConfigError
 from chipviz.features import Extracted
-from chipviz.hub import revision_of
-from chipviz.keys import EMBEDDING_LAYER
+from chipviz.keys import EMBEDDING_LAYER, ChipKey
 from chipviz.metrics import Score
 from chipviz.prompt import Prompt, n_truncated
 from chipviz.report import (
     BackboneInfo,
+    BundleKind,
     Controls,
     Example,
     RunReport,
@@ -26,7 +26,6 @@ from chipviz.report import (
 )
 from chipviz.run_folder import Predictions, RunFolder
 from chipviz.task import Task
-from chipviz.vetting import licence_of
 
 KEPT_EXAMPLES: dict[Split, int] = {"test": 400, "validation": 64}
 """Maximum texts kept per split: test texts for the pages, validation texts for bundle checks."""
@@ -69,7 +68,7 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     tfidf = controls.tfidf(*(found.task.splits[s] for s in ("train", "validation", "test")))
     typical = cost.typical_length(found.extracted.lengths["validation"])
     measurement = cost.measure(backbone, typical)
-    bundles = {
+    bundles: dict[ChipKey, BundleKind] = {
         key: bundle.kind_of(backbone, key.vector, stack)
         for key, stack in found.chips.stacks.items()
     }
@@ -120,13 +119,13 @@ def _backbone_info(backbone: Backbone, config: RunConfig) -> BackboneInfo:
         name=backbone.name,
         n_layers=backbone.n_layers,
         hidden_size=backbone.hidden_size,
-        n_parameters=backbone.n_published,
+        n_parameters=backbone.folder.n_published,
         dtype=str(backbone.dtype).removeprefix("torch."),
         device=str(backbone.device),
-        revision=revision_of(backbone.folder),
+        revision=backbone.folder.revision,
         causal=backbone.causal,
         blocks=config.blocks,
-        licence=licence_of(backbone.folder),
+        licence=backbone.folder.licence,
     )
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from chipviz.files import write_atomic
+from chipviz.run_folder import RunFolder
 
-_NOTE = "features.txt"
 _LENGTH = 24
 _KEY = re.compile(rf"[0-9a-f]{{{_LENGTH}}}")
 
@@ -32,15 +32,15 @@ def lock_of(folder: Path) -> FileLock:
     return FileLock(folder.parent / f"{folder.name}.lock")
 
 
-def use(run_dir: Path, key: str) -> None:
-    """Note that a run needs these features; before it looks whether they are there."""
-    write_atomic(run_dir / _NOTE, key)
+def use(run: RunFolder, key: str) -> None:
+    """Note that a run needs these features, before it looks whether they are there."""
+    write_atomic(run.features_note, key)
 
 
-def used_by(run_dir: Path) -> str | None:
+def used_by(run: RunFolder) -> str | None:
     """The key that a run uses; None if it came to none."""
     try:
-        found = _KEY.fullmatch((run_dir / _NOTE).read_text("utf-8"))
+        found = _KEY.fullmatch(run.features_note.read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return found[0] if found else None
@@ -56,5 +56,5 @@ def drop(home: Path, key: str, runs: Path) -> None:
     if not folder.is_dir():
         return
     with suppress(Timeout), lock_of(folder).acquire(timeout=0):
-        if all(used_by(run_dir) != key for run_dir in runs.iterdir()):
+        if all(used_by(RunFolder(run)) != key for run in runs.iterdir()):
             shutil.rmtree(folder)

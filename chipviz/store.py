@@ -12,9 +12,9 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,9 +24,11 @@ from filelock import FileLock
 from chipviz import sharing
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import JobError
+from chipviz.keys import ChipKey, Cut
 from chipviz.metrics import CurvePoint
 from chipviz.progress import Progress
 from chipviz.report import BundleReport, RunReport
+from chipviz.run_folder import RunFolder
 
 Kind = Literal["train", "bundle"]
 State = Literal[
@@ -48,7 +50,7 @@ ACTIVE: frozenset[State] = frozenset(get_args(State)) - ENDED - {"queued"}
 STALLED_AFTER_S = 15.0
 """Without a heartbeat for so long, a working job is shown as stalled."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_S = 30.0
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 _SCHEMA = """
@@ -58,7 +60,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     label TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0,
     total INTEGER NOT NULL DEFAULT 0, rate REAL, eta_s REAL,
     message TEXT NOT NULL DEFAULT '', hint TEXT NOT NULL DEFAULT '',
-    pid INTEGER, pid_created REAL, heartbeat REAL, finished REAL, result TEXT, stop_at REAL
+    pid INTEGER, pid_created REAL, heartbeat REAL, finished REAL, result TEXT, stop_at REAL,
+    test_accuracy REAL, cut_layer INTEGER, n_layers INTEGER, parameter_ratio REAL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS jobs_by_run ON jobs (run_id, kind);
 CREATE TABLE IF NOT EXISTS points (
@@ -67,6 +70,21 @@ CREATE TABLE IF NOT EXISTS points (
     PRIMARY KEY (run_id, n_train, pooling, chip, layer)
 ) STRICT, WITHOUT ROWID;
 """
+
+
+_SUMMARY = ("test_accuracy", "cut_layer", "n_layers", "parameter_ratio")
+"""Columns that say in the list of runs what a run found."""
+
+
+def summary(report: RunReport) -> dict[str, Any]:
+    """What the list of runs shows of a report: the choice of rule *within*."""
+    chosen = report.selection["within"]
+    return {
+        "test_accuracy": chosen.test_accuracy,
+        "cut_layer": chosen.cut_layer,
+        "n_layers": report.backbone.n_layers,
+        "parameter_ratio": chosen.parameter_ratio,
+    }
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,15 @@ class Job:
     heartbeat: float | None = None
     finished: float | None = None
     result: str | None = None
-    """JSON of a `RunReport`, or of a `BundleReport` for a bundle."""
+    """JSON of a `BundleReport`, for a bundle; a run's report lies in its folder."""
+    test_accuracy: float | None = None
+    """Test accuracy in [0, 1] of a finished run's cut by rule *within*."""
+    cut_layer: int | None = None
+    """Where that rule cuts."""
+    n_layers: int | None = None
+    """Layers of the backbone."""
+    parameter_ratio: float | None = None
+    """Share of parameters, in [0, 1], that this cut removes."""
     stop_requested: bool = False
     stop_at: float | None = None
     """When the stop was asked for."""
@@ -123,11 +149,6 @@ class Job:
         return CutSpec.model_validate_json(self.spec)
 
     @cached_property
-    def report(self) -> RunReport | None:
-        """What a training run found; None before it is done."""
-        return RunReport.model_validate_json(self.result) if self.result else None
-
-    @cached_property
     def bundle(self) -> BundleReport | None:
         """What a bundle job built; None before it is done."""
         return BundleReport.model_validate_json(self.result) if self.result else None
@@ -140,7 +161,7 @@ class Store:
     """All jobs under one home folder; safe to use from many threads and processes at once."""
 
     def __init__(self, home: Path) -> None:
-        """Open the store of `home`, or make a new one.
+        """Open the store of `home`, or make a new one; one of an earlier version is brought up.
 
         Raises:
             JobError: If the folder cannot be written, or a newer chipviz wrote the store.
@@ -257,18 +278,40 @@ class Store:
         message: str = "",
         hint: str = "",
         result: str | None = None,
+        found: dict[str, Any] | None = None,
         pid: int | None = None,
     ) -> bool:
-        """End a working job; False if it had already ended, or is not the job of `pid`."""
+        """End a working job; False if it had already ended, or is not the job of `pid`.
+
+        Args:
+            job_id: The job.
+            to: How it ended.
+            message: Why, where it did not end well.
+            hint: What to do then.
+            result: JSON of a `BundleReport`, for a bundle.
+            found: `summary` of a run's report, for a run.
+            pid: The process that ends it; None is somebody who may end any.
+        """
         values: dict[str, Any] = {"state": to, "message": message, "hint": hint, "eta_s": None}
         if result is not None:
             values["result"] = result
+        values |= found or {}
         owner = "" if pid is None else f" AND pid = {int(pid)}"
         return self._update_active(job_id, values | {"finished": time.time()}, owner)
 
     def add_points(self, run_id: str, points: Sequence[CurvePoint]) -> None:
         """Add points to a live curve; one that is there already is replaced."""
-        rows = [(run_id, *astuple(point)) for point in points]
+        rows = [
+            (
+                run_id,
+                point.n_train,
+                point.cut.layer,
+                point.cut.chip.vector.name,
+                point.cut.chip.kind,
+                point.accuracy,
+            )
+            for point in points
+        ]
         with self._open() as db, _transaction(db):
             db.executemany(
                 "INSERT OR REPLACE INTO points (run_id, n_train, layer, pooling, chip, accuracy) "
@@ -284,9 +327,31 @@ class Store:
                 "ORDER BY n_train, pooling, chip, layer",
                 (run_id,),
             ).fetchall()
-        return [CurvePoint(*row) for row in rows]
+        return [
+            CurvePoint(n_train, Cut(layer, ChipKey.named(vector, kind)), accuracy)
+            for n_train, layer, vector, kind, accuracy in rows
+        ]
 
-    def run_dir(self, run_id: str) -> Path:
+    def report(self, run_id: str) -> RunReport:
+        """What a finished run found; parsed once for all who ask, as long as its file is the same.
+
+        Raises:
+            JobError: If it is not done, or its report is gone.
+        """
+        job = self.get(run_id)
+        folder = self.folder(run_id)
+        if job.state != "done":
+            raise JobError(f"Run {run_id} is {job.status}, not done.", "Wait until it is done.")
+        try:
+            stat = folder.report.stat()
+            return _report(folder, stat.st_mtime_ns, stat.st_size)
+        except (OSError, ValueError):
+            raise JobError(
+                f"The report of run {run_id} cannot be read.",
+                "Its folder was changed; delete the run and train again.",
+            ) from None
+
+    def folder(self, run_id: str) -> RunFolder:
         """The folder of a run, made or not.
 
         Raises:
@@ -296,12 +361,11 @@ class Store:
             raise JobError(
                 f"{run_id[:80]!r} is not a run id.", "Run ids look like 20261121-235959-4f2a."
             )
-        return self.home / "runs" / run_id
+        return RunFolder(self.home / "runs" / run_id)
 
     def exit_path(self, job: Job) -> Path:
         """Where a job's process writes, as its last act, how it ended."""
-        name = "exit.json" if job.kind == "train" else f"exit-{job.job_id}.json"
-        return self.run_dir(job.run_id) / name
+        return self.folder(job.run_id).exit_note(None if job.kind == "train" else job.job_id)
 
     def check(self) -> None:
         """Take and give back the write lock.
@@ -319,9 +383,9 @@ class Store:
             JobError: If there is no such run, it or one of its bundles is being computed, or a
                 folder cannot be removed.
         """
-        folder = self.run_dir(run_id)
+        run = self.folder(run_id)
         self.get(run_id)
-        key = sharing.used_by(folder)
+        folder, key = run.path, sharing.used_by(run)
         with self._open() as db, _transaction(db):
             marks = _marks(ACTIVE)
             busy = db.execute(
@@ -359,10 +423,40 @@ class Store:
                 f"The store {self.path} has schema {version}, this chipviz knows {SCHEMA_VERSION}.",
                 "A newer chipviz wrote it: update chipviz, or set CHIPVIZ_HOME to another folder.",
             )
+        if version == 1:
+            self._move_reports(db)
         if version < SCHEMA_VERSION:
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(
                 f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT"
+            )
+
+    def _move_reports(self, db: sqlite3.Connection) -> None:
+        """Bring a store of version 1 up: reports move to the run folders, the list's columns come.
+
+        Killed at any moment, it is done again: a report is written before its row forgets it.
+        """
+        there = {row[1] for row in db.execute("PRAGMA table_info(jobs)")}
+        for column in _SUMMARY:
+            if column not in there:
+                kind = "INTEGER" if column in ("cut_layer", "n_layers") else "REAL"
+                db.execute(f"ALTER TABLE jobs ADD COLUMN {column} {kind}")
+        rows = db.execute(
+            "SELECT run_id, result FROM jobs WHERE kind = 'train' AND result IS NOT NULL"
+        ).fetchall()
+        for run_id, result in rows:
+            try:
+                report = RunReport.model_validate_json(result)
+            except ValueError:
+                continue  # nobody could read it before either
+            folder = self.folder(run_id)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.write_report(report)
+            values = summary(report) | {"result": None}
+            assignments = ", ".join(f"{column} = ?" for column in values)
+            db.execute(
+                f"UPDATE jobs SET {assignments} WHERE run_id = ? AND kind = 'train'",
+                (*values.values(), run_id),
             )
 
     def _select(self, where: str, values: Sequence[object] = ()) -> list[Job]:
@@ -398,6 +492,12 @@ class Store:
             with self._open() as db:
                 if db.execute(statement, tuple(values.values())).rowcount == 1:
                     return self.get(job_id)
+
+
+@lru_cache(maxsize=16)
+def _report(folder: RunFolder, _time: int, _size: int) -> RunReport:
+    """A parsed report, by its file's time and size."""
+    return folder.read_report()
 
 
 def _owned_by_this_process() -> dict[str, Any]:

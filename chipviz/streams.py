@@ -42,7 +42,7 @@ class Pool:
         self._here = self.width == 1 and device.type != "cuda"
         self._executor = ThreadPoolExecutor(self.width)
         self._n_maps = 0
-        """Maps under way. The first gives each piece its share of the cores, the last takes it back."""
+        """Maps under way. The first gives each piece its share of the cores, the last ends that."""
 
     def __enter__(self) -> Self:
         return self

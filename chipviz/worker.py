@@ -19,12 +19,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from chipviz.config import home_dir
 from chipviz.errors import ChipvizError, JobError, is_disk_full
 from chipviz.files import write_atomic
 from chipviz.progress import Cancelled, Progress, ProgressFn, silent
-from chipviz.store import Job, State, Store
+from chipviz.run_folder import RunFolder
+from chipviz.store import Job, State, Store, summary
 
 BEAT_EVERY_S = 2.0
 POLL_EVERY_S = 0.5
@@ -41,6 +43,9 @@ class _Ending:
     message: str = ""
     hint: str = ""
     result: str | None = None
+    """JSON of a bundle's report."""
+    found: dict[str, Any] | None = None
+    """What the list of runs shows of a run's report."""
 
 
 class _Reporter:
@@ -92,12 +97,12 @@ def work(store: Store, job: Job, *, watch: ProgressFn = silent) -> Job:
     # The matrix library keeps the programs of 1,024 shapes, and every batch has its own: 0.7 GB.
     for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "16")
-    folder = store.run_dir(job.run_id)
+    folder = store.folder(job.run_id)
     stop = threading.Event()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(parents=True, exist_ok=True)
         store.exit_path(job).unlink(missing_ok=True)
-        with _logging_to(folder / "log.txt"), _heartbeat(store, job, stop), _sigterm_sets(stop):
+        with _logging_to(folder.log), _heartbeat(store, job, stop), _sigterm_sets(stop):
             ending = _attempt(store, job, folder, _Reporter(store, job.job_id, stop, watch))
     except OSError as error:
         ending = _explain(error, folder)
@@ -108,13 +113,11 @@ def work(store: Store, job: Job, *, watch: ProgressFn = silent) -> Job:
     return store.get(job.job_id)
 
 
-def _attempt(store: Store, job: Job, folder: Path, report: _Reporter) -> _Ending:
+def _attempt(store: Store, job: Job, folder: RunFolder, report: _Reporter) -> _Ending:
     _log.info("%s %s started, process %d", job.kind, job.job_id, os.getpid())
     try:
-        if job.kind == "train":
-            ending = _Ending("done", result=_train(store, job, folder, report))
-        else:
-            ending = _Ending("done", result=_build(store, job, folder, report))
+        work = _train if job.kind == "train" else _build
+        ending = work(store, job, folder, report)
     except Cancelled:
         ending = _Ending("stopped")
     except Exception as error:  # noqa: BLE001 - the one place where every failure gets its words
@@ -125,45 +128,38 @@ def _attempt(store: Store, job: Job, folder: Path, report: _Reporter) -> _Ending
     return ending
 
 
-def _train(store: Store, job: Job, folder: Path, report: _Reporter) -> str:
-    write_atomic(folder / "config.json", job.spec)
+def _train(store: Store, job: Job, folder: RunFolder, report: _Reporter) -> _Ending:
     report(Progress("loading", "starting"))
     from chipviz import experiment  # after the state is visible: loading torch takes seconds
 
-    return experiment.run(
+    found = experiment.run(
         job.config,
         home=store.home,
         run_id=job.run_id,
-        run_dir=folder,
+        folder=folder,
         progress=report,
         on_points=partial(store.add_points, job.run_id),
-    ).model_dump_json()
+    )
+    return _Ending("done", found=summary(found))
 
 
-def _build(store: Store, job: Job, folder: Path, report: _Reporter) -> str:
+def _build(store: Store, job: Job, folder: RunFolder, report: _Reporter) -> _Ending:
     report(Progress("building", "starting"))
     run = store.get(job.run_id)
-    if run.report is None:
+    if run.state != "done":
         raise JobError(f"Run {run.run_id} is {run.state}, not done.", "Let it finish, then cut.")
     from chipviz import experiment
 
-    out = folder / "bundle" / f"{job.name}-{job.job_id}"
+    out = folder.bundles / f"{job.name}-{job.job_id}"
     try:
-        return experiment.build(
-            run.config,
-            run.report,
-            job.cut,
-            home=store.home,
-            run_dir=folder,
-            out=out,
-            progress=report,
-        ).model_dump_json()
+        built = experiment.build(folder, job.cut, home=store.home, out=out, progress=report)
+        return _Ending("done", result=built.model_dump_json())
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def _explain(error: Exception, folder: Path) -> _Ending:
+def _explain(error: Exception, folder: RunFolder) -> _Ending:
     """Find the words for what went wrong."""
     if isinstance(error, ChipvizError):
         return _Ending("failed", error.message, error.hint)
@@ -175,16 +171,16 @@ def _explain(error: Exception, folder: Path) -> _Ending:
             "or close other programs, then resume.",
         )
     if is_disk_full(error):
-        free = _free_mib(folder)
+        free = _free_mib(folder.path)
         return _Ending(
             "failed",
-            f"The disk is full: {free} MiB are free for {folder.parent}.",
+            f"The disk is full: {free} MiB are free for {folder.path.parent}.",
             "Delete runs you no longer need or free space, then resume.",
         )
     return _Ending(
         "failed",
         f"Unexpected {type(error).__name__}: {str(error)[:300]}",
-        f"See {folder / 'log.txt'} for where it happened.",
+        f"See {folder.log} for where it happened.",
     )
 
 
@@ -211,6 +207,7 @@ def _end(store: Store, job: Job, ending: _Ending) -> None:
             message=ending.message,
             hint=ending.hint,
             result=ending.result,
+            found=ending.found,
             pid=os.getpid(),
         )
     except sqlite3.Error:

@@ -10,12 +10,12 @@ if run_id is None:
     form.show()
     st.stop()
 try:
-    state.store().run_dir(run_id)
+    state.store().folder(run_id)
     job = state.store().get(run_id)
 except ChipvizError as error:
     parts.show_error(error)
     nav.link("runs", "All runs")
     st.stop()
-st.session_state["run"] = job.run_id
+state.remember_run(job.run_id)
 st.header(parts.plain(job.name), anchor=False)
 live.watch_run(job)

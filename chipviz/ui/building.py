@@ -8,11 +8,11 @@ from chipviz import cards, jobs, server
 from chipviz.canvas import chip_name
 from chipviz.config import CutSpec
 from chipviz.errors import ChipvizError
+from chipviz.keys import Cut
 from chipviz.report import BundleKind, BundleReport, RunReport
 from chipviz.store import Job
 from chipviz.ui import cut as cut_widgets
 from chipviz.ui import live, parts, state
-from chipviz.ui.state import Cut
 
 _LOADS: dict[BundleKind, str] = {
     "sequence": 'loads with `pipeline("text-classification", PATH)`, nothing else needed',
@@ -23,22 +23,19 @@ _LOADS: dict[BundleKind, str] = {
 
 def plan(job: Job, report: RunReport, cut: Cut) -> None:
     """Say what will be built at this cut, and build it."""
-    cost = report.cost_at(cut.layer, cut.pooling, cut.chip)
+    cost = report.cost_at(cut)
     st.html(
         f'<div class="cv-big">{parts.megabytes(report.dense.weight_bytes)} → '
         f'<span class="cv-accent">{parts.megabytes(cost.weight_bytes)}</span></div>'
     )
     blocks = f"layers 0 to {cut.layer} of {report.backbone.n_layers}"
-    if cost.bundle:
-        st.write(f"A **{cost.bundle}** bundle, {blocks}: {_LOADS[cost.bundle]}.")
-    else:
-        st.write(f"A bundle of {blocks}.")
+    st.write(f"A **{cost.bundle}** bundle, {blocks}: {_LOADS[cost.bundle]}.")
     working = [bundle for bundle in state.store().bundles(job.run_id) if parts.at_work(bundle)]
     if working:
         live.watch_bundle(working[-1])
         return
     rule = cut_widgets.rule_of(report, cut)
-    spec = CutSpec(cut_layer=cut.layer, pooling=cut.pooling, chip=cut.chip, rule=rule)
+    spec = CutSpec.at(cut, rule)
     there = any(_is_at(bundle, cut) for bundle in _done(job))
     st.button(
         "Build it again" if there else "Build the bundle",
@@ -97,11 +94,11 @@ def _done(job: Job) -> list[Job]:
 
 
 def _is_at(bundle: Job, cut: Cut) -> bool:
-    return Cut(bundle.cut.cut_layer, bundle.cut.pooling, bundle.cut.chip) == cut
+    return bundle.cut.cut == cut
 
 
 def _name(bundle: BundleReport) -> str:
-    return f"Layer {bundle.cut_layer}, {chip_name(bundle.pooling, bundle.chip)}"
+    return f"Layer {bundle.cut_layer}, {chip_name(bundle.key)}"
 
 
 def _ended_badly(job: Job) -> None:

@@ -4,10 +4,10 @@ import streamlit as st
 
 from chipviz import charts
 from chipviz.canvas import chip_name
-from chipviz.config import ChipKind, Pooling, Rule
+from chipviz.config import Rule
+from chipviz.keys import Cut
 from chipviz.report import RunReport, SelectionInfo
 from chipviz.ui import parts, state
-from chipviz.ui.state import Cut
 
 RULE_NAMES: dict[Rule, str] = {
     "validate": "Best",
@@ -32,9 +32,9 @@ def controls(report: RunReport) -> Cut:
     if last > 0:
         _show("cut", cut.layer)
         st.slider("Cut layer", 0, last, cut.layer, key="cut", on_change=_moved, args=(report,))
-    names = [chip_name(*key) for key in state.chips(report)]
+    names = [chip_name(key) for key in report.chips]
     if len(names) > 1:
-        _show("chip", cut.name)
+        _show("chip", chip_name(cut.chip))
         _chip_choice(report, names, cut)
     return cut
 
@@ -49,10 +49,10 @@ def rule_buttons(report: RunReport, cut: Cut) -> None:
             st.button(
                 f"{name}: layer {choice.cut_layer}{_chip_words(report, choice)}",
                 key=f"rule_{rule}",
-                type="primary" if _cut_of(choice) == cut else "secondary",
+                type="primary" if choice.cut == cut else "secondary",
                 help=parts.plain(sentence(choice.why)),
                 on_click=state.choose_cut,
-                args=(report, _cut_of(choice)),
+                args=(report, choice.cut),
             )
 
 
@@ -72,7 +72,7 @@ def oracle_words(report: RunReport) -> str | None:
     if choice is None:
         return None
     return (
-        f"Oracle: layer {choice.cut_layer}, {_cut_of(choice).name}, "
+        f"Oracle: layer {choice.cut_layer}, {chip_name(choice.key)}, "
         f"{parts.percent(choice.test_accuracy)} on test. "
         "Chosen on test, for comparison only."
     )
@@ -95,9 +95,7 @@ def curve(report: RunReport, cut: Cut) -> None:
     The cut is part of the figure, so each new cut makes a new chart and drops the old selection:
     a point can be clicked again later.
     """
-    figure = charts.curve_figure(
-        report, cut_layer=cut.layer, pooling=cut.pooling, chip=cut.chip, look=state.look()
-    )
+    figure = charts.curve_figure(report, cut=cut, look=state.look())
     st.plotly_chart(
         figure,
         key="curve",
@@ -105,7 +103,8 @@ def curve(report: RunReport, cut: Cut) -> None:
         selection_mode="points",
         theme=None,
         config={"displayModeBar": False},
-        alt=f"Accuracy of every layer's chip; cut at {cut.layer}, {cut.name}. Same data: Table.",
+        alt=f"Accuracy of every layer's chip; cut at {cut.layer}, {chip_name(cut.chip)}. "
+        "Same data: Table.",
     )
 
 
@@ -116,13 +115,13 @@ def _show(key: str, value: object) -> None:
 
 def _chip_choice(report: RunReport, names: list[str], cut: Cut) -> None:
     if sum(map(len, names)) > SIDE_BY_SIDE:
-        place = names.index(cut.name)
+        place = names.index(chip_name(cut.chip))
         st.selectbox("Chip", names, place, key="chip", on_change=_moved, args=(report,))
         return
     st.segmented_control(
         "Chip",
         names,
-        default=cut.name,
+        default=chip_name(cut.chip),
         key="chip",
         required=True,
         on_change=_moved,
@@ -131,30 +130,22 @@ def _chip_choice(report: RunReport, names: list[str], cut: Cut) -> None:
 
 
 def _chip_words(report: RunReport, choice: SelectionInfo) -> str:
-    return f", {_cut_of(choice).name}" if len(state.chips(report)) > 1 else ""
-
-
-def _cut_of(choice: SelectionInfo) -> Cut:
-    return Cut(choice.cut_layer, choice.pooling, choice.chip)
+    return f", {chip_name(choice.key)}" if len(report.chips) > 1 else ""
 
 
 def _rules_at(report: RunReport, cut: Cut) -> list[Rule]:
     there = report.selection
-    return [rule for rule in RULE_NAMES if rule in there and _cut_of(there[rule]) == cut]
+    return [rule for rule in RULE_NAMES if rule in there and there[rule].cut == cut]
 
 
 def _moved(report: RunReport) -> None:
-    there: dict[str, tuple[Pooling, ChipKind]] = {
-        chip_name(*key): key for key in state.chips(report)
-    }
+    there = {chip_name(key): key for key in report.chips}
     only = next(iter(there))
-    state.choose_cut(
-        report,
-        Cut(st.session_state.get("cut", 0), *there[st.session_state.get("chip", only)]),
-    )
+    chip = there[st.session_state.get("chip", only)]
+    state.choose_cut(report, Cut(st.session_state.get("cut", 0), chip))
 
 
 def _clicked(report: RunReport) -> None:
-    hit = charts.picked(st.session_state["curve"].selection.points)
-    if hit:
-        state.choose_cut(report, Cut(*hit))
+    cut = charts.picked(st.session_state["curve"].selection.points)
+    if cut:
+        state.choose_cut(report, cut)

@@ -2,18 +2,17 @@
 
 import csv
 import io
-from dataclasses import asdict
 
 import numpy as np
 import streamlit as st
 
 from chipviz import charts, heatmaps
 from chipviz.canvas import chip_name
+from chipviz.keys import Cut
 from chipviz.metrics import Score, confusion_matrix
-from chipviz.report import RunReport, load_examples, load_predictions
+from chipviz.report import RunReport
 from chipviz.store import Job
 from chipviz.ui import state
-from chipviz.ui.state import Cut
 
 MISTAKES_SHOWN = 50
 
@@ -35,9 +34,7 @@ def tabs(job: Job, report: RunReport, cut: Cut) -> None:
     size, learning, confusion, mistakes, table = st.tabs(VIEWS, key="views", on_change="rerun")
     if size.open:
         with size:
-            figure = charts.size_figure(
-                report, cut_layer=cut.layer, pooling=cut.pooling, chip=cut.chip, look=state.look()
-            )
+            figure = charts.size_figure(report, cut=cut, look=state.look())
             _chart(figure, "size", "Accuracy against parameters kept")
     if learning.open:
         with learning:
@@ -65,26 +62,24 @@ def _chart(figure: object, key: str, alt: str) -> None:
 
 def _learning(job: Job, cut: Cut) -> None:
     points = state.store().points(job.run_id)
-    steps = {p.n_train for p in points if (p.pooling, p.chip) == (cut.pooling, cut.chip)}
+    steps = {p.n_train for p in points if p.cut.chip == cut.chip}
     if len(steps) < 2:
         st.info(
             "This chip was fitted once, on all texts, so there is no history to draw: linear chips "
             "are drawn while texts are read, unless the texts had been read by an earlier run."
         )
         return
-    figure = charts.learning_figure(
-        points, cut_layer=cut.layer, pooling=cut.pooling, chip=cut.chip, look=state.look()
-    )
+    figure = charts.learning_figure(points, cut=cut, look=state.look())
     _chart(figure, "learning", "Accuracy against training texts")
 
 
 def _test_predictions(job: Job, cut: Cut) -> tuple[np.ndarray, np.ndarray] | None:
     """True and predicted class of every test text at the cut, each of shape (N,)."""
     try:
-        arrays = load_predictions(state.store().run_dir(job.run_id))
+        predictions = state.store().folder(job.run_id).read_predictions()
     except OSError:
         return None
-    return arrays["labels.test"], arrays[f"test.{cut.pooling}.{cut.chip}"][cut.layer]
+    return predictions.labels["test"], predictions.at(cut, "test")
 
 
 def _confusion(report: RunReport, cut: Cut, found: tuple[np.ndarray, np.ndarray] | None) -> None:
@@ -95,14 +90,14 @@ def _confusion(report: RunReport, cut: Cut, found: tuple[np.ndarray, np.ndarray]
     figure = heatmaps.confusion_figure(
         confusion_matrix(labels, predicted, report.task.n_classes),
         report.task.label_names,
-        subtitle=f"layer {cut.layer}, {cut.name}; test, n = {len(labels):,}",
+        subtitle=f"layer {cut.layer}, {chip_name(cut.chip)}; test, n = {len(labels):,}",
         look=state.look(),
     )
     _chart(figure, "confusion", "Counts of true against predicted class")
 
 
 def _mistakes(job: Job, report: RunReport, found: tuple[np.ndarray, np.ndarray] | None) -> None:
-    examples = load_examples(state.store().run_dir(job.run_id))
+    examples = state.store().folder(job.run_id).read_examples("test")
     if found is None or not examples:
         st.info("The texts of this run are not on disk any more.")
         return
@@ -141,7 +136,7 @@ def _scores(report: RunReport) -> None:
 def scores_csv(scores: list[Score]) -> str:
     """Every score with all its digits, one a line; `repeats` are set apart by spaces."""
     text = io.StringIO()
-    rows = [asdict(score) for score in scores]
+    rows = [score.model_dump() for score in scores]
     lines = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     lines.writeheader()
     for row in rows:
@@ -154,7 +149,7 @@ def _table(report: RunReport) -> list[dict[str, object]]:
     return [
         {
             "layer": str(s.layer) if s.layer >= 0 else "embedding",
-            "chip": chip_name(s.pooling, s.chip),
+            "chip": chip_name(s.key),
             "split": s.split,
             "accuracy, %": round(100 * s.accuracy, 1),
             "accuracy, 95 %": f"{100 * s.accuracy_low:.1f} to {100 * s.accuracy_high:.1f}",

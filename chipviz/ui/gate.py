@@ -23,10 +23,18 @@ def finished_run() -> tuple[Job, RunReport]:
         )
         nav.link("runs", "Go to the home page")
         st.stop()
-    if job.report is None:
+    state.remember_run(job.run_id)
+    if job.state != "done":
         _not_done(job)
         st.stop()
-    return job, job.report
+    try:
+        report = state.store().report(job.run_id)
+    except ChipvizError as error:
+        parts.show_error(error)
+        nav.link("runs", "All runs")
+        st.stop()
+    state.choose_cut(report, state.current_cut(report))
+    return job, report
 
 
 def _not_done(job: Job) -> None:

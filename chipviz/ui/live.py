@@ -1,11 +1,11 @@
 """Live parts: they ask the store every two seconds while a job is at work, and compute nothing."""
 
 from collections import deque
-from pathlib import Path
 
 import streamlit as st
 
 from chipviz import charts, jobs
+from chipviz.run_folder import RunFolder
 from chipviz.store import Job
 from chipviz.ui import nav, parts, state
 
@@ -87,11 +87,13 @@ def _run_view(run_id: str, was_at_work: bool) -> None:
             config={"displayModeBar": False},
             alt="Validation accuracy of a chip on every layer, growing as texts are read",
         )
-    _log(state.store().run_dir(run_id))
+    _log(state.store().folder(run_id))
 
 
 def _texts(job: Job) -> int | None:
-    return job.report.task.n_train if job.report else job.config.max_train
+    if job.state == "done":
+        return state.store().report(job.run_id).task.n_train
+    return job.config.max_train
 
 
 def _bundle_view(job_id: str) -> None:
@@ -101,12 +103,11 @@ def _bundle_view(job_id: str) -> None:
     parts.progress(job)
 
 
-def _log(run_dir: Path) -> None:
-    path = run_dir / "log.txt"
-    if not path.exists():
+def _log(folder: RunFolder) -> None:
+    if not folder.log.exists():
         return
     with st.expander("Log"):
-        with path.open(encoding="utf-8", errors="replace") as lines:
+        with folder.log.open(encoding="utf-8", errors="replace") as lines:
             tail = deque(lines, maxlen=_LOG_LINES)
         st.code("".join(tail) or "(empty)", language=None)
 

@@ -28,17 +28,17 @@ _READ = {
 
 
 def columns(data: str, label: str | None) -> dict[str, Any]:
-    """The columns of a table; see `chipviz.ahead.columns`."""
+    """The columns of a table; see `chipviz.preview.ColumnsPreview`."""
     return _answer(_line("columns", data=data, label=label), _stamp(data))
 
 
 def outlook(backbone: str, dtype: str | None) -> dict[str, Any]:
-    """The size of a backbone; see `chipviz.ahead.outlook`."""
+    """The size of a backbone; see `chipviz.preview.BackbonePreview`."""
     return _answer(_line("outlook", backbone=backbone, dtype=dtype), _stamp(backbone))
 
 
 def preview(config: RunConfig) -> dict[str, Any]:
-    """What a run would read; see `chipviz.ahead.preview`."""
+    """What a run would read; see `chipviz.preview.Preview`."""
     asked = config.model_dump(include=_READ)
     return _answer(_line("preview", config=asked), (_stamp(config.data), _stamp(config.backbone)))
 

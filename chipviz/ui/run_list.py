@@ -72,13 +72,11 @@ def _status(job: Job) -> str:
 
 
 def _details(job: Job) -> list[str]:
-    if job.report:
-        best = job.report.selection["within"]
-        layers = job.report.backbone.n_layers
+    if job.test_accuracy is not None:
         return [
             parts.ago(job.finished or job.created),
-            f"{parts.percent(best.test_accuracy)} at layer {best.cut_layer} of {layers}",
-            f"{100 * best.parameter_ratio:.0f} % fewer parameters",
+            f"{parts.percent(job.test_accuracy)} at layer {job.cut_layer} of {job.n_layers}",
+            f"{100 * (job.parameter_ratio or 0):.0f} % fewer parameters",
         ]
     if job.state == "failed":
         return [job.message]

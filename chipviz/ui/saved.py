@@ -4,10 +4,10 @@ import streamlit as st
 
 from chipviz.canvas import chip_name
 from chipviz.config import Split
+from chipviz.keys import Cut
 from chipviz.metrics import Score
 from chipviz.report import Measured, RunReport
 from chipviz.ui import parts
-from chipviz.ui.state import Cut
 
 
 def show(report: RunReport, cut: Cut) -> None:
@@ -26,11 +26,9 @@ def show(report: RunReport, cut: Cut) -> None:
     st.caption(loss_words(report, cut))
     drawing = parts.stack(layers, cut.layer)
     st.html(f'<div class="cv-side">{drawing}{parts.facts(savings(report, cut))}</div>')
-    if report.measured:
-        st.caption(parts.plain(_measured_words(report.measured)))
-    if report.parts:
-        with st.popover("Parameters by part", type="tertiary", key="parts"):
-            st.html(parts.facts(by_part(report, cut)))
+    st.caption(parts.plain(_measured_words(report.measured)))
+    with st.popover("Parameters by part", type="tertiary", key="parts"):
+        st.html(parts.facts(by_part(report, cut)))
 
 
 def loss_words(report: RunReport, cut: Cut) -> str:
@@ -39,10 +37,11 @@ def loss_words(report: RunReport, cut: Cut) -> str:
     Overlapping intervals would be too weak a claim: two chips on the same texts can differ
     for sure while their intervals still touch.
     """
-    choice = report.selection["validate"]
-    best = Cut(choice.cut_layer, choice.pooling, choice.chip)
+    best = report.selection["validate"].cut
     top, test = _at(report, best, "test"), _at(report, cut, "test")
-    name = f"the best chip (layer {best.layer}, {best.name}: {parts.percent(top.accuracy)})"
+    name = (
+        f"the best chip (layer {best.layer}, {chip_name(best.chip)}: {parts.percent(top.accuracy)})"
+    )
     if best == cut:
         return "This is the best chip on validation."
     if test.accuracy >= top.accuracy_low:
@@ -51,7 +50,7 @@ def loss_words(report: RunReport, cut: Cut) -> str:
 
 
 def _at(report: RunReport, cut: Cut, split: Split) -> Score:
-    return report.score_at(cut.layer, cut.pooling, cut.chip, split)
+    return report.score_at(cut, split)
 
 
 def _interval(score: Score) -> str:
@@ -60,7 +59,7 @@ def _interval(score: Score) -> str:
 
 def savings(report: RunReport, cut: Cut) -> list[tuple[str, str]]:
     """Figures and their meaning, cut against dense; what was not measured is left out."""
-    cost, dense = report.cost_at(cut.layer, cut.pooling, cut.chip), report.dense
+    cost, dense = report.cost_at(cut), report.dense
     kept = cost.n_parameters / dense.n_parameters
     rows = [
         (
@@ -107,9 +106,7 @@ def _measured_words(measured: Measured) -> str:
 def by_part(report: RunReport, cut: Cut) -> list[tuple[str, str]]:
     """What the published model's parts count, and what becomes of each at this cut."""
     whole = report.parts
-    if whole is None:
-        return []
-    kept, chip = whole.blocks[: cut.layer + 1], report.cost_at(cut.layer, cut.pooling, cut.chip)
+    kept, chip = whole.blocks[: cut.layer + 1], report.cost_at(cut)
     removed = whole.blocks[cut.layer + 1 :]
     head = "head: the embedding again, counted once" if whole.tied else "head, removed"
     rows = [
@@ -119,6 +116,6 @@ def by_part(report: RunReport, cut: Cut) -> list[tuple[str, str]]:
         (whole.final_norm, "final norm, kept"),
         (whole.lm_head, f"language model's {head}"),
         (whole.other, "the rest, kept"),
-        (chip.chip_parameters, f"the chip ({chip_name(cut.pooling, cut.chip)}), added"),
+        (chip.chip_parameters, f"the chip ({chip_name(cut.chip)}), added"),
     ]
     return [(f"{count:,}", words) for count, words in rows if count or "head" in words]

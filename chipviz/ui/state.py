@@ -1,34 +1,21 @@
 """What a page looks at: the store, the run in the address, and the cut chosen for it.
 
 The cut of each run is kept once a session and stands in the address; the widgets are views of it.
-The address wins where it names a cut (a reload, a pasted link, the browser's back button).
+The address wins where it names a cut (a reload, a pasted link, the browser's back button). Reading
+never writes: a cut is written where somebody chooses it, and once where a page opens a run.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import streamlit as st
 
-from chipviz.canvas import DARK, LIGHT, Look, chip_name
-from chipviz.config import ChipKind, Pooling, home_dir
+from chipviz.canvas import DARK, LIGHT, Look
+from chipviz.config import home_dir
 from chipviz.inference_client import Inference
+from chipviz.keys import ChipKey, Cut
 from chipviz.report import RunReport
 from chipviz.store import Job, Store
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where to cut: the last layer kept, and the chip that reads it."""
-
-    layer: int
-    pooling: Pooling
-    chip: ChipKind = "linear"
-
-    @property
-    def name(self) -> str:
-        """What people call its chip."""
-        return chip_name(self.pooling, self.chip)
 
 
 def store() -> Store:
@@ -78,14 +65,15 @@ def current_run() -> Job | None:
     """
     wanted = requested_run()
     if wanted:
-        store().run_dir(wanted)
-        job = store().get(wanted)
-    else:
-        job = _remembered() or next((run for run in store().runs() if run.state == "done"), None)
-    if job:
-        st.session_state["run"] = job.run_id
-        _write_address({"run": job.run_id})
-    return job
+        store().folder(wanted)
+        return store().get(wanted)
+    return _remembered() or next((run for run in store().runs() if run.state == "done"), None)
+
+
+def remember_run(run_id: str) -> None:
+    """Keep the run that a page opens, for the pages that follow, and in the address."""
+    st.session_state["run"] = run_id
+    _write_address({"run": run_id})
 
 
 def _remembered() -> Job | None:
@@ -95,20 +83,16 @@ def _remembered() -> Job | None:
 
 def current_cut(report: RunReport) -> Cut:
     """The cut chosen for a run: from the address, else kept, else what rule *within* says."""
-    best = report.selection["within"]
-    kept = _cuts().get(report.run_id, Cut(best.cut_layer, best.pooling, best.chip))
-    cut = parse_cut(st.query_params.to_dict(), report, kept) or kept
-    choose_cut(report, cut)
-    return cut
+    kept = _cuts().get(report.run_id, report.selection["within"].cut)
+    return parse_cut(st.query_params.to_dict(), report, kept) or kept
 
 
 def choose_cut(report: RunReport, cut: Cut) -> None:
     """Keep a cut for this run and show it in the address, where no kind of chip means linear."""
     _cuts()[report.run_id] = cut
-    chip = "" if cut.chip == "linear" else cut.chip
-    _write_address(
-        {"run": report.run_id, "cut": str(cut.layer), "pooling": cut.pooling, "chip": chip}
-    )
+    kind = "" if cut.chip.kind == "linear" else cut.chip.kind
+    words = {"cut": str(cut.layer), "pooling": cut.chip.vector.name, "chip": kind}
+    _write_address({"run": report.run_id} | words)
 
 
 def parse_cut(params: Mapping[str, str], report: RunReport, kept: Cut) -> Cut | None:
@@ -119,20 +103,20 @@ def parse_cut(params: Mapping[str, str], report: RunReport, kept: Cut) -> Cut | 
     text = params.get("cut", "")
     layer = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else -1
     layer_fits = 0 <= layer < report.backbone.n_layers
-    asked = (
-        params.get("pooling", kept.pooling),
-        params.get("chip", "linear" if "pooling" in params else kept.chip),
-    )
-    named = [key for key in chips(report) if key == asked and {"pooling", "chip"} & set(params)]
-    if not layer_fits and not named:
+    chip = _parse_chip(params, report, kept.chip)
+    if not layer_fits and chip is None:
         return None
-    pooling, chip = named[0] if named else (kept.pooling, kept.chip)
-    return Cut(layer if layer_fits else kept.layer, pooling, chip)
+    return Cut(layer if layer_fits else kept.layer, chip or kept.chip)
 
 
-def chips(report: RunReport) -> list[tuple[Pooling, ChipKind]]:
-    """The chips that a run has on every layer, as (pooling, kind)."""
-    return list(dict.fromkeys((score.pooling, score.chip) for score in report.scores))
+def _parse_chip(params: Mapping[str, str], report: RunReport, kept: ChipKey) -> ChipKey | None:
+    """The chip an address names; None if it names none that the run has."""
+    if not {"pooling", "chip"} & set(params):
+        return None
+    vector = params.get("pooling", kept.vector.name)
+    kind = params.get("chip", "linear" if "pooling" in params else kept.kind)
+    named = (key for key in report.chips if (key.vector.name, key.kind) == (vector, kind))
+    return next(named, None)
 
 
 def address() -> dict[str, str]:

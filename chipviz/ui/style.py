@@ -66,7 +66,9 @@ _SHEET = """
 def sheet(look: Look) -> str:
     """The whole style element for a theme."""
     rules = _SHEET.replace("ACCENT", look.accent).replace("ON_FILL", look.on_accent)
-    probed = "".join(f".cv-p-{name}{{border-color:{look.series(name)}}}" for name in SERIES)
+    probed = "".join(
+        f".cv-p-{vector.name}{{border-color:{look.series(vector)}}}" for vector in SERIES
+    )
     return f"<style>{rules}{probed}{_tints()}</style>"
 
 

@@ -1,15 +1,14 @@
 """Files that people send from their browser: kept in the home under a name made here."""
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from chipviz.errors import ConfigError
+from chipviz.files import replacing
 from chipviz.ui import state
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ def save(home: Path, name: str, content: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{slug}-{hashlib.sha256(content).hexdigest()[:16]}.{suffix.lower()}"
     if not path.exists():
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)  # noqa: PTH105 - whole or not at all
+        with replacing(path) as part:
+            part.write_bytes(content)
     return path

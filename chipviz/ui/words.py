@@ -8,11 +8,10 @@ import streamlit as st
 
 from chipviz import heatmaps
 from chipviz.canvas import CLASS_COLOURS
-from chipviz.config import ChipKind, Pooling
-from chipviz.report import Example, RunReport, load_examples
+from chipviz.keys import Cut
+from chipviz.report import Example, RunReport
 from chipviz.store import Job
 from chipviz.ui import parts, state, style
-from chipviz.ui.state import Cut
 
 MAX_CHARS = 20_000
 
@@ -23,7 +22,7 @@ def choose_text(job: Job, report: RunReport) -> tuple[str, str | None, int | Non
     Returns:
         The text, its second part where the task has one, and the true class where it is known.
     """
-    examples = load_examples(state.store().run_dir(job.run_id))
+    examples = state.store().folder(job.run_id).read_examples("test")
     place = st.session_state.get(f"example_{job.run_id}", 0)
     example = examples[place % len(examples)] if examples else Example(text="", label=0)
     key = f"{job.run_id}_{place}"
@@ -47,7 +46,7 @@ def ask(run_id: str, text: str, text_pair: str | None, cut: Cut) -> dict[str, An
     Raises:
         ChipvizError: If the run or its backbone cannot be read, or no answer comes in time.
     """
-    return _ask(run_id, text, text_pair, cut.pooling, cut.chip, cut.layer)
+    return _ask(run_id, text, text_pair, cut.chip.name, cut.layer)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -55,8 +54,7 @@ def _ask(
     run_id: str,
     text: str,
     text_pair: str | None,
-    pooling: Pooling,
-    chip: ChipKind,
+    chip: str,
     _layer: int,
 ) -> dict[str, Any]:
     """The answer holds all layers, so a moved slider (`_layer`) is no new question."""
@@ -65,7 +63,6 @@ def _ask(
         "run_id": run_id,
         "text": text,
         "layer": _layer,
-        "pooling": pooling,
         "chip": chip,
     }
     if text_pair is not None:
