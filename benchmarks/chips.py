@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 from benchmarks.bench import Bench, Work
 from benchmarks.measure import Row, alternate
 from chipviz.arrays import Features
-from chipviz.config import Pooling, Split
-from chipviz.linear import STRENGTHS, Turn, fit_linear
-from chipviz.streams import side_by_side
-from chipviz.training import labels_of, read_layers
+from chipviz.config import Split
+from chipviz.keys import Vector
+from chipviz.linear import STRENGTHS, Read, Turn, fit_linear
+from chipviz.rows import Rows
+from chipviz.streams import Pool
 
 GOAL = 10.0
 SAME_OBJECTIVE = 1e-3
@@ -26,7 +26,8 @@ TOLERANCE = 1e-4
 MAX_STEPS = 10_000
 GROUP = 6
 """Layers between which the sides change."""
-POOLING: Pooling = "last"
+VECTOR = Vector.named("last")
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Fits:
     features: Features
     work: Work
     layers: Sequence[int]
+    pool: Pool
     turns: dict[int, Turn] = field(default_factory=dict)
     rows: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     """Turned training features of each layer, (N, D + 1): made before the clock starts."""
@@ -52,7 +54,7 @@ class Fits:
     @property
     def labels(self) -> Tensor:
         """Class indices of the training texts, (N,)."""
-        return labels_of(self.work.task, "train")
+        return self._stored.labels("train")
 
     def fit_ours(self, layers: Sequence[int]) -> None:
         """As `chipviz.training` does on a CPU: from disk, turning included, layers side by side."""
@@ -62,8 +64,7 @@ class Fits:
             turned = self.turns[layer].forth(weights[0].flatten(0, 1)[None])[0]
             return turned.unflatten(0, weights.shape[1:3])
 
-        fitted = side_by_side(fit, layers, torch.device("cpu"))
-        self.ours |= dict(zip(layers, fitted, strict=True))
+        self.ours |= dict(zip(layers, self.pool.map(fit, layers), strict=True))
 
     def fit_peer(self, layers: Sequence[int]) -> None:
         """One LogisticRegression after another, on features that lie in memory, turned."""
@@ -105,7 +106,7 @@ class Fits:
 
     def accuracy_gap(self) -> float:
         """Largest difference of test accuracy between the two sides, in [0, 1]."""
-        labels = labels_of(self.work.task, "test")
+        labels = self._stored.labels("test")
         gaps = []
         for layer in self.layers:
             rows = self.turns[layer].into(self._read("test", layer)(0, len(labels)))[0]
@@ -116,9 +117,12 @@ class Fits:
             gaps.append(float((right[0] - right[1]).abs().max()))
         return max(gaps)
 
-    def _read(self, split: Split, layer: int) -> partial[Tensor]:
-        device = torch.device("cpu")
-        return partial(read_layers, self.features, split, POOLING, [layer], device)
+    @property
+    def _stored(self) -> Rows:
+        return Rows(self.features, self.work.task, CPU)
+
+    def _read(self, split: Split, layer: int) -> Read:
+        return self._stored.reader(split, VECTOR, [layer])
 
 
 def against_scikit_learn(bench: Bench) -> list[Row]:
@@ -129,8 +133,9 @@ def against_scikit_learn(bench: Bench) -> list[Row]:
         max_validation=16,
         max_test=bench.pick(1800, 400),
     )
-    with work.extracted((POOLING,)) as (features, _):
-        fits = Fits(features, work, range(0, features.n_layers, bench.pick(1, 6)))
+    with work.extracted((VECTOR,)) as found, Pool(CPU) as pool:
+        layers = range(0, found.features.n_layers, bench.pick(1, 6))
+        fits = Fits(found.features, work, layers, pool)
         # Each layer is fitted once by each side, a few layers at a time in turns: a repeat is a
         # group of layers.
         n = len(fits.layers)

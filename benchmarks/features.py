@@ -17,12 +17,13 @@ from benchmarks.measure import Row, alternate, difference, figure_row, matrix_ra
 from chipviz.arrays import Features
 from chipviz.backbone import pad
 from chipviz.batching import batch_tokens
-from chipviz.config import Pooling
 from chipviz.features import ORDER
+from chipviz.keys import RAW, Vector
 from chipviz.vetting import SAFE
 
 BATCH = 16
-POOLINGS: tuple[Pooling, ...] = ("last", "mean")
+LAST, MEAN = Vector.named("last"), Vector.named("mean")
+VECTORS = (LAST, MEAN)
 SAME = 1e-4
 """Relative difference up to which two float32 computations of one state are the same."""
 N_CHECKED = 32
@@ -41,7 +42,7 @@ def against_plain_loop(bench: Bench) -> list[Row]:
     weights = [p for p in work.backbone.blocks[0].parameters() if p.dim() == 2]
     rows, rates = batch_tokens(work.backbone.device), []
     ratio = alternate(
-        lambda: work.compute(POOLINGS),
+        lambda: work.compute(VECTORS),
         lambda: plain_loop(model, work),
         3,
         between=lambda: rates.append(matrix_rate(weights, rows)),
@@ -96,7 +97,7 @@ def _against(bench: Bench, package: str, opened: Callable[[Bench, Work], Any], r
     n = bench.pick(256, 64)
     work = bench.open(max_train=n, max_validation=16, max_test=16)
     model = opened(bench, work)
-    ratio = alternate(lambda: work.compute(("raw",)), lambda: read(model, work), bench.pick(5, 3))
+    ratio = alternate(lambda: work.compute((RAW,)), lambda: read(model, work), bench.pick(5, 3))
     note = (
         f"{package} {version}, {len(work.texts())} texts in batches of {BATCH} in data order; "
         f"largest relative difference in float32 {gap:.0e}"
@@ -108,16 +109,16 @@ def _against(bench: Bench, package: str, opened: Callable[[Bench, Work], Any], r
 
 def load_causal(bench: Bench, dtype: torch.dtype) -> Any:
     """The backbone as transformers loads it for everybody, LM head included."""
-    model: Any = AutoModelForCausalLM.from_pretrained(bench.folder(), dtype=dtype, **SAFE)
+    model: Any = AutoModelForCausalLM.from_pretrained(bench.folder().path, dtype=dtype, **SAFE)
     return model.eval().requires_grad_(False)
 
 
 @torch.inference_mode()
-def plain_loop(model: Any, work: Work) -> dict[Pooling, Tensor]:
+def plain_loop(model: Any, work: Work) -> dict[Vector, Tensor]:
     """What one writes without chipviz: batches in data order, padded to the longest.
 
     Returns:
-        Final-normed states (L, N, D) by pooling, float32.
+        Final-normed states (L, N, D) by vector, float32.
     """
     last, mean = [], []
     texts = work.texts()
@@ -137,22 +138,22 @@ def plain_loop(model: Any, work: Work) -> dict[Pooling, Tensor]:
         mean.append(
             torch.stack([(h.float() * weights).sum(1) / weights.sum(1) for h in normed])
         )  # (L, B, D)
-    return {"last": torch.cat(last, dim=1), "mean": torch.cat(mean, dim=1)}
+    return {LAST: torch.cat(last, dim=1), MEAN: torch.cat(mean, dim=1)}
 
 
 def _check_plain_loop(bench: Bench) -> float:
     work = checked_work(bench)
     theirs = plain_loop(load_causal(bench, torch.float32), work)
-    with work.extracted(POOLINGS) as (features, _):
-        return max(difference(states(features, p), theirs[p]) for p in POOLINGS)
+    with work.extracted(VECTORS) as found:
+        return max(difference(states(found.features, v), theirs[v]) for v in VECTORS)
 
 
 def check_reader(bench: Bench, opened: Callable[[Bench, Work], Any], read: Reader) -> float:
     """Largest relative difference between a peer's states and ours, in float32."""
     work = checked_work(bench)
     theirs = read(opened(bench, work), work)
-    with work.extracted(("raw",)) as (features, _):
-        return difference(states(features, "raw"), theirs)
+    with work.extracted((RAW,)) as found:
+        return difference(states(found.features, RAW), theirs)
 
 
 def checked_work(bench: Bench) -> Work:
@@ -161,11 +162,11 @@ def checked_work(bench: Bench) -> Work:
     return bench.open(dtype=torch.float32, max_train=n, max_validation=n, max_test=n)
 
 
-def states(features: Features, pooling: Pooling) -> Tensor:
+def states(features: Features, vector: Vector) -> Tensor:
     """What `extract` stored of all texts, without the embedding: (L, N, D)."""
     return torch.stack(
         [
-            torch.cat([features.read(split, pooling, layer) for split in ORDER])
+            torch.cat([features.read(split, vector, layer) for split in ORDER])
             for layer in range(features.n_layers)
         ]
     )
@@ -211,7 +212,7 @@ def open_transformer_lens(bench: Bench, work: Work) -> Any:
     """A bridge around a model of its own (the bridge changes the model it is given)."""
     bridges: Any = importlib.import_module("transformer_lens.model_bridge")
     return bridges.TransformerBridge.boot_transformers(
-        str(bench.folder()),
+        str(bench.folder().path),
         hf_model=load_causal(bench, work.backbone.dtype),
         tokenizer=work.prompt.tokenizer,
         dtype=work.backbone.dtype,

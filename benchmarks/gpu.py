@@ -24,7 +24,9 @@ from chipviz.backbone import Backbone
 from chipviz.batching import batch_tokens, batches
 from chipviz.errors import BackboneError, ChipvizError
 from chipviz.features import forward_pooled
+from chipviz.keys import Vector
 from chipviz.linear import STRENGTHS, fit_linear
+from chipviz.model_folder import ModelFolder
 from chipviz.training import TOGETHER_BYTES
 
 N_CLASSES = 4
@@ -75,23 +77,32 @@ def tiny() -> Shape:
     return Shape(config, torch.device("cpu"), torch.float32, 512, 16)
 
 
+LAST = Vector.named("last")
+
+
 def random_backbone(shape: Shape) -> Backbone:
     """A frozen model of the shape, its weights made on the device."""
     torch.manual_seed(0)
     with torch.device(shape.device):
         model: Any = AutoModel.from_config(shape.config, dtype=shape.dtype, trust_remote_code=False)
     model.eval().requires_grad_(False)
-    head = shape.config.vocab_size * shape.config.hidden_size
+    n_loaded = sum(p.numel() for p in model.parameters())
     return Backbone(
-        name="random",
-        folder=Path(),
-        model=model,
-        blocks=find_blocks(model),
-        final_norm=model.norm,
-        config=shape.config,
-        stored_dtype=shape.dtype,
-        n_published=sum(p.numel() for p in model.parameters()) + head,
-        fingerprint="",
+        ModelFolder(
+            path=Path(),
+            name="random",
+            files=(),
+            config=shape.config,
+            fingerprint="",
+            stored_dtype=shape.dtype,
+            n_published=n_loaded + shape.config.vocab_size * shape.config.hidden_size,
+            n_loaded=n_loaded,
+            licence=None,
+            revision=None,
+        ),
+        model,
+        find_blocks(model),
+        model.norm,
     )
 
 
@@ -114,11 +125,11 @@ def read_all(backbone: Backbone, ids: Tensor) -> tuple[Tensor, float]:
     host = torch.empty(backbone.n_layers + 1, n_texts, backbone.hidden_size)
     plan = batches([length] * n_texts, batch_tokens(backbone.device))
     numbers = ids.numpy()
-    forward_pooled(backbone, [numbers[i] for i in plan[0]], 0, ["last"])  # warm
+    forward_pooled(backbone, [numbers[i] for i in plan[0]], 0, [LAST])  # warm
     _wait(backbone.device)
     start = time.perf_counter()
     for rows in plan:
-        pooled = forward_pooled(backbone, [numbers[i] for i in rows], 0, ["last"])
+        pooled = forward_pooled(backbone, [numbers[i] for i in rows], 0, [LAST])
         host[:, rows] = pooled[0].cpu()
     return host, time.perf_counter() - start
 
@@ -160,7 +171,7 @@ def measure(shape: Shape) -> dict[str, Any]:
         "device": _name(shape.device),
         "torch": torch.__version__,
         "dtype": str(shape.dtype).removeprefix("torch."),
-        "n_parameters": backbone.n_published,
+        "n_parameters": backbone.folder.n_published,
         "n_layers": backbone.n_layers,
         "n_texts": shape.n_texts,
         "length": shape.length,

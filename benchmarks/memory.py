@@ -15,8 +15,8 @@ from benchmarks.measure import Row, figure_row
 from chipviz import jobs
 from chipviz.config import RunConfig
 from chipviz.errors import JobError
+from chipviz.sources import DATA_WHEELS
 from chipviz.store import Store
-from chipviz.tables import DATA_WHEELS
 
 GOAL = 1.1
 MIB = 2**20
@@ -90,7 +90,7 @@ def main(home: str, backbone: str, data: str, n_texts: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(home), Path(scratch), backbone=backbone, data=data)
         work = bench.open(max_train=n_texts, max_validation=200, max_test=200)
-        work.compute(work.config.poolings)
+        work.compute(work.config.vectors)
 
 
 if __name__ == "__main__":

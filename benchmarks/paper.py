@@ -20,15 +20,19 @@ from benchmarks.features import load_causal
 from benchmarks.measure import Ratio, Row, alternate, seconds
 from chipviz.arrays import Features
 from chipviz.chips import Chips
-from chipviz.config import Pooling, Split
+from chipviz.config import Split
+from chipviz.keys import RAW, Vector
 from chipviz.progress import silent
-from chipviz.training import Trainer, labels_of
+from chipviz.rows import Rows
+from chipviz.streams import Pool
+from chipviz.training import Trainer
 
 HIDDEN = 256
 LEARNING_RATE = 1e-5
 BETAS = (0.9, 0.99)
 WEIGHT_DECAY = 0.01
-GOAL = 12.0
+GOAL = 8.0
+CPU = torch.device("cpu")
 
 
 class PaperChips(nn.Module):
@@ -103,9 +107,9 @@ def against_paper(bench: Bench) -> list[Row]:
     paper = _Paper(exact, model)
     ratio = alternate(sound.train, paper.train, bench.pick(2, 1))
     both_s = tuple(seconds(both.train) for _ in ratio.ours)
-    with exact.extracted(("raw", "last", "mean")) as (features, _):
-        theirs = paper.outcome(features)
-        ours, ours_both = sound.outcome(features), both.outcome(features)
+    with exact.extracted((RAW, Vector.named("last"), Vector.named("mean"))) as found:
+        theirs = paper.outcome(found.features)
+        ours, ours_both = sound.outcome(found.features), both.outcome(found.features)
     name = f"features and chips of {n:,} texts against the paper's recipe"
     return [
         ratio.row(
@@ -140,18 +144,20 @@ class _Sound:
     def train(self) -> None:
         config = self.work.config
         part = replace(self.work, task=without_test(self.work.task))
-        with part.extracted(config.poolings) as (features, _):
-            self.chips = _trainer(part, features).fit()
+        with part.extracted(config.vectors) as found, Pool(CPU) as pool:
+            nobody = (silent, lambda _points: None)
+            self.chips = Trainer(part.task, config, CPU, pool, *nobody).fit(found.features)
 
     def outcome(self, features: Features) -> Outcome:
         """Of the chips trained last, on features of all splits."""
         assert self.chips is not None
         found = []
-        for (kind, pooling), stack in self.chips.stacks.items():
+        for key, stack in self.chips.stacks.items():
             for layer in range(features.n_layers):
                 chip = stack.at(layer + 1)
-                name = f"{kind} {pooling}, layer {layer}"
-                found.append((name, *_accuracies(chip.logits, features, self.work, pooling, layer)))
+                name = f"{key.kind} {key.vector.name}, layer {layer}"
+                accuracies = _accuracies(chip.logits, features, self.work, key.vector, layer)
+                found.append((name, *accuracies))
         return _best(found)
 
 
@@ -171,7 +177,7 @@ class _Paper:
 
     def _rows(self, split: Split) -> tuple[list[list[int]], Tensor]:
         texts = self.work.task.splits[split].texts
-        return self.work.prompt.encode(texts), labels_of(self.work.task, split)
+        return self.work.prompt.encode(texts), torch.from_numpy(self.work.task.splits[split].labels)
 
     @torch.no_grad()
     def outcome(self, features: Features) -> Outcome:
@@ -187,7 +193,7 @@ class _Paper:
                     return chip(backbone.apply_final_norm(x) if last else x)
 
                 name = f"{kind}, layer {layer}"
-                _, test = _accuracies(logits, features, self.work, "raw", layer)
+                _, test = _accuracies(logits, features, self.work, RAW, layer)
                 found.append((name, next(validation), test))
         return _best(found)
 
@@ -197,19 +203,15 @@ class _Paper:
         return PaperChips(backbone.n_layers, backbone.hidden_size, n_classes)
 
 
-def _trainer(work: Work, features: Features) -> Trainer:
-    device = work.backbone.device
-    return Trainer(features, work.task, work.config, device, silent, lambda _points: None)
-
-
 def _accuracies(
-    logits: Any, features: Features, work: Work, pooling: Pooling, layer: int
+    logits: Any, features: Features, work: Work, vector: Vector, layer: int
 ) -> tuple[float, float]:
     """On validation and test."""
     splits: tuple[Split, Split] = ("validation", "test")
+    rows = Rows(features, work.task, CPU)
     a, b = (
         float(
-            (logits(features.read(split, pooling, layer)).argmax(1) == labels_of(work.task, split))
+            (logits(features.read(split, vector, layer)).argmax(1) == rows.labels(split))
             .float()
             .mean()
         )

@@ -16,6 +16,7 @@ from chipviz.config import RunConfig
 from chipviz.errors import JobError
 from chipviz.progress import silent
 from chipviz.report import RunReport
+from chipviz.run_folder import RunFolder
 from chipviz.store import ENDED, State, Store
 
 POLL_S = 0.05
@@ -62,13 +63,13 @@ def against_first_run(bench: Bench) -> list[Row]:
 
 
 def _run(config: RunConfig, home: Path, run_id: str) -> RunReport:
-    run_dir = home / "runs" / run_id
-    run_dir.mkdir(parents=True)
+    folder = RunFolder(home / "runs" / run_id)
+    folder.path.mkdir(parents=True)
     return experiment.run(
         config,
         home=home,
         run_id=run_id,
-        run_dir=run_dir,
+        folder=folder,
         progress=silent,
         on_points=lambda _points: None,
     )
@@ -132,7 +133,7 @@ def computing(bench: Bench, home: Path, n_texts: int) -> Iterator[tuple[Store, s
             if process.poll() is not None:
                 raise JobError(
                     f"The run that was to compute beside ended as {state}.",
-                    f"See {store.run_dir(job.run_id) / 'log.txt'}.",
+                    f"See {store.folder(job.run_id).log}.",
                 )
             time.sleep(POLL_S)
         yield store, job.job_id

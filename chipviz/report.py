@@ -3,8 +3,9 @@
 Plain data, checked by pydantic, without torch: pages read it in milliseconds.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -202,6 +203,13 @@ class RunReport(_Record):
     def chips(self) -> list[ChipKey]:
         """The chips that a run has on every layer, as they are drawn and named."""
         return in_order(score.key for score in self.scores)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A changed copy; what was looked up in this report is not that of the copy."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in ("chips", "_scores_by_cut", "_costs_by_cut"):
+            vars(copy).pop(name, None)
+        return copy
 
     def score_at(self, cut: Cut, split: Split) -> Score:
         """The score of one chip (layer -1 is the embedding control)."""

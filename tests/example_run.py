@@ -1,14 +1,13 @@
 """A finished run with the numbers a real one has: BBC news on SmolLM2, 30 layers, two poolings."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from chipviz import config
-from chipviz.config import ChipKind, CutSpec, Pooling, Rule, RunConfig
+from chipviz.config import CutSpec, Rule, RunConfig
+from chipviz.keys import ChipKey, Cut, fields_of
 from chipviz.metrics import CurvePoint, Score, wilson_interval
 from chipviz.progress import Progress
 from chipviz.report import (
@@ -25,32 +24,38 @@ from chipviz.report import (
     TaskInfo,
     Timing,
 )
+from chipviz.run_folder import Predictions, RunFolder
 from chipviz.selection import Correct
-from chipviz.store import Job, Store
+from chipviz.store import Job, Store, summary
 
 LAYERS = 30
 LABELS = ["business", "entertainment", "politics", "sport", "tech"]
 DENSE = 134_515_008
 BLOCK = 3_540_096
-POOLINGS: tuple[Pooling, ...] = ("last", "mean")
-CHIPS: tuple[tuple[ChipKind, Pooling], ...] = (("linear", "last"), ("linear", "mean"))
+LAST, MEAN = ChipKey.sound("last"), ChipKey.sound("mean")
+CHIPS = (LAST, MEAN)
 CHIP_PARAMETERS = {"linear": 5 * 576, "mlp": 256 * (576 + 1) + 5 * (256 + 1)}
 N = {"train": 800, "validation": 200, "test": 400}
 EVIL = "<img src=x onerror=window.__pwn=1><script>window.__pwn=1</script> [x](javascript:1) *b*"
 
 
-def accuracy_of(layer: int, pooling: Pooling, kind: ChipKind = "linear") -> float:
+def at(layer: int, vector: str = "mean", kind: str = "linear") -> Cut:
+    """A cut by the words that a link has for it."""
+    return Cut(layer, ChipKey.named(vector, kind))
+
+
+def accuracy_of(layer: int, key: ChipKey) -> float:
     """Mean: there from layer 8 on. Others: slow, then the drastic change at layer 21.
 
     Poolings beyond those two, and MLPs, lie a little lower, so that no two curves are one.
     """
-    lower = {"first": 0.30, "max": 0.05, "raw": 0.15}.get(pooling, 0.0)
-    lower += 0.01 if kind == "mlp" else 0.0
-    return _curve(layer, pooling) - lower
+    lower = {"first": 0.30, "max": 0.05, "raw": 0.15}.get(key.vector.name, 0.0)
+    lower += 0.01 if key.kind == "mlp" else 0.0
+    return _curve(layer, key.vector.name) - lower
 
 
-def _curve(layer: int, pooling: Pooling) -> float:
-    if pooling != "mean":
+def _curve(layer: int, vector: str) -> float:
+    if vector != "mean":
         if layer < 0:
             return 0.35
         return 0.40 + 0.41 * layer / 20 if layer < 21 else 0.93 + 0.001 * (layer - 21)
@@ -59,21 +64,20 @@ def _curve(layer: int, pooling: Pooling) -> float:
     return 0.86 + 0.097 * layer / 8 if layer < 8 else 0.957 - 0.001 * (layer - 8)
 
 
-def scores(chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS, n_again: int = 0) -> list[Score]:
+def scores(chips: Sequence[ChipKey] = CHIPS, n_again: int = 0) -> list[Score]:
     """Of every chip on every layer; fitted `n_again` times more, each further off."""
     table = []
-    for kind, pooling in chips:
+    for key in chips:
         for layer in range(-1, LAYERS):
             for split in ("validation", "test"):
                 n = N[split]
-                right = round(n * accuracy_of(layer, pooling, kind))
+                right = round(n * accuracy_of(layer, key))
                 low, high = wilson_interval(right, n)
                 accuracy, loss = right / n, 1.5 * (1 - right / n)
                 table.append(
                     Score(
                         layer=layer,
-                        pooling=pooling,
-                        chip=kind,
+                        **fields_of(key),
                         split=split,
                         n=n,
                         accuracy=accuracy,
@@ -92,32 +96,32 @@ def scores(chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS, n_again: int = 0) 
                         repeats=tuple(
                             accuracy + 0.004 * i * (-1) ** i for i in range(1, n_again + 1)
                         )
-                        if pooling != "raw"
+                        if key.recipe == "sound"
                         else (),
                     )
                 )
     return table
 
 
-def correct(chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS) -> Correct:
+def correct(chips: Sequence[ChipKey] = CHIPS) -> Correct:
     """Validation hits with exactly the accuracies of `scores`: chips mostly miss the same texts."""
     rng = np.random.default_rng(1)
     n = N["validation"]
     hard = rng.random(n)
     hits = {}
-    for kind, pooling in chips:
+    for key in chips:
         rows = np.zeros((LAYERS, n), dtype=bool)
         for layer, row in enumerate(rows):
-            right = round(n * accuracy_of(layer, pooling, kind))
+            right = round(n * accuracy_of(layer, key))
             row[np.argsort(hard + 0.05 * rng.random(n))[:right]] = True
-        hits[kind, pooling] = rows
+        hits[key] = rows
     return hits
 
 
-def costs(chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS) -> list[LayerCost]:
+def costs(chips: Sequence[ChipKey] = CHIPS) -> list[LayerCost]:
     table = []
-    for kind, pooling in chips:
-        chip_parameters = CHIP_PARAMETERS[kind]
+    for key in chips:
+        chip_parameters = CHIP_PARAMETERS[key.kind]
         for layer in range(LAYERS):
             backbone = DENSE - BLOCK * (LAYERS - 1 - layer)
             kept = backbone + chip_parameters
@@ -127,12 +131,11 @@ def costs(chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS) -> list[LayerCost]:
                     weight_bytes=2 * backbone + 4 * chip_parameters,
                     flops_per_token=2 * BLOCK * (layer + 1) + 2 * chip_parameters,
                     layer=layer,
-                    pooling=pooling,
-                    chip=kind,
+                    **fields_of(key),
                     chip_parameters=chip_parameters,
                     layer_ratio=(LAYERS - 1 - layer) / LAYERS,
                     parameter_ratio=(DENSE - kept) / DENSE,
-                    bundle=_bundle_of(kind, pooling),
+                    bundle=_bundle_of(key),
                     latency_s=0.002 * (layer + 1),
                     peak_bytes=2 * backbone + 4 * chip_parameters + 6_000_000,
                 )
@@ -140,21 +143,21 @@ def costs(chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS) -> list[LayerCost]:
     return table
 
 
-def _bundle_of(kind: ChipKind, pooling: Pooling) -> BundleKind:
-    stock: dict[Pooling, BundleKind] = {"last": "sequence", "mean": "token"}
-    return stock.get(pooling, "chipviz") if kind == "linear" else "chipviz"
+def _bundle_of(key: ChipKey) -> BundleKind:
+    stock: dict[ChipKey, BundleKind] = {LAST: "sequence", MEAN: "token"}
+    return stock.get(key, "chipviz")
 
 
 def report_of(
     run_id: str,
     label_names: list[str] | None = None,
-    chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS,
+    chips: Sequence[ChipKey] = CHIPS,
     n_again: int = 0,
 ) -> RunReport:
     bare = RunReport(
         run_id=run_id,
         status="done",
-        preset="published" if any(pooling == "raw" for _, pooling in chips) else "sound",
+        preset="published" if any(key.recipe == "published" for key in chips) else "sound",
         backbone=BackboneInfo(
             name="smollm2-135m",
             n_layers=LAYERS,
@@ -174,6 +177,9 @@ def report_of(
             max_length=64,
             max_chars=290,
             n_truncated=1398,
+            columns={"text": "text", "label": "label"},
+            guessed=["text", "label"],
+            made=["validation", "test"],
         ),
         timing=Timing(
             load_s=2, extract_s=30, fit_s=4, total_s=36, n_tokens=89600, tokens_per_s=2900
@@ -208,49 +214,42 @@ def report_of(
 
 def points(upto: int = 800) -> list[CurvePoint]:
     return [
-        CurvePoint(n, layer, pooling, "linear", accuracy_of(layer, pooling) - 20 / n)
+        CurvePoint(n, Cut(layer, key), accuracy_of(layer, key) - 20 / n)
         for n in range(80, upto + 1, 80)
-        for pooling in POOLINGS
+        for key in CHIPS
         for layer in range(LAYERS)
     ]
 
 
-def last_points(chips: Sequence[tuple[ChipKind, Pooling]]) -> list[CurvePoint]:
+def last_points(chips: Sequence[ChipKey]) -> list[CurvePoint]:
     """Of the chips that are fitted once, when all texts have been read."""
     return [
-        CurvePoint(N["train"], layer, pooling, kind, accuracy_of(layer, pooling, kind))
-        for kind, pooling in chips
-        if (kind, pooling) not in CHIPS
+        CurvePoint(N["train"], Cut(layer, key), accuracy_of(layer, key))
+        for key in chips
+        if key not in CHIPS
         for layer in range(LAYERS)
     ]
 
 
 def write_files(
-    run_dir: Path, examples: list[Example], chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS
+    folder: RunFolder, examples: list[Example], chips: Sequence[ChipKey] = CHIPS
 ) -> None:
-    """The files of a finished run, as `chipviz.report` reads them."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lines = [example.model_dump_json() for example in examples]
-    (run_dir / "examples.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    """The files of a finished run, but for its report."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_examples("test", examples)
     labels = np.array([example.label for example in examples], dtype=np.int32)
+    validation = np.arange(N["validation"], dtype=np.int32) % 5
     rng = np.random.default_rng(0)
-    arrays = {"labels.test": labels}
-    for kind, pooling in chips:
+    found = Predictions({"test": labels, "validation": validation}, {})
+    for key, hits in correct(chips).items():
         rows = [
-            np.where(
-                rng.random(len(labels)) < accuracy_of(layer, pooling, kind),
-                labels,
-                (labels + 1) % 5,
-            )
+            np.where(rng.random(len(labels)) < accuracy_of(layer, key), labels, (labels + 1) % 5)
             for layer in range(LAYERS)
         ]
-        arrays[f"test.{pooling}.{kind}"] = np.stack(rows).astype(np.int32)
-    validation = np.arange(N["validation"], dtype=np.int32) % 5
-    arrays["labels.validation"] = validation
-    for (kind, pooling), hits in correct(chips).items():
+        found.classes["test", key] = np.stack(rows).astype(np.int32)
         said = np.where(hits, validation, (validation + 1) % 5).astype(np.int32)
-        arrays[f"validation.{pooling}.{kind}"] = said
-    save_file(arrays, run_dir / "predictions.safetensors")
+        found.classes["validation", key] = said
+    folder.write_predictions(found)
 
 
 def finished_run(
@@ -258,7 +257,7 @@ def finished_run(
     *,
     label_names: list[str] | None = None,
     text: str = "",
-    chips: Sequence[tuple[ChipKind, Pooling]] = CHIPS,
+    chips: Sequence[ChipKey] = CHIPS,
     n_again: int = 0,
     template: str = "",
 ) -> Job:
@@ -269,12 +268,14 @@ def finished_run(
     examples += [
         Example(text=f"Article {i} about the match & more", label=i % 5) for i in range(1, 400)
     ]
-    write_files(store.run_dir(job.run_id), examples, chips)
+    folder = store.folder(job.run_id)
+    write_files(folder, examples, chips)
     report = report_of(job.run_id, label_names, chips, n_again)
     if template:
         task = report.task.model_copy(update={"template": template})
         report = report.model_copy(update={"task": task})
-    assert store.finish(job.job_id, "done", result=report.model_dump_json())
+    folder.write_report(report)
+    assert store.finish(job.job_id, "done", found=summary(report))
     return store.get(job.job_id)
 
 
@@ -290,7 +291,7 @@ def active_run(store: Store) -> Job:
 def built_bundle(store: Store, run_id: str) -> Job:
     job = store.create_bundle(run_id, CutSpec(cut_layer=8, pooling="mean"))
     assert store.claim(job.job_id)
-    folder = store.run_dir(run_id) / "bundle" / job.name
+    folder = store.folder(run_id).bundles / job.name
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     cost = next(c for c in costs() if c.layer == 8)

@@ -24,6 +24,9 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
+from chipviz import backbone
+from chipviz.model_folder import ModelFolder, open_folder
+
 Words = Literal["bytes", "bos-bytes", "unigram", "wordpiece"]
 
 SMALL: dict[str, Any] = {
@@ -228,3 +231,9 @@ def add_words(family: Family, folder: Path) -> None:
         path = folder / "tokenizer_config.json"
         said = json.loads(path.read_text("utf-8")) | {"tokenizer_class": own}
         path.write_text(json.dumps(said), "utf-8")
+
+
+def load_backbone(path, name, **options):
+    """A model folder, looked at and loaded."""
+    folder = path if isinstance(path, ModelFolder) else open_folder(Path(path), name)
+    return backbone.load_backbone(folder, **options)

@@ -18,10 +18,10 @@ import torch
 from transformers import LlamaModel, PreTrainedTokenizerFast
 
 from chipviz import batching, features
-from chipviz.backbone import load_backbone
 from chipviz.keys import Vector
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.task import Examples, Task
+from tests.families import load_backbone
 
 N_KILLS = 20
 PATIENCE_S = 60

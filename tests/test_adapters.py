@@ -18,13 +18,12 @@ from transformers import (
 )
 
 from chipviz import adapters, sources
-from chipviz.adapters import find_model
-from chipviz.backbone import load_backbone
 from chipviz.errors import BackboneError, ChipvizError, SourceError
 from chipviz.features import forward_pooled
+from chipviz.find import find_model
 from chipviz.keys import RAW, Vector
 from chipviz.progress import silent
-from tests.families import NAMED
+from tests.families import NAMED, load_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 RAW_AND_LAST = [RAW, Vector.named("last")]
@@ -69,7 +68,7 @@ def test_a_merged_adapter_reads_as_peft_itself_does(name, kind, settings, tmp_pa
     base = NAMED[name].build(tmp_path / "base")
     tuned = train_adapter(base, tmp_path / "lora", kind, name, **settings)
     folder = find_model(str(tmp_path / "lora"), home, silent)
-    assert folder.parent == home / "backbones"
+    assert folder.path.parent == home / "backbones"
     backbone = load_backbone(folder, "tuned", dtype=torch.float32, device="cpu")
     plain = load_backbone(base, "plain", dtype=torch.float32, device="cpu")
     inner = tuned.base_model.model
@@ -83,21 +82,23 @@ def test_a_merged_adapter_reads_as_peft_itself_does(name, kind, settings, tmp_pa
             torch.testing.assert_close(kept, truth[layer][0, -1], atol=1e-5, rtol=0)
         without = forward_pooled(plain, [ids], 2, RAW_AND_LAST)
         assert all((a - b).abs().max() > 0.01 for a, b in zip(got, without, strict=True))
-    assert backbone.fingerprint != plain.fingerprint
+    assert backbone.folder.fingerprint != plain.folder.fingerprint
 
 
 def test_merging_happens_once_and_brings_the_tokenizer(tiny_backbone_folder, tmp_path, home):
     train_adapter(tiny_backbone_folder, tmp_path / "lora")
     first = find_model(str(tmp_path / "lora"), home)
-    written = (first / "model.safetensors").stat().st_mtime_ns
-    assert find_model(str(tmp_path / "lora"), home) == first
-    assert (first / "model.safetensors").stat().st_mtime_ns == written
-    assert (first / "tokenizer.json").read_bytes() == (
+    written = (first.path / "model.safetensors").stat().st_mtime_ns
+    assert find_model(str(tmp_path / "lora"), home).path == first.path
+    assert (first.path / "model.safetensors").stat().st_mtime_ns == written
+    assert (first.path / "tokenizer.json").read_bytes() == (
         tiny_backbone_folder / "tokenizer.json"
     ).read_bytes()
     numbers = load_file(tmp_path / "lora" / adapters.WEIGHTS)
     save_file({k: 2 * v for k, v in numbers.items()}, tmp_path / "lora" / adapters.WEIGHTS)
-    assert find_model(str(tmp_path / "lora"), home) != first, "other numbers, another model"
+    assert find_model(str(tmp_path / "lora"), home).path != first.path, (
+        "other numbers, another model"
+    )
 
 
 def say(folder, **values):
@@ -232,7 +233,7 @@ def test_a_gguf_file_reads_as_the_model_it_was_made_of(tiny_backbone_folder, tmp
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "evil"}')
     (tmp_path / "config.json").write_text('{"auto_map": {"AutoConfig": "evil.Evil"}}')
     folder = find_model(str(path), home)
-    assert folder.parent == home / "backbones"
+    assert folder.path.parent == home / "backbones"
     found = load_backbone(folder, "x", dtype=torch.float32, device="cpu")
     truth = load_backbone(tiny_backbone_folder, "tiny", dtype=torch.bfloat16, device="cpu")
     truth.model.float()
@@ -240,19 +241,19 @@ def test_a_gguf_file_reads_as_the_model_it_was_made_of(tiny_backbone_folder, tmp
         got, expected = (forward_pooled(b, [ids], 2, RAW_AND_MEAN) for b in (found, truth))
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     plain = AutoTokenizer.from_pretrained(tiny_backbone_folder)
-    own = AutoTokenizer.from_pretrained(folder)
+    own = AutoTokenizer.from_pretrained(folder.path)
     for text in ("the old red house", "News: bank\nTopic:", "Résumé 007"):
         assert own(text)["input_ids"] == plain(text)["input_ids"]
 
 
 def test_a_gguf_file_is_converted_once_wherever_it_lies(tiny_backbone_folder, tmp_path, home):
     path = write_gguf(tiny_backbone_folder, tmp_path / "x.gguf")
-    first = find_model(str(path), home)
+    first = find_model(str(path), home).path
     (tmp_path / "moved").mkdir()
     moved = path.rename(tmp_path / "moved" / "y.gguf")
-    written = (first / "config.json").stat().st_mtime_ns
-    assert find_model(str(moved), home) == first
-    assert (first / "config.json").stat().st_mtime_ns == written
+    written = (first.path / "config.json").stat().st_mtime_ns
+    assert find_model(str(moved), home).path == first
+    assert (first.path / "config.json").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("keep", [4, 100, 3000, -1])
@@ -293,7 +294,7 @@ def test_the_embedded_encoder_is_what_it_is_said_to_be(minilm):
     assert (backbone.n_layers, backbone.hidden_size, backbone.causal) == (6, 384, False)
     assert not load_backbone(minilm, "minilm-l6", dtype=torch.bfloat16, device="cpu").causal
     assert sum(p.numel() for p in backbone.model.parameters()) == 22_713_216
-    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    tokenizer = AutoTokenizer.from_pretrained(minilm.path)
     texts = [
         "The weather is lovely today.",
         "It's so sunny outside!",

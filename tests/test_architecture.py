@@ -10,22 +10,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
-    *["errors", "progress", "config", "metrics", "selection", "report"],
-    *["files", "sharing"],
-    *["fetching", "hub", "sources", "datahub", "tables", "columns", "choices", "task", "prompt"],
+    *["errors", "progress", "keys", "config", "metrics", "selection", "report"],
+    *["files", "run_folder", "sharing", "sources", "download", "hub"],
+    *["datahub", "tables", "choices", "task", "columns", "from_table", "prompt"],
     *["team", "streams", "controls", "pooling"],
-    *["batching", "arrays", "vetting", "anatomy", "backbone", "adapters", "features", "outlook"],
-    *["chips", "lbfgs", "linear", "mlp", "published", "training"],
-    *["cost", "pruning", "cards", "classifier", "bundle", "tokens", "preview", "experiment"],
-    *["ahead", "store", "inference", "inference_client", "worker", "jobs", "server"],
+    *["batching", "arrays", "vetting", "anatomy", "model_folder", "backbone", "adapters", "find"],
+    *["outlook", "opening", "features"],
+    *["chips", "lbfgs", "linear", "mlp", "published", "rows", "live", "training"],
+    *["cost", "pruning", "cards", "classifier", "bundle", "build", "tokens", "preview"],
+    *["reporting", "experiment"],
+    *["store", "inference", "inference_client", "worker", "jobs", "server"],
     *["canvas", "charts", "heatmaps", "lengths"],
     *["asked", "options", "printing", "__main__", "ui"],
 ]
 """A module imports only modules that stand before it."""
 
 LIGHT = [
-    *["errors", "progress", "config", "metrics", "selection", "report", "files", "sharing"],
-    *["fetching", "hub", "sources", "store", "inference_client", "jobs", "server"],
+    *["errors", "progress", "keys", "config", "metrics", "selection", "report", "files"],
+    *["run_folder", "sharing", "sources", "download", "hub", "task"],
+    *["store", "inference_client", "jobs", "server"],
     *["canvas", "charts", "heatmaps", "lengths", "team", "preview", "cards"],
 ]
 """Modules that pages import: they open fast because these never load torch (nor does `ui`, which
@@ -40,7 +43,7 @@ MAY_IMPORT = {
         "backbone",
         "bundle",
         "classifier",
-        "outlook",
+        "model_folder",
         "prompt",
     },
     "peft": {"adapters"},

@@ -13,12 +13,12 @@ from transformers import (
 
 from chipviz import backbone as backbone_module
 from chipviz.anatomy import find_blocks, find_norm_and_causality
-from chipviz.backbone import fast_dtype, load_backbone, pad, watch_layers
+from chipviz.backbone import fast_dtype, pad, watch_layers
 from chipviz.errors import BackboneError
 from chipviz.features import forward_pooled
 from chipviz.keys import Vector
 from chipviz.pruning import cut_config, cut_weights
-from tests.families import NAMED, SMALL
+from tests.families import NAMED, SMALL, load_backbone
 
 
 def test_watched_and_read_layers_are_the_hidden_states_of_transformers(family):
@@ -51,7 +51,7 @@ def test_published_parameters_count_a_tied_head_once(family):
     if name == "bert":
         return
     published = AutoModelForCausalLM.from_pretrained(folder)
-    assert backbone.n_published == published.num_parameters()
+    assert backbone.folder.n_published == published.num_parameters()
 
 
 def test_watching_leaves_no_hook_behind_even_after_an_error(family):
@@ -65,13 +65,18 @@ def test_watching_leaves_no_hook_behind_even_after_an_error(family):
 
 def test_the_fingerprint_changes_with_one_weight_matrix(family, tmp_path):
     name, folder, model = family
-    before = load_backbone(folder, name, dtype=torch.float32, device="cpu").fingerprint
-    assert before == load_backbone(folder, name, dtype=torch.bfloat16, device="cpu").fingerprint
+    before = load_backbone(folder, name, dtype=torch.float32, device="cpu").folder.fingerprint
+    assert (
+        before == load_backbone(folder, name, dtype=torch.bfloat16, device="cpu").folder.fingerprint
+    )
     other = type(model)(model.config)
     other.load_state_dict(model.state_dict())
     next(other.parameters()).data.mul_(1.01)
     other.save_pretrained(tmp_path)
-    assert before != load_backbone(tmp_path, name, dtype=torch.float32, device="cpu").fingerprint
+    assert (
+        before
+        != load_backbone(tmp_path, name, dtype=torch.float32, device="cpu").folder.fingerprint
+    )
 
 
 def test_a_model_without_a_block_list_is_refused():
@@ -93,7 +98,7 @@ def test_of_a_model_that_sees_as_well_the_part_that_reads_is_taken(tmp_path):
     whole.save_pretrained(tmp_path)
     backbone = load_backbone(tmp_path, "sees", dtype=torch.float32, device="cpu")
     assert backbone.n_layers == 4
-    assert backbone.n_published == whole.num_parameters()
+    assert backbone.folder.n_published == whole.num_parameters()
     ids = [5, 9, 30]
     states = whole(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
     got = forward_pooled(backbone, [ids], 2, [Vector.named("last")])[0]

@@ -8,21 +8,20 @@ import sys
 
 import pytest
 import torch
-from chipviz.from_table import load_task
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from chipviz import build, bundle, cards, experiment
-from chipviz.backbone import load_backbone
 from chipviz.chips import Chip
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import BundleError, ConfigError
+from chipviz.from_table import load_task
 from chipviz.keys import ChipKey, Cut
 from chipviz.progress import silent
 from chipviz.run_folder import RunFolder
-from tests.families import NAMED
+from tests.families import NAMED, load_backbone
 
 
 def run(folder, data, home, **changes):

@@ -6,12 +6,14 @@ import pytest
 
 from chipviz import charts, heatmaps
 from chipviz.canvas import CLASS_COLOURS, DARK, DASHES, SERIES, spread, tint
+from chipviz.keys import ChipKey, Cut
 from tests.example_run import (
+    CHIPS,
     DENSE,
     LABELS,
     LAYERS,
-    POOLINGS,
     accuracy_of,
+    at,
     last_points,
     points,
     report_of,
@@ -19,7 +21,7 @@ from tests.example_run import (
 
 REPORT = report_of("20261121-235959-4f2a")
 MANY_CHIPS = [
-    (kind, pooling)
+    ChipKey.named(pooling, kind)
     for pooling in ("last", "mean", "first", "max", "raw")
     for kind in ("linear", "mlp")
 ]
@@ -42,24 +44,24 @@ def _texts(figure):
     return [annotation.text for annotation in figure.layout.annotations]
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_the_curve_shows_every_layers_validation_accuracy_in_percent(pooling):
-    figure = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
-    line = _trace(figure, pooling)
-    truth = [round(200 * accuracy_of(layer, pooling)) / 2 for layer in range(LAYERS)]
+@pytest.mark.parametrize("key", CHIPS)
+def test_the_curve_shows_every_layers_validation_accuracy_in_percent(key):
+    figure = charts.curve_figure(REPORT, cut=at(8))
+    line = _trace(figure, key.pooling)
+    truth = [round(200 * accuracy_of(layer, key)) / 2 for layer in range(LAYERS)]
     assert list(line.x) == list(range(LAYERS))
     assert list(line.y) == pytest.approx(truth)
-    assert line.line.color == SERIES[pooling]
+    assert line.line.color == SERIES[key.vector]
     assert line.marker.size == 9
 
 
 def test_a_point_names_its_layer_and_chip_and_picked_reads_it_back():
     for figure in (
-        charts.curve_figure(MANY, cut_layer=8, pooling="mean"),
-        charts.size_figure(MANY, cut_layer=8, pooling="mean"),
+        charts.curve_figure(MANY, cut=at(8)),
+        charts.size_figure(MANY, cut=at(8)),
     ):
         hits = [charts.picked([{"customdata": t.customdata[21]}]) for t in _lines(figure)]
-        assert set(hits) == {(21, pooling, kind) for kind, pooling in MANY_CHIPS}
+        assert set(hits) == {Cut(21, key) for key in MANY_CHIPS}
     assert charts.picked([]) is None
     assert charts.picked([{"x": 3, "y": 4}]) is None
     assert charts.picked([{"customdata": [3, "nonsense", "linear"]}]) is None
@@ -68,41 +70,41 @@ def test_a_point_names_its_layer_and_chip_and_picked_reads_it_back():
 
 
 def test_each_chip_has_its_own_colour_and_dash():
-    lines = _lines(charts.curve_figure(MANY, cut_layer=8, pooling="mean"))
+    lines = _lines(charts.curve_figure(MANY, cut=at(8)))
     assert len(lines) == len({(t.line.color, t.line.dash) for t in lines}) == 10
     for line in lines:
-        _, pooling, kind = line.customdata[0]
-        assert (line.line.color, line.line.dash) == (SERIES[pooling], DASHES[kind])
-        truth = MANY.score_at(17, pooling, kind, "validation")
+        key = ChipKey.named(*line.customdata[0][1:])
+        assert (line.line.color, line.line.dash) == (SERIES[key.vector], DASHES[key.kind])
+        truth = MANY.score_at(Cut(17, key), "validation")
         assert line.y[17] == pytest.approx(100 * truth.accuracy)
 
 
 def test_what_the_paper_published_is_called_so_and_the_preset_is_named():
-    figure = charts.curve_figure(MANY, cut_layer=8, pooling="mean")
+    figure = charts.curve_figure(MANY, cut=at(8))
     published = {t.name for t in _lines(figure) if t.customdata[0][1] == "raw"}
     assert published == {"raw, as published", "raw, MLP, as published"}
     assert all("as published" in text for text in _trace(figure, "raw, as published").text)
     assert "preset sound, beside it as published" in figure.layout.title.subtitle.text
     ends = [text for text in _texts(figure) if "published" in text]
     assert len(ends) == 2
-    alone = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
+    alone = charts.curve_figure(REPORT, cut=at(8))
     assert "published" not in json.dumps(json.loads(alone.to_json()))
 
 
 def test_of_many_curves_only_the_chip_at_the_cut_is_strong_and_banded():
-    figure = charts.curve_figure(MANY, cut_layer=8, pooling="max", chip="mlp")
+    figure = charts.curve_figure(MANY, cut=at(8, "max", "mlp"))
     assert [t.name for t in _lines(figure) if t.opacity == 1] == ["max, MLP"]
     assert [t.name for t in figure.data if t.fill] == [
         "max, MLP, 95 % interval",
         "max, MLP, 5 fits",
     ]
-    both = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
+    both = charts.curve_figure(REPORT, cut=at(8))
     assert [t.opacity for t in _lines(both)] == [1, 1]
 
 
 @pytest.mark.parametrize("report", [REPORT, MANY], ids=["two", "ten"])
 def test_no_two_labels_at_the_ends_of_lines_overlap(report):
-    figure = charts.curve_figure(report, cut_layer=8, pooling="mean")
+    figure = charts.curve_figure(report, cut=at(8))
     low, high = figure.layout.yaxis.range
     places = sorted(a.y for a in figure.layout.annotations if a.xanchor == "left" and a.y)
     plot = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
@@ -113,42 +115,42 @@ def test_no_two_labels_at_the_ends_of_lines_overlap(report):
 
 
 def test_several_fits_span_a_stronger_band_that_is_labelled():
-    figure = charts.curve_figure(MANY, cut_layer=8, pooling="mean")
-    at = MANY.score_at(8, "mean", "linear", "validation")
+    figure = charts.curve_figure(MANY, cut=at(8))
+    score = MANY.score_at(at(8), "validation")
     band = _trace(figure, "mean, 5 fits")
-    assert band.y[8] == pytest.approx(100 * max(at.accuracy, *at.repeats))
-    assert list(reversed(band.y))[8] == pytest.approx(100 * min(at.accuracy, *at.repeats))
+    assert band.y[8] == pytest.approx(100 * max(score.accuracy, *score.repeats))
+    assert list(reversed(band.y))[8] == pytest.approx(100 * min(score.accuracy, *score.repeats))
     pale = _trace(figure, "mean, 95 % interval")
     assert _opacity(band.fillcolor) > 2 * _opacity(pale.fillcolor)
     assert "spread of 5 fits" in figure.layout.title.subtitle.text
     assert "5 fits 94.3-97.1" in _trace(figure, "mean").text[8]
-    once = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
+    once = charts.curve_figure(REPORT, cut=at(8))
     assert "fits" not in once.layout.title.subtitle.text
     assert not [t for t in once.data if "fits" in (t.name or "")]
 
 
 def test_the_band_is_the_interval_of_the_scores():
-    figure = charts.curve_figure(REPORT, cut_layer=8, pooling="mean")
+    figure = charts.curve_figure(REPORT, cut=at(8))
     band = _trace(figure, "mean, 95 % interval")
-    at = REPORT.score_at(8, "mean", "linear", "validation")
-    assert band.y[8] == pytest.approx(100 * at.accuracy_high)
-    assert list(reversed(band.y))[8] == pytest.approx(100 * at.accuracy_low)
+    score = REPORT.score_at(at(8), "validation")
+    assert band.y[8] == pytest.approx(100 * score.accuracy_high)
+    assert list(reversed(band.y))[8] == pytest.approx(100 * score.accuracy_low)
     assert band.fillcolor.endswith("0.15)")
 
 
 def test_everything_right_of_the_cut_is_washed_out():
-    figure = charts.curve_figure(REPORT, cut_layer=12, pooling="last")
+    figure = charts.curve_figure(REPORT, cut=at(12, "last"))
     box = next(shape for shape in figure.layout.shapes if shape.type == "rect")
     assert (box.x0, box.opacity) == (12.5, 0.65)
     assert box.x1 >= LAYERS - 1
     ring = _trace(figure, "the cut")
     assert ring.x[0] == 12
-    assert ring.y[0] == pytest.approx(100 * accuracy_of(12, "last"), abs=0.3)
+    assert ring.y[0] == pytest.approx(100 * accuracy_of(12, at(12, "last").chip), abs=0.3)
     assert "<b>cut at layer 12</b>" in _texts(figure)
 
 
 def test_controls_and_both_line_ends_are_named():
-    said = " ".join(_texts(charts.curve_figure(REPORT, cut_layer=8, pooling="mean")))
+    said = " ".join(_texts(charts.curve_figure(REPORT, cut=at(8))))
     for words in ("majority 22.5", "embedding 89.5", "TF-IDF 94.5", "last layer 93.5"):
         assert words in said
     assert "<b>last</b>" in said
@@ -156,15 +158,15 @@ def test_controls_and_both_line_ends_are_named():
 
 
 def test_the_top_axis_says_the_share_of_parameters_kept():
-    axis = charts.curve_figure(REPORT, cut_layer=8, pooling="mean").layout.xaxis2
+    axis = charts.curve_figure(REPORT, cut=at(8)).layout.xaxis2
     layer = axis.tickvals[1]
-    kept = 100 * REPORT.cost_at(layer, "mean").n_parameters / DENSE
+    kept = 100 * REPORT.cost_at(at(layer)).n_parameters / DENSE
     assert axis.ticktext[1] == f"{kept:.0f}"
     assert axis.title.text == "parameters kept, %"
 
 
 def test_the_subtitle_says_split_n_and_preset():
-    title = charts.curve_figure(REPORT, cut_layer=8, pooling="mean").layout.title
+    title = charts.curve_figure(REPORT, cut=at(8)).layout.title
     assert title.subtitle.text.startswith("validation, n = 200, preset sound")
 
 
@@ -179,7 +181,8 @@ def test_the_growing_curve_keeps_its_axes_and_one_ghost_of_the_state_before():
 
 
 def test_chips_that_are_fitted_at_the_end_join_the_growing_curve():
-    chips = [("linear", "mean"), ("mlp", "mean"), ("linear", "raw")]
+    cuts = (at(0), at(0, "mean", "mlp"), at(0, "raw"))
+    chips = [cut.chip for cut in cuts]
     late = [point for point in points() if point.n_train > 600]
     figure = charts.live_figure(late + last_points(chips))
     now = {t.name: t for t in figure.data if t.opacity == 1}
@@ -188,7 +191,7 @@ def test_chips_that_are_fitted_at_the_end_join_the_growing_curve():
     }
     assert now["mean, MLP, after 800 texts"].line.dash == "dash"
     raw = now["raw, as published, after 800 texts"]
-    assert raw.y[3] == pytest.approx(100 * accuracy_of(3, "raw"))
+    assert raw.y[3] == pytest.approx(100 * accuracy_of(3, at(3, "raw").chip))
     assert min(raw.y) > figure.layout.yaxis.range[0]
 
 
@@ -198,18 +201,19 @@ def test_the_growing_curve_is_equal_while_no_new_point_exists():
 
 
 def test_accuracy_against_size_has_the_parameters_of_each_cut_on_x():
-    figure = charts.size_figure(REPORT, cut_layer=8, pooling="mean")
-    kept = [100 * REPORT.cost_at(layer, "mean").n_parameters / DENSE for layer in range(LAYERS)]
+    figure = charts.size_figure(REPORT, cut=at(8))
+    kept = [100 * REPORT.cost_at(at(layer)).n_parameters / DENSE for layer in range(LAYERS)]
     assert list(_trace(figure, "mean").x) == pytest.approx(kept)
     assert _trace(figure, "the cut").x[0] == pytest.approx(kept[8])
 
 
 def test_the_learning_curve_is_the_history_of_the_cut_layer():
-    figure = charts.learning_figure(points(), cut_layer=8, pooling="mean")
+    figure = charts.learning_figure(points(), cut=at(8))
     assert [trace.name for trace in figure.data] == ["mean, layer 29", "mean, layer 8"]
     line = _trace(figure, "mean, layer 8")
     assert list(line.x) == list(range(80, 801, 80))
-    assert list(line.y) == pytest.approx([100 * (accuracy_of(8, "mean") - 20 / n) for n in line.x])
+    truth = [100 * (accuracy_of(8, at(8).chip) - 20 / n) for n in line.x]
+    assert list(line.y) == pytest.approx(truth)
 
 
 def test_confusion_shows_counts_by_true_row_and_predicted_column():
@@ -226,7 +230,7 @@ def test_text_from_data_never_becomes_a_tag_in_a_figure():
     confusion = heatmaps.confusion_figure(np.eye(2, dtype=int), [evil, "b"], subtitle="t")
     tokens = heatmaps.token_map_figure([evil], [[0]], [[0.5]], [evil], cut_layer=0, slots=[0])
     named = REPORT.model_copy(update={"task": REPORT.task.model_copy(update={"name": evil})})
-    curve = charts.curve_figure(named, cut_layer=8, pooling="mean")
+    curve = charts.curve_figure(named, cut=at(8))
     for figure in (confusion, tokens, curve):
         assert "<img" not in json.dumps(json.loads(figure.to_json()), ensure_ascii=False)
 

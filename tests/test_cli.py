@@ -15,8 +15,9 @@ import pytest
 from chipviz import worker
 from chipviz.__main__ import run_command_line
 from chipviz.config import CutSpec, Rule, RunConfig
+from chipviz.keys import ChipKey, Cut, fields_of
 from chipviz.report import BundleReport
-from chipviz.store import Store
+from chipviz.store import Store, summary
 from tests.example_run import CHIPS, finished_run, report_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -387,8 +388,8 @@ RULES = ("validate", "within", "non-inferior", "elbow", "budget", "fixed", "orac
 @pytest.fixture
 def drawn(home):
     """A home with one drawn run, and its report."""
-    job = finished_run(Store(home))
-    return home, job.report
+    store = Store(home)
+    return home, store.report(finished_run(store).run_id)
 
 
 @pytest.fixture
@@ -396,15 +397,14 @@ def asked(monkeypatch):
     """What `experiment.build` was asked for; nothing is built."""
     specs = []
 
-    def build(_config, report, cut, *, out, **_):
+    def build(folder, cut, *, out, **_):
         specs.append(cut)
-        cost = report.cost_at(cut.cut_layer, cut.pooling, cut.chip)
+        cost = folder.read_report().cost_at(cut.cut)
         return BundleReport(
             path=str(out),
             kind="chipviz",
             cut_layer=cut.cut_layer,
-            pooling=cut.pooling,
-            chip=cut.chip,
+            **fields_of(cut.key),
             n_parameters=cost.n_parameters,
             weight_bytes=cost.weight_bytes,
             folder_bytes=cost.weight_bytes,
@@ -422,7 +422,7 @@ def test_cut_by_a_rule_is_the_choice_that_the_run_reports(drawn, asked, tmp_path
     home, report = drawn
     said = chipviz(home, "cut", report.run_id, "--rule", rule, "--out", tmp_path, "--json").json
     chosen = report.selection[rule]
-    assert asked == [CutSpec(**chosen.model_dump(include=set(CutSpec.model_fields)), rule=rule)]
+    assert asked == [CutSpec.at(chosen.cut, rule)]
     assert (said["rule"], said["why"]) == (rule, chosen.why)
     assert said["cut_layer"] == chosen.cut_layer
 
@@ -459,7 +459,7 @@ def test_cut_hands_a_rule_its_number_and_the_named_chip(drawn, asked, tmp_path, 
         (["--rule", "validate", "--margin", "0.1"], "--margin belongs to rule non-inferior"),
         (["--rule", "within", "--budget", "memory=1GB"], "--budget belongs to rule budget"),
         (["--layer", "3", "--tolerance", "0.1"], "--tolerance belongs to rule within"),
-        (["--rule", "elbow", "--chip", "mlp"], "chip mlp"),
+        (["--rule", "elbow", "--chip", "mlp"], "kind mlp"),
         (["--rule", "Oracle"], "no rule 'Oracle'"),
     ],
 )
@@ -480,21 +480,23 @@ def test_an_unknown_rule_is_answered_with_every_rule_there_is(drawn, tmp_path):
 def test_show_prints_every_chip_and_rule_and_marks_what_is_not_an_honest_choice(home):
     store = Store(home)
     job = store.create_run(RunConfig(backbone="tiny", data="toy"), claim=True)
-    chips = (("linear", "raw"), ("mlp", "raw"), *CHIPS)
+    chips = (ChipKey.published("linear"), ChipKey.published("mlp"), *CHIPS)
     report = report_of(job.run_id, chips=chips)
-    assert store.finish(job.job_id, "done", result=report.model_dump_json())
+    store.folder(job.run_id).path.mkdir(parents=True)
+    store.folder(job.run_id).write_report(report)
+    assert store.finish(job.job_id, "done", found=summary(report))
     shown = chipviz(home, "show", job.run_id).out
     head, *rows = shown[shown.index("\n layer") + 1 :].splitlines()[:32]
     assert "preset published" in shown
     assert head.split("  ")[1:] == ["raw* linear", "raw* mlp", "last linear", "mean linear"]
     assert "* as published" in shown
     for layer, row in zip(range(-1, 30), rows, strict=True):
-        values = [report.score_at(layer, p, kind, "test").accuracy for kind, p in chips]
+        values = [report.score_at(Cut(layer, key), "test").accuracy for key in chips]
         assert row.split()[1:] == [f"{100 * value:.1f}%" for value in values]
     for rule in RULES:
         chosen = report.selection[rule]
         (line,) = (line for line in shown.splitlines() if line.strip().startswith(f"{rule}:"))
-        assert f"layer {chosen.cut_layer} {chosen.pooling} {chosen.chip}" in line
+        assert f"layer {chosen.cut_layer} {chosen.key.vector.name} {chosen.chip}" in line
         assert line.endswith(chosen.why)
     assert shown.index("For comparison only, chosen on test") < shown.index("oracle:")
     assert shown.index("oracle:") > max(shown.index(f"{rule}:") for rule in RULES[:-1])
@@ -520,8 +522,8 @@ def test_tokens_asks_the_chip_that_was_named(drawn, monkeypatch):
     start = ("tokens", report.run_id, "--text", "a match")
     assert chipviz(home, *start, "--layer", "4", "--pooling", "last", "--json").status == 0
     assert chipviz(home, *start, "--chip", "linear", "--json").status == 0
-    assert [(r["layer"], r["pooling"], r["chip"]) for r in requests] == [
-        (4, "last", "linear"),
-        (report.selection["within"].cut_layer, "mean", "linear"),
+    assert [(r["layer"], r["chip"]) for r in requests] == [
+        (4, "linear.last"),
+        (report.selection["within"].cut_layer, "linear.mean"),
     ]
-    assert "chip mlp" in chipviz(home, *start, "--chip", "mlp").refusal
+    assert "kind mlp" in chipviz(home, *start, "--chip", "mlp").refusal

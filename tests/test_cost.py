@@ -1,6 +1,5 @@
 """Cost: counts against really cut models, memory against a count by hand; never a time."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,14 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from chipviz import cost
-from chipviz.backbone import Backbone, load_backbone
+from chipviz.backbone import Backbone
 from chipviz.chips import Chip, Chips
 from chipviz.errors import ConfigError
 from chipviz.keys import ChipKey
 from chipviz.pruning import cut_config, cut_weights
-from chipviz.task import Examples
 from tests.example_run import report_of
-from tests.families import NAMED
+from tests.families import NAMED, load_backbone
 
 TOKENS = 12
 
@@ -54,7 +52,7 @@ def test_the_parts_sum_to_the_published_model(name, tied, tmp_path):
     inside = {id(p) for p in published.base_model.parameters()}
     found = cost.parts(backbone)
     named = found.embedding + sum(found.blocks) + found.final_norm + found.lm_head + found.other
-    assert named == backbone.n_published == count(published)
+    assert named == backbone.folder.n_published == count(published)
     assert found.lm_head == sum(p.numel() for p in published.parameters() if id(p) not in inside)
     tables = [m for m in published.base_model.modules() if isinstance(m, nn.Embedding)]
     assert found.embedding == sum(map(count, tables))
@@ -73,8 +71,8 @@ def test_each_cut_counts_what_the_really_cut_model_holds(family):
         assert found.chip_parameters == chip
         assert found.n_parameters == count(cut) + chip
         assert found.weight_bytes == 4 * found.n_parameters
-        removed = backbone.n_published - found.n_parameters
-        assert found.parameter_ratio == pytest.approx(removed / backbone.n_published)
+        removed = backbone.folder.n_published - found.n_parameters
+        assert found.parameter_ratio == pytest.approx(removed / backbone.folder.n_published)
 
 
 def test_flops_are_those_that_torch_counts(family):
@@ -186,16 +184,10 @@ def test_peak_memory_is_what_a_count_by_hand_finds(batch, vocabulary):
     size, widths, tokens = 8, (16, 64, 32), 5
     model = Plain(vocabulary, size, widths).requires_grad_(False)
     backbone = Backbone(
-        name="plain",
-        folder=Path(),
+        folder=SimpleNamespace(stored_dtype=torch.float32, n_published=count(model)),
         model=model,
         blocks=model.blocks,
         final_norm=None,
-        causal=True,
-        config=model.config,
-        stored_dtype=torch.float32,
-        n_published=count(model),
-        fingerprint="",
     )
     found = cost.measure(backbone, tokens, batch=batch)
     table = 4 * vocabulary * size
@@ -212,13 +204,10 @@ def test_peak_memory_is_what_a_count_by_hand_finds(batch, vocabulary):
     assert (activations == head) == (vocabulary == 3_000)
 
 
-def test_the_typical_length_is_that_of_the_median_prompt(tiny_tokenizer_folder):
-    from chipviz.prompt import bake, load_tokenizer
-
-    texts = ["goal", "goal goal goal", "goal " * 40]
-    rows = Examples(texts, None, torch.tensor([0, 1, 2]).numpy())
-    prompt = bake(load_tokenizer(tiny_tokenizer_folder), "say {text}", 256, rows)
-    assert cost.typical_length(prompt, rows) == len(prompt.encode(texts[1:2])[0])
+def test_the_typical_length_is_that_of_the_median_prompt_of_the_first_thousand():
+    assert cost.typical_length([3, 40, 5]) == 5
+    assert cost.typical_length([2, 3]) == 2
+    assert cost.typical_length([7] * 1_000 + [50] * 5_000) == 7
 
 
 def test_a_budget_of_latency_needs_a_measured_run_and_memory_falls_back_to_weights():

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-from chipviz import datahub, fetching
+from chipviz import datahub, download
 from chipviz.datahub import fetch_hub_data
 from chipviz.errors import SourceError
 from chipviz.progress import Cancelled, silent
@@ -88,7 +88,7 @@ def online(monkeypatch, tmp_path):
     ],
 )
 def test_each_way_to_say_no_has_its_sentence(home, monkeypatch, answer, source, said):
-    monkeypatch.setattr(fetching, "PATIENCE_S", 6.0 if answer is trickle else 60.0)
+    monkeypatch.setattr(download, "PATIENCE_S", 6.0 if answer is trickle else 60.0)
     with hub(answer) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         with pytest.raises(SourceError, match=said) as refused:
@@ -123,7 +123,7 @@ def test_a_cancel_ends_the_process(home):
     "source", ["a b", "a/b/c", "..", "a/..", "-x/y", "a/b:", "a/b@", "a/b:c/d", "a\n", "a/b@--x"]
 )
 def test_what_is_no_id_is_refused_before_anybody_is_asked(home, monkeypatch, source):
-    monkeypatch.setattr(fetching, "ask", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(download, "ask", lambda *_: pytest.fail("it was asked"))
     with pytest.raises(SourceError, match="no Hub id"):
         fetch_hub_data(source, home, silent)
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_read_leaves_nothing_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     refused = datahub._bring("owner/name", "", SHA, False, tmp_path / "x")
     assert refused is not None
-    error = datahub._refusal(refused, "owner/name", "", "")
+    error = download.refusal(refused, "data set", "owner/name", "")
     assert "Please pick one among: ['a', 'b']" in error.message
     assert "owner/name:SUBSET" in error.hint
     assert list(tmp_path.iterdir()) == []
@@ -187,7 +187,7 @@ def test_a_full_disk_is_said_to_the_process_that_asks(tmp_path, monkeypatch, cap
         raise datasets.exceptions.DatasetGenerationError("An error occurred") from full
 
     monkeypatch.setattr(datasets, "load_dataset", fill)
-    with fetching.saying_full():
+    with download.saying_full():
         datahub._bring("owner/name", "", SHA, False, tmp_path / "x")
     assert json.loads(capsys.readouterr().out) == {"refused": "full"}
     assert list(tmp_path.iterdir()) == []

@@ -196,6 +196,6 @@ def test_limits_take_a_stratified_sample_and_one_pooling_is_enough(
 
 
 def _fingerprint(folder):
-    from chipviz.backbone import load_backbone
+    from tests.families import load_backbone
 
-    return load_backbone(folder, "tiny", device="cpu").fingerprint
+    return load_backbone(folder, "tiny", device="cpu").folder.fingerprint

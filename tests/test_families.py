@@ -9,7 +9,6 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from chipviz import bundle
-from chipviz.backbone import load_backbone
 from chipviz.chips import Chip
 from chipviz.config import CutSpec
 from chipviz.features import forward_pooled
@@ -18,7 +17,7 @@ from chipviz.prompt import bake, load_tokenizer, segment_break
 from chipviz.pruning import cut_config, cut_weights
 from chipviz.task import Examples
 from tests.example_run import report_of
-from tests.families import ALL, add_words
+from tests.families import ALL, add_words, load_backbone
 
 TEXTS = ["the old red house near a river", "the bank lost money on Tuesday"] * 5
 SAMPLE = Examples(TEXTS, None, np.zeros(10, dtype=np.int64))
@@ -46,19 +45,19 @@ def test_the_parts_are_found_by_structure(found):
     assert backbone.causal == family.causal
     assert backbone.hidden_size == 32
     if family.causal:
-        assert backbone.n_published == sum(p.numel() for p in model.parameters())
+        assert backbone.folder.n_published == sum(p.numel() for p in model.parameters())
 
 
 def test_rounding_does_not_make_a_model_causal_or_not(found):
     family, _, backbone = found
-    rounded = load_backbone(backbone.folder, "x", dtype=torch.bfloat16, device="cpu")
+    rounded = load_backbone(backbone.folder.path, "x", dtype=torch.bfloat16, device="cpu")
     assert rounded.causal == family.causal
 
 
 def test_a_path_names_the_same_blocks_as_the_base_or_the_published_model_does(found):
     family, model, backbone = found
     for path in (family.blocks, f"{model.base_model_prefix}.{family.blocks}"):
-        again = load_backbone(backbone.folder, "x", device="cpu", blocks_path=path)
+        again = load_backbone(backbone.folder.path, "x", device="cpu", blocks_path=path)
         assert again.blocks is again.model.get_submodule(family.blocks)
 
 
@@ -83,7 +82,7 @@ def test_a_cut_saved_and_loaded_again_gives_the_full_models_states(found, cut_la
 def test_the_template_is_baked_as_the_family_wants_it_and_survives_any_text(found, tmp_path):
     """What the family puts around a text stands once; a long text loses nothing but itself."""
     family, _, backbone = found
-    plain = load_tokenizer(backbone.folder)
+    plain = load_tokenizer(backbone.folder.path)
     prompt = bake(plain, TEMPLATE, 40, SAMPLE)
     special = set(plain.all_special_ids) - {plain.unk_token_id}
     bare = plain("a", add_special_tokens=False)["input_ids"]
@@ -98,7 +97,7 @@ def test_the_template_is_baked_as_the_family_wants_it_and_survives_any_text(foun
         assert sum(token in special for token in ids) == len(before) + len(after)
     assert len(prompt.encode(["red " * 10_000])[0]) < 80
     prompt.save(tmp_path)
-    AutoConfig.from_pretrained(backbone.folder).save_pretrained(tmp_path)
+    AutoConfig.from_pretrained(backbone.folder.path).save_pretrained(tmp_path)
     # Of a Qwen2, stock code takes no other class: its bundles are read by chipviz.
     stock = (PreTrainedTokenizerFast if family.name == "qwen2" else AutoTokenizer).from_pretrained(
         tmp_path
@@ -116,7 +115,7 @@ def test_two_texts_without_a_template_stand_as_encoders_have_them_and_else_on_tw
 ):
     """Against the encoding of pairs by the family's own tokenizer, what else it says included."""
     family, _, backbone = found
-    plain = load_tokenizer(backbone.folder)
+    plain = load_tokenizer(backbone.folder.path)
     prompt = bake(plain, None, 64, TWO)
     prompt.save(tmp_path)
     stock = PreTrainedTokenizerFast.from_pretrained(tmp_path)
@@ -137,7 +136,7 @@ def test_two_texts_are_read_as_the_stock_model_reads_what_the_stock_tokenizer_sa
     family, _, backbone = found
     if family.causal:
         return
-    plain = load_tokenizer(backbone.folder)
+    plain = load_tokenizer(backbone.folder.path)
     prompt = bake(plain, None, 64, TWO)
     plain.split_special_tokens = True
     backbone = load_backbone(
@@ -167,7 +166,7 @@ def test_a_bundle_says_what_the_chip_says(found, pooling, bias, tmp_path, monkey
     chip = Chip(
         torch.randn(3, 32, generator=draw), torch.randn(3, generator=draw) if bias else None
     )
-    prompt = bake(load_tokenizer(backbone.folder), TEMPLATE, 40, SAMPLE)
+    prompt = bake(load_tokenizer(backbone.folder.path), TEMPLATE, 40, SAMPLE)
     report, cut = small_report(pooling), CutSpec(cut_layer=1, pooling=pooling)
     states = [
         forward_pooled(backbone, [ids], 2, [cut.key.vector])[0][2] for ids in prompt.encode(TEXTS)

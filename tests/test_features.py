@@ -11,13 +11,12 @@ import torch
 
 from chipviz import batching
 from chipviz import features as features_module
-from chipviz.backbone import load_backbone
 from chipviz.features import ORDER, extract, forward_pooled
 from chipviz.keys import RAW, Vector
 from chipviz.progress import Cancelled
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.task import Examples, Task
-from tests.families import ALL, NAMED
+from tests.families import ALL, NAMED, load_backbone
 
 VECTORS = tuple(map(Vector.named, ("last", "mean", "first", "max", "raw")))
 LAST, MEAN, MAX = map(Vector.named, ("last", "mean", "max"))
@@ -242,10 +241,10 @@ def test_other_texts_prompts_or_precision_never_share_features(line, home):
     other = Examples([*train.texts[:-1], "changed"], None, train.labels)
     other_task = replace(task, splits={**task.splits, "train": other})
     folders.append(extract(backbone, prompt, other_task, home, vectors=VECTORS).features.folder)
-    fresh = load_tokenizer(backbone.folder)
+    fresh = load_tokenizer(backbone.folder.path)
     other_prompt = bake(fresh, "say {text} then", 40, train)
     folders.append(extract(backbone, other_prompt, task, home, vectors=VECTORS).features.folder)
-    coarse = load_backbone(backbone.folder, "tiny", dtype=torch.bfloat16, device="cpu")
+    coarse = load_backbone(backbone.folder.path, "tiny", dtype=torch.bfloat16, device="cpu")
     folders.append(extract(coarse, prompt, task, home, vectors=VECTORS).features.folder)
     assert len(set(folders)) == 4
 

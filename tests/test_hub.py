@@ -7,11 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from chipviz import fetching, hub
-from chipviz.adapters import find_model
-from chipviz.backbone import load_backbone
+from chipviz import download, hub
 from chipviz.errors import SourceError
+from chipviz.find import find_model
 from chipviz.progress import Cancelled, silent
+from tests.families import load_backbone
 
 SHA = "c0ffee" + "0" * 34
 
@@ -93,15 +93,15 @@ def server(tiny_backbone_folder, tmp_path, monkeypatch):
 
 def test_a_backbone_comes_with_its_commit_and_without_code_or_pickles(server, home):
     folder = find_model("owner/good", home, silent)
-    assert hub.revision_of(folder) == SHA
-    assert {f.name for f in folder.iterdir()} == set(server.files) - {
+    assert folder.revision == hub.revision_of(folder.path) == SHA
+    assert {f.name for f in folder.path.iterdir()} == set(server.files) - {
         "evil.py",
         "pytorch_model.bin",
     }
     assert load_backbone(folder, "owner/good", device="cpu").n_layers == 4
     # A second time nobody is asked: the commit is named.
     server.seen.clear()
-    assert find_model(f"owner/good@{SHA}", home, silent) == folder
+    assert find_model(f"owner/good@{SHA}", home, silent).path == folder.path
     assert not any("/resolve/" in path for path, _ in server.seen)
 
 
@@ -122,10 +122,10 @@ def test_each_no_of_the_hub_has_its_own_sentence(name, said, home):
 
 @pytest.mark.usefixtures("server")
 def test_a_hub_that_sends_a_byte_now_and_then_is_given_up(home, monkeypatch):
-    monkeypatch.setattr(fetching, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(download, "PATIENCE_S", 3.0)
     with pytest.raises(SourceError, match="sent nothing of owner/slow for 3 seconds"):
         find_model("owner/slow", home, silent)
-    assert fetching.PATIENCE_S < 30
+    assert download.PATIENCE_S < 30
 
 
 def test_an_unreachable_hub_has_its_own_sentence(home, monkeypatch, tmp_path):
@@ -153,7 +153,7 @@ def test_the_token_comes_from_the_environment_alone(server, home, monkeypatch, t
 @pytest.mark.usefixtures("server")
 def test_a_cancel_ends_the_process_that_asks(home, monkeypatch):
     started = []
-    popen = fetching.subprocess.Popen
+    popen = download.subprocess.Popen
 
     def remember(*arguments, **options):
         started.append(popen(*arguments, **options))
@@ -162,7 +162,7 @@ def test_a_cancel_ends_the_process_that_asks(home, monkeypatch):
     def stop(_):
         raise Cancelled
 
-    monkeypatch.setattr(fetching.subprocess, "Popen", remember)
+    monkeypatch.setattr(download.subprocess, "Popen", remember)
     with pytest.raises(Cancelled):
         find_model("owner/slow", home, stop)
     assert started[0].poll() is not None

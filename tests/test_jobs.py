@@ -97,7 +97,7 @@ def working(store, process, config=ENDLESS):
     """A job that this process of another program is said to compute."""
     job = store.create_run(config, claim=True)
     store.move(job.job_id, expect=ACTIVE, to="extracting", **process)
-    store.run_dir(job.run_id).mkdir(parents=True)
+    store.folder(job.run_id).path.mkdir(parents=True)
     return store.get(job.job_id)
 
 
@@ -200,7 +200,7 @@ def test_a_job_that_does_not_listen_is_killed_and_counts_as_stopped(store, monke
 
 def test_stopping_what_has_ended_is_no_error_and_changes_nothing(store):
     job = store.create_run(toy(), claim=True)
-    store.finish(job.job_id, "done", result="{}")
+    store.finish(job.job_id, "done")
     stop(store, job.job_id)
     assert state(store, job) == "done"
     with pytest.raises(JobError, match="There is no run"):
@@ -253,7 +253,7 @@ def test_what_is_done_waiting_or_at_work_is_not_resumed(store):
     waiting, at_work, done = (store.create_run(toy()) for _ in range(3))
     for job in (at_work, done):
         store.claim(job.job_id)
-    store.finish(done.job_id, "done", result="{}")
+    store.finish(done.job_id, "done")
     for job in (waiting, at_work, done):
         with pytest.raises(JobError, match=f"is {state(store, job)}"):
             resume(store, job.run_id)
@@ -263,7 +263,7 @@ def test_a_bundle_is_queued_only_for_a_run_that_is_done_and_once_a_cut(store):
     run = store.create_run(toy(), claim=True)
     with pytest.raises(JobError, match="is loading, not done"):
         jobs.enqueue_bundle(store, run.run_id, CUT)
-    store.finish(run.job_id, "done", result="{}")
+    store.finish(run.job_id, "done")
     first = jobs.enqueue_bundle(store, run.run_id, CUT)
     assert jobs.enqueue_bundle(store, run.run_id, CUT) == first
     other = jobs.enqueue_bundle(store, run.run_id, CUT.model_copy(update={"cut_layer": 4}))
@@ -307,7 +307,7 @@ def test_when_the_leading_server_goes_the_other_takes_over(store, monkeypatch):
 
 def test_a_run_and_a_bundle_may_work_side_by_side_but_not_two_runs(store, fake_worker):
     done = store.create_run(toy(), claim=True)
-    store.finish(done.job_id, "done", result="{}")
+    store.finish(done.job_id, "done")
     bundle = jobs.enqueue_bundle(store, done.run_id, CUT)
     first, second = jobs.enqueue_run(store, ENDLESS), jobs.enqueue_run(store, ENDLESS)
     scheduler = Scheduler(store)

@@ -6,15 +6,16 @@ import io
 import pytest
 
 from chipviz.inference_client import Inference
-from chipviz.report import load_predictions
 from chipviz.store import Store
-from chipviz.ui import cut, findings, saved, state
+from chipviz.ui import cut as cut_widgets
+from chipviz.ui import findings, saved, state
 from tests.example_run import active_run, finished_run, report_of, token_answer
+from tests.example_run import at as cut
 from tests.page_driver import button, html_of, open_page, open_tab, text_of
 
 REPORT = report_of("20261121-235959-4f2a")
-CHIPS = [("linear", "last"), ("linear", "mean"), ("mlp", "mean"), ("linear", "max")]
-PUBLISHED = [("linear", "last"), ("linear", "raw"), ("mlp", "raw")]
+CHIPS = [cut(0, *named).chip for named in (("last",), ("mean",), ("mean", "mlp"), ("max",))]
+PUBLISHED = [cut(0, *named).chip for named in (("last",), ("raw",), ("raw", "mlp"))]
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_run_still_at_work_points_to_its_live_view(store):
 def test_layers_opens_at_the_cut_of_rule_within_and_says_so_in_the_address(store):
     job = finished_run(store)
     at = open_page("layers", run=job.run_id)
-    best = job.report.selection["within"]
+    best = store.report(job.run_id).selection["within"]
     assert at.slider(key="cut").value == best.cut_layer
     assert at.query_params["cut"] == str(best.cut_layer)
     assert at.query_params["pooling"] == best.pooling
@@ -55,7 +56,7 @@ def test_layers_opens_at_the_cut_of_rule_within_and_says_so_in_the_address(store
 def test_a_bad_cut_in_the_address_falls_back_to_the_recommended_one(store, bad):
     job = finished_run(store)
     at = open_page("layers", run=job.run_id, cut=bad)
-    assert at.slider(key="cut").value == job.report.selection["within"].cut_layer
+    assert at.slider(key="cut").value == store.report(job.run_id).selection["within"].cut_layer
 
 
 def test_slider_savings_stack_figure_and_address_stay_in_step(store):
@@ -63,7 +64,7 @@ def test_slider_savings_stack_figure_and_address_stay_in_step(store):
     at = open_page("layers", run=job.run_id, cut="20", pooling="last")
     assert at.slider(key="cut").value == 20
     at.slider(key="cut").set_value(12).run()
-    cost = job.report.cost_at(12, "last")
+    cost = store.report(job.run_id).cost_at(12, "last")
     page = html_of(at)
     assert at.query_params["cut"] == "12"
     assert 'Cut at layer <span class="cv-accent">12</span> of 30' in page
@@ -78,10 +79,10 @@ def test_a_rule_button_sets_layer_and_pooling(store):
     job = finished_run(store)
     at = open_page("layers", run=job.run_id, cut="3", pooling="last")
     button(at, "rule_fixed").click().run()
-    fixed = job.report.selection["fixed"]
+    fixed = store.report(job.run_id).selection["fixed"]
     assert at.slider(key="cut").value == fixed.cut_layer
     assert at.query_params["pooling"] == fixed.pooling
-    assert cut.sentence(fixed.why) in text_of(at).replace("\\", "")
+    assert cut_widgets.sentence(fixed.why) in text_of(at).replace("\\", "")
 
 
 def test_each_rule_has_a_button_with_its_sentence_and_the_oracle_has_none(store):
@@ -90,10 +91,10 @@ def test_each_rule_has_a_button_with_its_sentence_and_the_oracle_has_none(store)
     rules = {b.key.removeprefix("rule_"): b for b in at.button if b.key.startswith("rule_")}
     assert list(rules) == ["validate", "within", "non-inferior", "elbow", "budget", "fixed"]
     for name, shown in rules.items():
-        choice = job.report.selection[name]
+        choice = store.report(job.run_id).selection[name]
         assert f": layer {choice.cut_layer}, " in shown.label
-        assert shown.help.replace("\\", "") == cut.sentence(choice.why)
-    oracle = job.report.selection["oracle"]
+        assert shown.help.replace("\\", "") == cut_widgets.sentence(choice.why)
+    oracle = store.report(job.run_id).selection["oracle"]
     said = text_of(at).replace("\\", "")
     assert f"Oracle: layer {oracle.cut_layer}, {oracle.pooling}" in said
     assert "Chosen on test, for comparison only." in said
@@ -103,17 +104,17 @@ def test_a_cut_that_only_the_oracle_says_is_a_choice_by_hand():
     choices = dict(REPORT.selection)
     choices["oracle"] = choices["oracle"].model_copy(update={"cut_layer": 3})
     report = REPORT.model_copy(update={"selection": choices})
-    there = state.Cut(3, choices["oracle"].pooling)
-    assert cut.rule_of(report, there) == "manual"
-    assert cut.why(report, there) == "Chosen by hand."
+    there = cut(3, choices["oracle"].pooling)
+    assert cut_widgets.rule_of(report, there) == "manual"
+    assert cut_widgets.why(report, there) == "Chosen by hand."
 
 
 def test_the_first_rule_says_why_and_the_others_at_the_cut_are_named():
     best = REPORT.selection["validate"]
-    says = cut.why(REPORT, state.Cut(best.cut_layer, best.pooling))
-    assert says.startswith(cut.sentence(best.why))
+    says = cut_widgets.why(REPORT, best.cut)
+    assert says.startswith(cut_widgets.sentence(best.why))
     assert says.endswith("Same cut by Not worse and Elbow and Half the size.")
-    assert cut.rule_of(REPORT, state.Cut(best.cut_layer, best.pooling)) == "validate"
+    assert cut_widgets.rule_of(REPORT, best.cut) == "validate"
 
 
 def test_the_kind_of_chip_stands_in_the_address_and_linear_needs_no_word(store):
@@ -122,15 +123,16 @@ def test_the_kind_of_chip_stands_in_the_address_and_linear_needs_no_word(store):
     choice = next(c for c in at.get("button_group") if c.key == "chip")
     assert choice.value == "mean, MLP"
     assert (at.query_params["pooling"], at.query_params["chip"]) == ("mean", "mlp")
-    mlp = job.report.score_at(12, "mean", "mlp", "test")
-    linear = job.report.score_at(12, "mean", "linear", "test")
+    report = store.report(job.run_id)
+    mlp = report.score_at(cut(12, "mean", "mlp"), "test")
+    linear = report.score_at(cut(12), "test")
     assert mlp.accuracy != linear.accuracy
     assert f"<b>{100 * mlp.accuracy:.1f} %</b><span>test" in html_of(at)
     choice.set_value("max").run()
     assert at.query_params["pooling"] == "max"
     assert "chip" not in at.query_params
     assert at.slider(key="cut").value == 12
-    assert f"{100 * job.report.score_at(12, 'max', 'linear', 'test').accuracy:.1f} %" in html_of(at)
+    assert f"{100 * report.score_at(cut(12, 'max'), 'test').accuracy:.1f} %" in html_of(at)
 
 
 def test_one_chip_needs_no_choice_and_many_are_a_list(store):
@@ -164,7 +166,7 @@ def test_what_was_not_measured_is_not_shown():
             ],
         }
     )
-    shown = str(saved.savings(bare, state.Cut(12, "last")))
+    shown = str(saved.savings(bare, cut(12, "last")))
     assert "faster" not in shown
     assert "peak" not in shown
     assert "layer ratio" in shown
@@ -173,12 +175,12 @@ def test_what_was_not_measured_is_not_shown():
 
 def test_parts_at_the_cut_sum_to_the_published_model_and_the_cut_one():
     assert REPORT.parts
-    there = state.Cut(12, "last")
+    there = cut(12, "last")
     rows = {words: int(count.replace(",", "")) for count, words in saved.by_part(REPORT, there)}
     kept = sum(count for words, count in rows.items() if not words.endswith("removed"))
     chip = next(count for words, count in rows.items() if words.endswith("added"))
     assert sum(rows.values()) - chip == REPORT.backbone.n_parameters
-    assert kept == REPORT.cost_at(12, "last").n_parameters
+    assert kept == REPORT.cost_at(cut(12, "last")).n_parameters
 
 
 def test_the_table_as_csv_reads_back_as_the_scores():
@@ -233,10 +235,10 @@ def test_each_run_keeps_its_own_cut(store):
 
 
 def test_an_address_names_a_cut_or_the_kept_one_fills_in():
-    kept = state.Cut(8, "mean")
-    assert state.parse_cut({"cut": "20", "pooling": "last"}, REPORT, kept) == state.Cut(20, "last")
-    assert state.parse_cut({"cut": "20"}, REPORT, kept) == state.Cut(20, "mean")
-    assert state.parse_cut({"pooling": "last", "cut": "99"}, REPORT, kept) == state.Cut(8, "last")
+    kept = cut(8, "mean")
+    assert state.parse_cut({"cut": "20", "pooling": "last"}, REPORT, kept) == cut(20, "last")
+    assert state.parse_cut({"cut": "20"}, REPORT, kept) == cut(20, "mean")
+    assert state.parse_cut({"pooling": "last", "cut": "99"}, REPORT, kept) == cut(8, "last")
     assert state.parse_cut({"pooling": "max"}, REPORT, kept) is None
     assert state.parse_cut({"pooling": "mean", "chip": "mlp"}, REPORT, kept) is None
     assert state.parse_cut({}, REPORT, kept) is None
@@ -244,10 +246,10 @@ def test_an_address_names_a_cut_or_the_kept_one_fills_in():
 
 def test_an_address_without_a_kind_of_chip_means_linear():
     report = report_of("20261121-235959-4f2b", chips=CHIPS)
-    kept = state.Cut(8, "mean", "mlp")
-    assert state.parse_cut({"pooling": "mean"}, report, kept) == state.Cut(8, "mean", "linear")
-    assert state.parse_cut({"cut": "20"}, report, kept) == state.Cut(20, "mean", "mlp")
-    assert state.parse_cut({"chip": "linear"}, report, kept) == state.Cut(8, "mean", "linear")
+    kept = cut(8, "mean", "mlp")
+    assert state.parse_cut({"pooling": "mean"}, report, kept) == cut(8, "mean")
+    assert state.parse_cut({"cut": "20"}, report, kept) == cut(20, "mean", "mlp")
+    assert state.parse_cut({"chip": "linear"}, report, kept) == cut(8, "mean")
     assert state.parse_cut({"pooling": "max", "chip": "mlp"}, report, kept) is None
 
 
@@ -255,9 +257,8 @@ def test_loss_is_called_unmeasurable_only_inside_the_interval_of_the_best(store)
     job = finished_run(store)
     near = text_of(open_page("layers", run=job.run_id, cut="7", pooling="mean"))
     far = text_of(open_page("layers", run=job.run_id, cut="5", pooling="mean"))
-    best = job.report.score_at(8, "mean", "linear", "test")
-    cut = job.report.score_at(5, "mean", "linear", "test")
-    assert cut.accuracy < best.accuracy_low < cut.accuracy_high
+    best, here = (store.report(job.run_id).score_at(cut(layer), "test") for layer in (8, 5))
+    assert here.accuracy < best.accuracy_low < here.accuracy_high
     assert "No measurable loss" in near
     assert "No measurable loss" not in far
     assert "points below the best chip" in far
@@ -275,10 +276,10 @@ def test_mistakes_and_confusion_come_from_the_chip_at_the_cut(store):
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_mistakes_are_counted_for_the_kind_of_chip_at_the_cut(store, kind):
     job = finished_run(store, chips=CHIPS)
-    arrays = load_predictions(store.run_dir(job.run_id))
-    wrong = (arrays[f"test.mean.{kind}"][3] != arrays["labels.test"]).sum()
+    found = store.folder(job.run_id).read_predictions()
+    wrong = (found.at(cut(3, "mean", kind), "test") != found.labels["test"]).sum()
     other = {"linear": "mlp", "mlp": "linear"}[kind]
-    assert wrong != (arrays[f"test.mean.{other}"][3] != arrays["labels.test"]).sum()
+    assert wrong != (found.at(cut(3, "mean", other), "test") != found.labels["test"]).sum()
     at = open_page("layers", run=job.run_id, cut="3", pooling="mean", chip=kind)
     open_tab(at, "What the cut gets wrong")
     assert f"{wrong} of 400 test texts" in text_of(at)

@@ -5,25 +5,31 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chipviz import cost, experiment
+from chipviz import cost, experiment, opening
 from chipviz import outlook as outlook_module
-from chipviz.backbone import load_backbone
 from chipviz.config import RunConfig
 from chipviz.errors import BackboneError
-from chipviz.outlook import outlook
+from chipviz.model_folder import open_folder
+from chipviz.outlook import look_ahead
 from chipviz.progress import silent
-from tests.families import ALL, NAMED
+from chipviz.run_folder import RunFolder
+from tests.families import ALL, NAMED, load_backbone
 
-CPU = torch.device("cpu")
+FLOAT = RunConfig(backbone="x", data="y", dtype="float32")
+
+
+def outlook(path, name, n_texts=0):
+    """What is said of a model folder before it is loaded in float32."""
+    return look_ahead(open_folder(path, name), FLOAT, home=path, n_texts=n_texts)
 
 
 @pytest.mark.parametrize("family", ALL, ids=lambda family: family.name)
 def test_the_outlook_of_a_family_is_what_loading_it_finds(family, tmp_path):
     folder = family.build(tmp_path)
-    found = outlook(folder, "x", dtype=torch.float32, device=CPU, n_vectors=10)
+    found = outlook(folder, "x", n_texts=5)
     backbone = load_backbone(folder, "x", dtype=torch.float32, device="cpu")
     assert (found.n_layers, found.hidden_size) == (backbone.n_layers, backbone.hidden_size)
-    assert found.n_parameters == backbone.n_published
+    assert found.n_parameters == backbone.folder.n_published
     assert found.n_loaded == sum(p.numel() for p in backbone.model.parameters())
     assert found.weight_bytes == 4 * found.n_loaded
     assert found.file_bytes == (folder / "model.safetensors").stat().st_size
@@ -42,7 +48,7 @@ def test_nothing_is_loaded_to_look_ahead(tmp_path, monkeypatch):
         return real(cls, data, requires_grad)
 
     monkeypatch.setattr(torch.nn.Parameter, "__new__", note)
-    outlook(folder, "x", dtype=torch.float32, device=CPU)
+    outlook(folder, "x")
     assert set(made) == {"meta"}
 
 
@@ -50,7 +56,7 @@ def test_activations_are_of_the_size_that_a_pass_really_makes(tmp_path, monkeypa
     folder = NAMED["llama"].build(tmp_path, intermediate_size=128)
     tokens = 128
     monkeypatch.setattr(outlook_module, "batch_tokens", lambda _: tokens)
-    found = outlook(folder, "x", dtype=torch.float32, device=CPU)
+    found = outlook(folder, "x")
     backbone = load_backbone(folder, "x", dtype=torch.float32, device="cpu")
     measured = cost.measure(backbone, tokens)
     made = measured.peak_bytes[-1] - 4 * found.n_loaded
@@ -59,7 +65,7 @@ def test_activations_are_of_the_size_that_a_pass_really_makes(tmp_path, monkeypa
 
 def test_what_cannot_fit_is_refused_with_what_could(tmp_path, monkeypatch):
     folder = NAMED["llama"].build(tmp_path)
-    found = outlook(folder, "big", dtype=torch.float32, device=CPU)
+    found = outlook(folder, "big")
     found.refuse()
     with pytest.raises(BackboneError, match=r"big needs about .* GB in float32, and cpu has") as no:
         replace(found, free_bytes=1000).refuse()
@@ -72,7 +78,7 @@ def test_what_cannot_fit_is_refused_with_what_could(tmp_path, monkeypatch):
         replace(found, dtype="bfloat16", free_bytes=found.memory_bytes - 1000).refuse()
     assert "--dtype" not in no.value.hint
     monkeypatch.setattr(outlook_module, "free_memory", lambda _: 1000)
-    assert not outlook(folder, "big", dtype=torch.float32, device=CPU).fits
+    assert not outlook(folder, "big").fits
 
 
 @pytest.mark.parametrize("device_map", [None, "auto"])
@@ -81,9 +87,9 @@ def test_a_run_is_refused_before_loading_unless_it_may_spread(
 ):
     monkeypatch.setattr(outlook_module, "free_memory", lambda _: 1000)
     loaded = []
-    load = experiment.load_backbone
+    load = opening.load_backbone
     monkeypatch.setattr(
-        experiment, "load_backbone", lambda *a, **k: loaded.append(k["device_map"]) or load(*a, **k)
+        opening, "load_backbone", lambda *a, **k: loaded.append(k["device_map"]) or load(*a, **k)
     )
     config = RunConfig.checked(
         backbone=str(tiny_backbone_folder),
@@ -101,7 +107,7 @@ def test_a_run_is_refused_before_loading_unless_it_may_spread(
             config,
             home=home,
             run_id="x",
-            run_dir=tmp_path / "run",
+            folder=RunFolder(tmp_path / "run"),
             progress=silent,
             on_points=lambda _: None,
         )
@@ -125,4 +131,4 @@ def test_an_unknown_architecture_is_refused(change, said, tmp_path):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(BackboneError, match=said):
-        outlook(folder, "x", dtype=torch.float32, device=CPU)
+        outlook(folder, "x")

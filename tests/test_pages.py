@@ -21,9 +21,10 @@ from tests.example_run import (
     finished_run,
     token_answer,
 )
+from tests.example_run import at as cut
 from tests.page_driver import ROOT, button, html_of, open_page, text_of
 
-CHIPS = [("linear", "last"), ("linear", "mean"), ("mlp", "mean"), ("linear", "max")]
+CHIPS = [cut(0, *named).chip for named in (("last",), ("mean",), ("mean", "mlp"), ("max",))]
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_run_is_deleted_only_after_the_question(store):
     assert store.runs()
     button(at, f"delete_{job.run_id}").click().run()
     assert store.runs() == []
-    assert not store.run_dir(job.run_id).exists()
+    assert not store.folder(job.run_id).path.exists()
 
 
 def test_an_interrupted_run_offers_resume_and_is_queued_again(store):
@@ -122,7 +123,7 @@ def test_options_of_the_form_reach_the_run(store):
     at.run()
     button(at, "start").click().run()
     (job,) = store.runs()
-    assert job.config.features == ("raw", "first", "max")
+    assert [v.name for v in job.config.vectors] == ["raw", "first", "max"]
     assert job.config.chips == ("linear", "mlp")
     assert (job.config.class_weight, job.config.repeats) == ("balanced", 5)
     assert job.config.device_map == "auto"

@@ -188,7 +188,8 @@ def test_a_page_that_gives_no_second_text_gets_the_sentence(decoder):
     assert "second is missing" in answerer.answer(asked)["error"]
     found = answerer.answer(asked | {"text_pairs": ["y"]})["predictions"]
     assert set(found[0]["probabilities"]) == set(CLASSES)
-    asked = {"op": "tokens", "run_id": run["run_id"], "text": "x", "layer": 1, "pooling": "last"}
+    asked = {"op": "tokens", "run_id": run["run_id"], "text": "x"}
+    asked |= {"layer": 1, "chip": "linear.last"}
     assert "second is missing" in answerer.answer(asked)["error"]
     with pytest.raises(ConfigError, match="1 texts and 2 second texts"):
         bundle.load(bundles["max"][0]).predict(["x"], ["y", "z"])

@@ -13,7 +13,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from chipviz import sources, tables
-from chipviz.backbone import convert_gguf, fast_dtype, load_backbone
+from chipviz.backbone import convert_gguf, fast_dtype
 from chipviz.config import RunConfig
 from chipviz.features import extract
 from chipviz.from_table import make_task
@@ -22,6 +22,7 @@ from chipviz.linear import STRENGTHS, Turn, fit_linear
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.training import labels_of, read_layers
 from tests.conftest import shared_home
+from tests.families import load_backbone
 
 pytestmark = pytest.mark.slow
 DATA = Path(os.environ.get("CHIPVIZ_DATA") or Path(__file__).resolve().parents[2] / "shared/data")
@@ -61,7 +62,7 @@ def real(request, backbone):
         max_length=max_length,
     )
     task = make_task(tables.read_table(config.data, home), config)
-    prompt = bake(load_tokenizer(model.folder), None, max_length, task.splits["train"])
+    prompt = bake(load_tokenizer(model.folder.path), None, max_length, task.splits["train"])
     features = extract(model, prompt, task, home, vectors=(Vector.named("last"),)).features
     return task, features
 

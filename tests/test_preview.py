@@ -10,13 +10,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from chipviz import experiment, outlook, preview
-from chipviz.backbone import load_backbone
 from chipviz.config import RunConfig
+from chipviz.errors import BackboneError
 from chipviz.from_table import make_task
 from chipviz.progress import silent
 from chipviz.prompt import bake, load_tokenizer
+from chipviz.run_folder import RunFolder
 from chipviz.tables import read_table
 from tests import families
+from tests.families import load_backbone
 
 TEMPLATE = "say {text} now:"
 SETTINGS = {"template": TEMPLATE, "max_length": 16, "max_train": 60, "max_test": 20}
@@ -27,29 +29,19 @@ def config_of(folder, data, **changes):
 
 
 @pytest.fixture(scope="module")
-def without_weights(tiny_backbone_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("light") / "model"
-    shutil.copytree(tiny_backbone_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def looked(without_weights, toy_csv, tmp_path_factory):
-    config = config_of(without_weights, toy_csv)
+def looked(tiny_backbone_folder, toy_csv, tmp_path_factory):
+    config = config_of(tiny_backbone_folder, toy_csv)
     return config, preview.inspect(config, home=tmp_path_factory.mktemp("home"))
 
 
-def test_a_run_with_the_same_settings_reports_what_the_preview_said(
-    looked, tiny_backbone_folder, tmp_path
-):
+def test_a_run_with_the_same_settings_reports_what_the_preview_said(looked, tmp_path):
     config, found = looked
-    config = config.model_copy(update={"backbone": str(tiny_backbone_folder)})
     (tmp_path / "run").mkdir()
     report = experiment.run(
         config,
         home=tmp_path,
         run_id="one",
-        run_dir=tmp_path / "run",
+        folder=RunFolder(tmp_path / "run"),
         progress=silent,
         on_points=lambda _: None,
     ).task
@@ -100,12 +92,12 @@ def test_the_examples_are_whole_prompts_with_the_probed_tokens_marked(looked, to
     assert all(repr(end.begins[:60]) in line for end, line in zip(ends, said, strict=True))
 
 
-def test_of_what_the_limit_removes_the_beginning_alone_is_kept(without_weights, tmp_path):
+def test_of_what_the_limit_removes_the_beginning_alone_is_kept(tiny_backbone_folder, tmp_path):
     """A cell may hold ten million characters; three of them are no preview."""
     rows = ["text,label", *(f"{'word ' * 4000}{i},{'ab'[i % 2]}" for i in range(40))]
     (tmp_path / "long.csv").write_text("\n".join(rows))
     config = RunConfig.checked(
-        backbone=str(without_weights), data=str(tmp_path / "long.csv"), max_length=16
+        backbone=str(tiny_backbone_folder), data=str(tmp_path / "long.csv"), max_length=16
     )
     found = preview.inspect(config, home=tmp_path)
     for example in found.examples:
@@ -115,7 +107,9 @@ def test_of_what_the_limit_removes_the_beginning_alone_is_kept(without_weights, 
     assert len(json.dumps(found.to_dict())) < 10_000
 
 
-def test_texts_that_splits_share_are_counted_once_whatever_their_case(without_weights, tmp_path):
+def test_texts_that_splits_share_are_counted_once_whatever_their_case(
+    tiny_backbone_folder, tmp_path
+):
     rows = {
         "train": ["a b", "A  b", "c", "d"],
         "validation": ["e", "A B"],
@@ -124,7 +118,7 @@ def test_texts_that_splits_share_are_counted_once_whatever_their_case(without_we
     for split, texts in rows.items():
         lines = [json.dumps({"text": t, "label": i % 2}) for i, t in enumerate(texts)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
-    found = preview.inspect(config_of(without_weights, tmp_path), home=tmp_path)
+    found = preview.inspect(config_of(tiny_backbone_folder, tmp_path), home=tmp_path)
     assert found.shared == {"train, validation": 1, "train, test": 2, "validation, test": 1}
     assert not any(rows.made for rows in found.splits.values())
 
@@ -143,14 +137,14 @@ def test_a_preview_is_plain_json_and_in_words_it_says_the_same(looked):
 
 
 @pytest.mark.parametrize(
-    ("pooling", "expected"), [("first", (0, 1)), ("max", (0, 5)), ("raw", (4, 5))]
+    ("pooling", "expected"), [("first", (0, 1)), ("max", (0, 5)), ("last", (4, 5))]
 )
 def test_each_pooling_reads_its_own_tokens(pooling, expected):
     assert preview._probed(pooling, 5) == expected
 
 
 def test_the_backbone_is_seen_before_it_is_loaded(
-    looked, tiny_backbone_folder, toy_csv, tmp_path, monkeypatch
+    tiny_backbone_folder, toy_csv, tmp_path, monkeypatch
 ):
     config = config_of(tiny_backbone_folder, toy_csv)
     facts = preview.inspect(config, home=tmp_path).backbone
@@ -158,13 +152,35 @@ def test_the_backbone_is_seen_before_it_is_loaded(
     assert facts.n_parameters == model.num_parameters()
     assert facts.n_layers == model.config.num_hidden_layers
     assert facts.refused is None
-    assert "model.safetensors" in looked[1].backbone.refused  # a folder without weights
     monkeypatch.setattr(outlook, "free_memory", lambda _: 1000)
     facts = preview.inspect(config, home=tmp_path).backbone
     assert "free" in facts.refused
     assert "--device-map auto" in facts.hint
     spread = config_of(tiny_backbone_folder, toy_csv, device_map="auto")
     assert preview.inspect(spread, home=tmp_path).backbone.refused is None
+
+
+def test_a_folder_without_weights_is_refused_before_anything_is_shown(
+    tiny_backbone_folder, toy_csv, tmp_path
+):
+    light = tmp_path / "model"
+    shutil.copytree(tiny_backbone_folder, light, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(BackboneError, match=r"model\.safetensors"):
+        preview.inspect(config_of(light, toy_csv), home=tmp_path)
+
+
+@pytest.mark.parametrize(("n_poolings", "preset"), [(0, "sound"), (1, "sound"), (0, "published")])
+def test_the_disk_that_features_need_is_what_the_run_keeps(
+    n_poolings, preset, tiny_backbone_folder, toy_csv, tmp_path
+):
+    """Two poolings where none is named, and the published recipe's vector beside them."""
+    config = config_of(
+        tiny_backbone_folder, toy_csv, preset=preset, poolings=("mean",)[:n_poolings]
+    )
+    found = preview.inspect(config, home=tmp_path)
+    n_vectors = (n_poolings or 2) + (preset == "published")
+    n_texts = sum(rows.n for rows in found.splits.values())
+    assert found.backbone.feature_bytes == 4 * n_texts * n_vectors * 5 * 32
 
 
 @pytest.mark.parametrize(("name", "own"), [("bert", "first"), ("llama", "last")])

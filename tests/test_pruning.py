@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from chipviz.backbone import load_backbone
 from chipviz.errors import ConfigError
 from chipviz.features import forward_pooled
 from chipviz.keys import Vector
 from chipviz.pruning import cut_config, cut_weights
-from tests.families import NAMED
+from tests.families import NAMED, load_backbone
 
 VECTORS = [Vector.named("last"), Vector.named("mean")]
 

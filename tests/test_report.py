@@ -164,7 +164,7 @@ def test_predictions_are_read_as_they_were_kept(tmp_path):
 
 def test_what_each_chip_got_right_comes_from_its_own_predictions(tmp_path):
     """Layer by layer, against the drawn hits that the predictions were made of."""
-    write_files(tmp_path, [Example(text="a", label=i % 5) for i in range(400)])
+    write_files(RunFolder(tmp_path), [Example(text="a", label=i % 5) for i in range(400)])
     found, hits = RunFolder(tmp_path).read_predictions().correct, correct()
     assert set(found) == set(hits)
     assert all((found[key] == hits[key]).all() for key in hits)

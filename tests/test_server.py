@@ -44,10 +44,10 @@ def client(server):
 
 def built_bundle(store, files, data="bbc-news"):
     run = store.create_run(RunConfig(backbone="smollm2-135m", data=data), claim=True)
-    store.finish(run.job_id, "done", result="{}")
+    store.finish(run.job_id, "done")
     job = store.create_bundle(run.run_id, CUT)
     store.claim(job.job_id)
-    folder = store.run_dir(run.run_id) / "bundle" / job.name
+    folder = store.folder(run.run_id).bundles / job.name
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)

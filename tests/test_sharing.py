@@ -4,6 +4,7 @@ import pytest
 
 from chipviz import sharing
 from chipviz.config import RunConfig
+from chipviz.run_folder import RunFolder
 from chipviz.store import Store
 
 KEY, OTHER = "0123456789abcdef01234567", "f" * 24
@@ -17,8 +18,8 @@ def store(tmp_path):
 
 def run_on(store, key):
     run_id = store.create_run(CONFIG).run_id
-    store.run_dir(run_id).mkdir(parents=True)
-    sharing.use(store.run_dir(run_id), key)
+    store.folder(run_id).path.mkdir(parents=True)
+    sharing.use(store.folder(run_id), key)
     return run_id
 
 
@@ -58,5 +59,6 @@ def test_a_run_that_came_to_no_features_is_deleted_alone(store):
     "note", ["", "../../home", f"{KEY}/..", "F" * 24, "\udcff" * 24, KEY + "0"]
 )
 def test_a_note_that_is_no_key_leads_nowhere(tmp_path, note):
-    (tmp_path / "features.txt").write_text(note, "utf-8", "surrogatepass")
-    assert sharing.used_by(tmp_path) is None
+    run = RunFolder(tmp_path)
+    run.features_note.write_text(note, "utf-8", "surrogatepass")
+    assert sharing.used_by(run) is None

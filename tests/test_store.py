@@ -11,6 +11,7 @@ import pytest
 
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import JobError
+from chipviz.keys import ChipKey, Cut
 from chipviz.metrics import CurvePoint
 from chipviz.progress import Progress
 from chipviz.store import ACTIVE, ENDED, STALLED_AFTER_S, Store
@@ -26,7 +27,7 @@ def store(tmp_path):
 
 
 def point(n_train, layer=0, accuracy=0.5):
-    return CurvePoint(n_train, layer, "last", "linear", accuracy)
+    return CurvePoint(n_train, Cut(layer, ChipKey.sound("last")), accuracy)
 
 
 def run_python(code, *arguments):
@@ -104,6 +105,7 @@ def test_eight_processes_may_open_a_fresh_home_and_write_at_once(tmp_path):
     write = """
 import multiprocessing, sys
 from pathlib import Path
+from chipviz.keys import ChipKey, Cut
 from chipviz.metrics import CurvePoint
 from chipviz.store import Store
 fork = multiprocessing.get_context("fork")
@@ -112,7 +114,7 @@ def write(worker):
     barrier.wait()
     store = Store(Path(sys.argv[1]))
     for n in range(50):
-        store.add_points("run", [CurvePoint(n, worker, "last", "linear", 0.5)])
+        store.add_points("run", [CurvePoint(n, Cut(worker, ChipKey.sound("last")), 0.5)])
 writers = [fork.Process(target=write, args=(i,)) for i in range(8)]
 [writer.start() for writer in writers]
 [writer.join() for writer in writers]
@@ -223,11 +225,13 @@ def test_killing_a_writer_at_any_moment_loses_no_acknowledged_point(store):
     write = """
 import sys
 from pathlib import Path
+from chipviz.keys import ChipKey, Cut
 from chipviz.metrics import CurvePoint
 from chipviz.store import Store
 store = Store(Path(sys.argv[1]))
 for n in range(10**9):
-    store.add_points(sys.argv[2], [CurvePoint(n, i, "last", "linear", 0.5) for i in range(3)])
+    cuts = (Cut(i, ChipKey.sound("last")) for i in range(3))
+    store.add_points(sys.argv[2], [CurvePoint(n, cut, 0.5) for cut in cuts])
     print(n, flush=True)
 """
     for attempt in range(2):
@@ -249,14 +253,14 @@ for n in range(10**9):
 )
 def test_no_path_is_made_from_what_is_not_a_run_id(store, run_id):
     with pytest.raises(JobError, match="not a run id"):
-        store.run_dir(run_id)
+        store.folder(run_id)
     with pytest.raises(JobError, match="not a run id"):
         store.delete(run_id)
 
 
 def test_run_ids_sort_by_time_and_lie_under_the_home(store):
     job = store.create_run(CONFIG)
-    assert store.run_dir(job.run_id) == store.home / "runs" / job.run_id
+    assert store.folder(job.run_id).path == store.home / "runs" / job.run_id
     assert job.run_id[:8].isdigit()
 
 
@@ -271,13 +275,13 @@ def test_deleting_a_run_takes_its_curve_its_bundles_and_its_folder_and_no_others
     bundle = store.create_bundle(run.run_id, CUT)
     for job in (run, other):
         store.add_points(job.run_id, [point(1)])
-        store.run_dir(job.run_id).mkdir(parents=True)
+        store.folder(job.run_id).path.mkdir(parents=True)
     store.delete(run.run_id)
     assert store.runs() == [other]
     assert store.points(run.run_id) == []
     assert store.points(other.run_id) == [point(1)]
-    assert not store.run_dir(run.run_id).exists()
-    assert store.run_dir(other.run_id).exists()
+    assert not store.folder(run.run_id).path.exists()
+    assert store.folder(other.run_id).path.exists()
     with pytest.raises(JobError):
         store.get(bundle.job_id)
 
@@ -287,11 +291,11 @@ def test_a_folder_that_cannot_be_removed_is_named(store, monkeypatch):
         raise PermissionError("not yours")
 
     run = store.create_run(CONFIG)
-    store.run_dir(run.run_id).mkdir(parents=True)
+    store.folder(run.run_id).path.mkdir(parents=True)
     monkeypatch.setattr("shutil.rmtree", refuse)
     with pytest.raises(JobError, match="not yours") as caught:
         store.delete(run.run_id)
-    assert str(store.run_dir(run.run_id)) in caught.value.hint
+    assert str(store.folder(run.run_id).path) in caught.value.hint
 
 
 def test_a_run_at_work_or_with_a_bundle_at_work_is_not_deleted(store):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from chipviz.backbone import load_backbone
 from chipviz.chips import Chip, Chips
 from chipviz.keys import ChipKey, Cut
 from chipviz.prompt import bake, load_tokenizer
 from chipviz.task import Examples
 from chipviz.tokens import read_tokens, settled_layer
+from tests.families import load_backbone
 
 
 @pytest.fixture(scope="module")

@@ -85,9 +85,9 @@ def test_balanced_weights_give_a_rare_class_its_say(tiny_backbone_folder, tmp_pa
 
 
 def _fingerprint(folder):
-    from chipviz.backbone import load_backbone
+    from tests.families import load_backbone
 
-    return load_backbone(folder, "tiny", device="cpu").fingerprint
+    return load_backbone(folder, "tiny", device="cpu").folder.fingerprint
 
 
 def test_a_bias_learns_the_shares_of_the_classes_from_states_that_say_nothing():

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chipviz.adapters import find_model
-from chipviz.backbone import load_backbone
 from chipviz.errors import BackboneError, ChipvizError
+from chipviz.find import find_model
 from chipviz.prompt import load_tokenizer
 from chipviz.vetting import licence_of, vet, vet_weights
+from tests.families import load_backbone
 
 
 @pytest.fixture

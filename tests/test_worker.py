@@ -18,6 +18,7 @@ import chipviz
 from chipviz import worker
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import SourceError
+from chipviz.keys import ChipKey, Cut
 from chipviz.metrics import CurvePoint
 from chipviz.progress import Cancelled, Progress
 from chipviz.report import (
@@ -29,7 +30,7 @@ from chipviz.report import (
     TaskInfo,
     Timing,
 )
-from chipviz.store import Store
+from chipviz.store import Store, summary
 
 CONFIG = RunConfig(backbone="tiny", data="toy")
 CUT = CutSpec(cut_layer=1, pooling="mean")
@@ -118,26 +119,26 @@ def exit_note(store, job):
 
 
 def log_of(store, job):
-    return (store.run_dir(job.run_id) / "log.txt").read_text()
+    return store.folder(job.run_id).log.read_text()
 
 
 def test_a_run_that_succeeds_is_done_with_its_report_its_points_and_its_config(store, computes):
-    points = [CurvePoint(2, layer, "last", "linear", 0.5) for layer in range(3)]
+    points = [CurvePoint(2, Cut(layer, ChipKey.sound("last")), 0.5) for layer in range(3)]
 
-    def run(config, *, home, run_id, run_dir, progress, on_points):
-        assert (config, home, run_dir) == (CONFIG, store.home, store.run_dir(run_id))
+    def run(config, *, home, run_id, folder, progress, on_points):
+        assert (config, home, folder) == (CONFIG, store.home, store.folder(run_id))
         assert store.get(run_id).state == "loading"
         progress(Progress("extracting", "reading", 1, 2))
         on_points(points)
+        folder.write_report(report_of(run_id))
         return report_of(run_id)
 
     computes(run)
     job = train(store)
     assert (job.state, job.message) == ("done", "")
-    assert job.report == report_of(job.run_id)
+    assert store.report(job.run_id) == report_of(job.run_id)
+    assert job.cut_layer == report_of(job.run_id).selection["within"].cut_layer
     assert store.points(job.run_id) == points
-    config = (store.run_dir(job.run_id) / "config.json").read_text()
-    assert RunConfig.model_validate_json(config) == CONFIG
     note = exit_note(store, job)
     assert (note["state"], note["pid"], note["pid_created"]) == (
         "done",
@@ -155,12 +156,12 @@ def test_the_exit_note_is_written_after_the_store_knows(store, computes, monkeyp
     monkeypatch.setattr(worker, "write_atomic", watching_write)
     computes(lambda _config, **rest: report_of(rest["run_id"]))
     train(store)
-    assert seen == [("config.json", "loading"), ("exit.json", "done")]
+    assert seen == [("exit.json", "done")]
 
 
 def test_the_note_of_an_earlier_attempt_is_gone_while_the_next_one_works(store, computes):
     job = store.create_run(CONFIG, claim=True)
-    store.run_dir(job.run_id).mkdir(parents=True)
+    store.folder(job.run_id).path.mkdir(parents=True)
     store.exit_path(job).write_text("{}")
 
     def run(_config, **rest):
@@ -231,7 +232,7 @@ def test_an_unforeseen_error_fails_with_its_name_and_leaves_the_traceback_in_the
     computes(fails_with(ValueError("seven is not six")))
     job = train(store)
     assert (job.state, job.message) == ("failed", "Unexpected ValueError: seven is not six")
-    assert str(store.run_dir(job.run_id) / "log.txt") in job.hint
+    assert str(store.folder(job.run_id).log) in job.hint
     assert "Traceback" in log_of(store, job)
 
 
@@ -355,12 +356,15 @@ def test_a_store_that_takes_no_end_still_leaves_the_whole_end_in_the_note(
     assert job.state == "loading"
     note = exit_note(store, job)
     assert note["state"] == "done"
-    assert RunReport.model_validate_json(note["result"]) == report_of(job.run_id)
+    assert note["found"] == summary(report_of(job.run_id))
 
 
 def finished_run(store):
     run = store.create_run(CONFIG, claim=True)
-    store.finish(run.job_id, "done", result=report_of(run.run_id).model_dump_json())
+    report = report_of(run.run_id)
+    store.folder(run.run_id).path.mkdir(parents=True)
+    store.folder(run.run_id).write_report(report)
+    store.finish(run.job_id, "done", found=summary(report))
     return run
 
 
@@ -373,9 +377,9 @@ def claimed_bundle(store, run):
 def test_a_bundle_is_built_from_its_run_into_a_folder_of_its_own(store, computes):
     folders = []
 
-    def build(config, report, cut, *, home, run_dir, out, progress):
-        assert (config, report.run_id, cut, home) == (CONFIG, run.run_id, CUT, store.home)
-        assert out.parent == run_dir / "bundle" == store.run_dir(run.run_id) / "bundle"
+    def build(folder, cut, *, home, out, progress):
+        assert (folder, cut, home) == (store.folder(run.run_id), CUT, store.home)
+        assert out.parent == folder.bundles
         folders.append(out)
         progress(Progress("verifying", "comparing"))
         return bundle_of(out)
@@ -393,7 +397,7 @@ def test_a_bundle_is_built_from_its_run_into_a_folder_of_its_own(store, computes
 def test_a_build_that_does_not_end_well_leaves_no_folder(store, computes, error):
     folders = []
 
-    def build(_config, _report, _cut, *, out, **_):
+    def build(_folder, _cut, *, out, **_):
         out.mkdir(parents=True)
         (out / "model.safetensors").write_bytes(b"half")
         folders.append(out)

@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from chipviz import fetching
-from chipviz.fetching import ask, say
+from chipviz import download
+from chipviz.download import ask, say
 from chipviz.progress import Cancelled, silent
 
 SCRIPT = """
 import sys, time
-from chipviz.fetching import say
+from chipviz.download import say
 {body}
 """
 
@@ -20,17 +20,17 @@ from chipviz.fetching import say
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """Ask a process that runs some lines of Python."""
-    popen = fetching.subprocess.Popen
+    popen = download.subprocess.Popen
 
     def run(body, progress=silent):
         script = tmp_path / "asks.py"
         script.write_text(SCRIPT.format(body=body))
 
         def start(_command, **options):
-            env = {**fetching.os.environ, "PYTHONPATH": str(options["cwd"])}
+            env = {**download.os.environ, "PYTHONPATH": str(options["cwd"])}
             return popen([sys.executable, str(script)], env=env, **options)
 
-        monkeypatch.setattr(fetching.subprocess, "Popen", start)
+        monkeypatch.setattr(download.subprocess, "Popen", start)
         return ask("hub", [], "owner/name", progress)
 
     return run
@@ -57,7 +57,7 @@ print("a warning", file=sys.stderr)
 
 
 def test_a_bar_of_progress_is_a_sign_of_life_and_silence_is_none(asked, monkeypatch):
-    monkeypatch.setattr(fetching, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(download, "PATIENCE_S", 3.0)
     alive = """
 for i in range(45):
     sys.stderr.write(f"\\rreading {i} %")
