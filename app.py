@@ -7,7 +7,7 @@ import streamlit as st
 from streamlit.starlette import App
 
 from chipviz.config import home_dir
-from chipviz.server import Server
+from chipviz.ui.server import Server
 
 server = Server(home_dir(), hosts=st.get_option("server.allowedHosts"))
 app = App(

@@ -22,7 +22,7 @@ import torch
 from benchmarks import chips, cut, features, memory, pages, paper, runs
 from benchmarks.bench import Bench
 from benchmarks.measure import Row, machine, markdown, missing_row
-from chipviz.backbone import fast_dtype
+from chipviz.backbones.backbone import fast_dtype
 from chipviz.config import home_dir
 from chipviz.errors import ChipvizError
 

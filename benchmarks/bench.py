@@ -9,18 +9,18 @@ from typing import TypeVar
 
 import torch
 
-from chipviz.backbone import Backbone, fast_dtype, load_backbone
+from chipviz.backbones.backbone import Backbone, fast_dtype, load_backbone
+from chipviz.backbones.find import find_model
+from chipviz.backbones.model_folder import ModelFolder
 from chipviz.config import EXAMPLE, RunConfig
-from chipviz.features import ORDER, Extracted, extract
-from chipviz.find import find_model
-from chipviz.from_table import load_task
+from chipviz.data.from_table import load_task
+from chipviz.data.prompt import Prompt, bake, load_tokenizer
+from chipviz.data.tables import fetch_data
+from chipviz.data.task import Examples, Task
+from chipviz.features.extract import ORDER, Extracted, extract
 from chipviz.keys import Vector
-from chipviz.model_folder import ModelFolder
 from chipviz.progress import silent
-from chipviz.prompt import Prompt, bake, load_tokenizer
 from chipviz.sources import DATA_WHEELS
-from chipviz.tables import fetch_data
-from chipviz.task import Examples, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 SST2 = ROOT.parent / "shared" / "data" / "sst2"

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from benchmarks.bench import Bench, Work
 from benchmarks.measure import Row, alternate
-from chipviz.arrays import Features
-from chipviz.config import Split
-from chipviz.keys import Vector
-from chipviz.linear import STRENGTHS, Read, Turn, fit_linear
-from chipviz.rows import Rows
-from chipviz.streams import Pool
+from chipviz.chips.linear import STRENGTHS, Read, Turn, fit_linear
+from chipviz.chips.rows import Rows
+from chipviz.features.storage import Features
+from chipviz.keys import Split, Vector
+from chipviz.parallel import Pool
 
 GOAL = 10.0
 SAME_OBJECTIVE = 1e-3
@@ -57,7 +56,7 @@ class Fits:
         return self._stored.labels("train")
 
     def fit_ours(self, layers: Sequence[int]) -> None:
-        """As `chipviz.training` does on a CPU: from disk, turning included, layers side by side."""
+        """As `chips.training` does on a CPU: from disk, turning included, layers side by side."""
 
         def fit(layer: int) -> Tensor:
             weights = fit_linear(self._read("train", layer), self.labels, self.work.task.n_classes)

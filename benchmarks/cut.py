@@ -9,8 +9,8 @@ from transformers import AutoModel
 from benchmarks.bench import Bench
 from benchmarks.features import SAME
 from benchmarks.measure import Row, figure_row, seconds
-from chipviz.backbone import Backbone, watch_layers
-from chipviz.pruning import cut_config, cut_weights
+from chipviz.backbones.backbone import Backbone, watch_layers
+from chipviz.pruning.cut import cut_config, cut_weights
 
 BATCH, LENGTH = 4, 128
 GOAL = 1.1

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.bench import Bench, Work
 from benchmarks.measure import Row, alternate, difference, figure_row, matrix_rate, missing_row
-from chipviz.arrays import Features
-from chipviz.backbone import pad
-from chipviz.batching import batch_tokens
-from chipviz.features import ORDER
+from chipviz.backbones.backbone import pad
+from chipviz.backbones.batching import batch_tokens
+from chipviz.backbones.vetting import SAFE
+from chipviz.features.extract import ORDER
+from chipviz.features.storage import Features
 from chipviz.keys import RAW, Vector
-from chipviz.vetting import SAFE
 
 BATCH = 16
 LAST, MEAN = Vector.named("last"), Vector.named("mean")

@@ -19,15 +19,15 @@ from torch import Tensor
 from transformers import AutoModel, LlamaConfig
 
 from benchmarks.measure import matrix_rate
-from chipviz.anatomy import find_blocks
-from chipviz.backbone import Backbone
-from chipviz.batching import batch_tokens, batches
+from chipviz.backbones.backbone import Backbone
+from chipviz.backbones.batching import batch_tokens, batches
+from chipviz.backbones.model_folder import ModelFolder
+from chipviz.backbones.structure import find_blocks
+from chipviz.chips.linear import STRENGTHS, fit_linear
+from chipviz.chips.training import TOGETHER_BYTES
 from chipviz.errors import BackboneError, ChipvizError
-from chipviz.features import forward_pooled
+from chipviz.features.forward import forward_pooled
 from chipviz.keys import Vector
-from chipviz.linear import STRENGTHS, fit_linear
-from chipviz.model_folder import ModelFolder
-from chipviz.training import TOGETHER_BYTES
 
 N_CLASSES = 4
 PLANTED = 8

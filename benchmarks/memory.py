@@ -12,11 +12,11 @@ from pathlib import Path
 
 from benchmarks.bench import ROOT, Bench
 from benchmarks.measure import Row, figure_row
-from chipviz import jobs
 from chipviz.config import RunConfig
 from chipviz.errors import JobError
+from chipviz.runs import scheduler
+from chipviz.runs.store import Store
 from chipviz.sources import DATA_WHEELS
-from chipviz.store import Store
 
 GOAL = 1.1
 MIB = 2**20
@@ -60,8 +60,8 @@ def of_extraction(bench: Bench, n_texts: int) -> int:
 def of_worker(bench: Bench, n_texts: int) -> int:
     """Bytes the worker of a run on so many training texts held at most, chips and all."""
     store = Store(bench.fresh_home())
-    job = jobs.enqueue_run(store, _config(bench, n_texts))
-    peak = peak_of(jobs.worker_command(store, job))
+    job = scheduler.enqueue_run(store, _config(bench, n_texts))
+    peak = peak_of(scheduler.worker_command(store, job))
     if (state := store.get(job.job_id).state) != "done":
         raise JobError(f"The run of {n_texts:,} texts ended as {state}.", "See its log.")
     return peak

@@ -12,7 +12,7 @@ from benchmarks.bench import ROOT, Bench
 from benchmarks.measure import Row, figure_row
 from benchmarks.runs import computing, example, state_of
 from chipviz.errors import JobError
-from chipviz.store import ACTIVE
+from chipviz.runs.store import ACTIVE
 
 GOAL_MS = 150.0
 

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from benchmarks.bench import Bench, Work, without_test
 from benchmarks.features import load_causal
 from benchmarks.measure import Ratio, Row, alternate, seconds
-from chipviz.arrays import Features
-from chipviz.chips import Chips
-from chipviz.config import Split
-from chipviz.keys import RAW, Vector
+from chipviz.chips.chip import Chips
+from chipviz.chips.rows import Rows
+from chipviz.chips.training import Trainer
+from chipviz.features.storage import Features
+from chipviz.keys import RAW, Split, Vector
+from chipviz.parallel import Pool
 from chipviz.progress import silent
-from chipviz.rows import Rows
-from chipviz.streams import Pool
-from chipviz.training import Trainer
 
 HIDDEN = 256
 LEARNING_RATE = 1e-5

@@ -11,13 +11,14 @@ import psutil
 
 from benchmarks.bench import Bench
 from benchmarks.measure import Row, figure_row
-from chipviz import experiment, jobs
+from chipviz import experiment
 from chipviz.config import RunConfig
 from chipviz.errors import JobError
 from chipviz.progress import silent
-from chipviz.report import RunReport
-from chipviz.run_folder import RunFolder
-from chipviz.store import ENDED, State, Store
+from chipviz.results.report import RunReport
+from chipviz.results.run_folder import RunFolder
+from chipviz.runs import scheduler as jobs
+from chipviz.runs.store import ENDED, State, Store
 
 POLL_S = 0.05
 

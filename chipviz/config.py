@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from chipviz.errors import ConfigError
 from chipviz.keys import RAW, ChipKey, ChipKind, ChipRecord, Cut, Pooling, Recipe, Vector, fields_of
 
-Split = Literal["train", "validation", "test"]
 Preset = Recipe
 """*sound* trains chips of this project's recipe; *published* trains the paper's beside them."""
 Rule = Literal["validate", "within", "non-inferior", "elbow", "budget", "fixed", "oracle", "manual"]

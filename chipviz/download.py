@@ -31,7 +31,7 @@ def ask(module: str, arguments: Sequence[str], name: str, progress: ProgressFn) 
     """Run `python -m chipviz.MODULE ARGUMENTS` until it ends or falls silent.
 
     Args:
-        module: `hub` or `datahub`.
+        module: `backbones.hub` or `data.hub`.
         arguments: Of that module, as a program.
         name: What is asked for, in words.
         progress: Told `done` of `total` bytes where the process says them; a cancel ends it.

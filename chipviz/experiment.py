@@ -4,23 +4,22 @@ The file to open first. Knows the order of the steps; every step is another modu
 caller what happens and never asks who that is.
 """
 
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from chipviz import reporting, sharing
-from chipviz.build import build as build
+from chipviz import reporting
+from chipviz.backbones.opening import open_backbone
+from chipviz.bundle.build import build as build
+from chipviz.chips.training import PointsFn, Trainer
 from chipviz.config import RunConfig
-from chipviz.features import extract
-from chipviz.from_table import load_task
-from chipviz.opening import open_backbone
+from chipviz.data.from_table import load_task
+from chipviz.features.distributed import join
+from chipviz.features.extract import extract
+from chipviz.parallel import Pool
 from chipviz.progress import ProgressFn, silent
-from chipviz.report import RunReport
-from chipviz.run_folder import RunFolder
-from chipviz.streams import Pool
-from chipviz.team import join
-from chipviz.training import PointsFn, Trainer
+from chipviz.results.report import RunReport
+from chipviz.results.run_folder import RunFolder
 
 
 def run(
@@ -68,7 +67,7 @@ def run(
             home,
             vectors=config.vectors,
             progress=progress,
-            on_key=partial(sharing.use, folder),
+            on_key=folder.note_features,
             on_chunk=live.on_chunk,
             team=team,
             pool=pool,
@@ -76,13 +75,11 @@ def run(
         clock.lap("extract_s", less=live.seconds)
         chips = trainer.fit(extracted.features)
         chips.save(folder.chips, backbone.folder.fingerprint)
-        scores, predictions = trainer.score(extracted.features, chips)
-    folder.write_predictions(predictions)
+        trained = trainer.score(extracted.features, chips)
+    folder.write_predictions(trained.predictions)
     clock.lap("fit_s")  # what was drawn while reading is in it
     reporting.keep_examples(task, folder)
-    found = reporting.Findings(
-        config, task, backbone, prompt, extracted, chips, scores, predictions
-    )
+    found = reporting.Findings(config, task, backbone, prompt, extracted, trained)
     report = reporting.assemble(found, run_id, clock)
     folder.write_report(report)
     return report

@@ -14,6 +14,8 @@ Pooling = Literal["last", "mean", "first", "max"]
 """Which state of a text is taken: the last token's, the mean over all tokens, the first token's, or
 the largest value of each dimension."""
 ChipKind = Literal["linear", "mlp"]
+Split = Literal["train", "validation", "test"]
+"""*train* fits chips, *validation* chooses everything, *test* is scored once, for the report."""
 
 EMBEDDING_LAYER = -1
 """Layer number of the control that reads the embedding output; never a layer."""

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chipviz.config import RunConfig, Split
+from chipviz.config import RunConfig
+from chipviz.data.task import say_columns
 from chipviz.errors import BackboneError, TaskError
-from chipviz.keys import Pooling
+from chipviz.keys import Pooling, Split
 from chipviz.progress import Progress, ProgressFn, silent
-from chipviz.task import say_columns
 
 if TYPE_CHECKING:
-    from chipviz.model_folder import ModelFolder
-    from chipviz.prompt import Prompt
-    from chipviz.task import Task
+    from chipviz.backbones.model_folder import ModelFolder
+    from chipviz.data.prompt import Prompt
+    from chipviz.data.task import Task
 
 N_EXAMPLES = 3
 N_MEASURED = 1_000
@@ -85,7 +85,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class BackbonePreview:
-    """A backbone from its configuration alone; see `chipviz.outlook`."""
+    """A backbone from its configuration alone; see `chipviz.backbones.memory`."""
 
     name: str
     n_layers: int
@@ -157,8 +157,8 @@ def look_at_columns(data: str, label: str | None, *, home: Path) -> ColumnsPrevi
     Raises:
         ChipvizError: If the table cannot be had or read.
     """
-    from chipviz.columns import find_columns
-    from chipviz.tables import read_table
+    from chipviz.data.columns import find_columns
+    from chipviz.data.tables import read_table
 
     frames = read_table(data, home).frames
     frame = frames["all" if "all" in frames else "train"]
@@ -181,7 +181,7 @@ def look_at_source(backbone: str, dtype: str | None, *, home: Path) -> BackboneP
     Raises:
         ChipvizError: If the backbone cannot be had, or is none.
     """
-    from chipviz.find import find_model
+    from chipviz.backbones.find import find_model
 
     config = RunConfig.checked(backbone=backbone, data="any", dtype=dtype)
     return look_at_backbone(config, find_model(backbone, home), home=home)
@@ -193,9 +193,9 @@ def inspect(config: RunConfig, *, home: Path, progress: ProgressFn = silent) -> 
     Raises:
         ChipvizError: As the run would, for its data, its template or its tokenizer.
     """
-    from chipviz.find import find_model
-    from chipviz.from_table import load_task
-    from chipviz.prompt import bake, load_tokenizer
+    from chipviz.backbones.find import find_model
+    from chipviz.data.from_table import load_task
+    from chipviz.data.prompt import bake, load_tokenizer
 
     task = load_task(config, home, progress)
     folder = find_model(config.backbone, home, progress)
@@ -220,7 +220,7 @@ def look_at_backbone(
         home: Where the fast dtype is remembered.
         n_texts: Texts that will be read.
     """
-    from chipviz.outlook import look_ahead
+    from chipviz.backbones.memory import look_ahead
 
     ahead = look_ahead(folder, config, home=home, n_texts=n_texts)
     facts = BackbonePreview(
@@ -255,8 +255,8 @@ def preview(
         poolings: Whose tokens to mark.
         backbone: What is known of the backbone.
     """
-    from chipviz.prompt import n_cut
-    from chipviz.task import text_keys
+    from chipviz.data.prompt import n_cut
+    from chipviz.data.task import text_keys
 
     keys = {split: set(text_keys(rows)) for split, rows in task.splits.items()}
     return Preview(
@@ -329,7 +329,7 @@ def _counts(labels: Sequence[int], names: Sequence[str]) -> dict[str, int]:
 def _examples(
     task: "Task", prompt: "Prompt", poolings: Sequence[Pooling]
 ) -> tuple[PromptPreview, ...]:
-    from chipviz.prompt import left_out
+    from chipviz.data.prompt import left_out
 
     train = task.splits["train"]
     rows = train.take(range(min(N_EXAMPLES, len(train))))

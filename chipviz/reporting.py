@@ -1,31 +1,28 @@
 """What a run computed -> its report: scores beside what they cost, and what every rule says."""
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import get_args
 
-from chipviz import bundle, controls, cost
-from chipviz.backbone import Backbone
-from chipviz.chips import Chips
-from chipviz.config import Rule, RunConfig, Split
-from chipviz.errors import ConfigError
-from chipviz.features import Extracted
-from chipviz.keys import EMBEDDING_LAYER, ChipKey
-from chipviz.metrics import Score
-from chipviz.prompt import Prompt, n_truncated
-from chipviz.report import (
+from chipviz.backbones.backbone import Backbone
+from chipviz.bundle import save
+from chipviz.chips import controls
+from chipviz.chips.training import Trained
+from chipviz.config import RunConfig
+from chipviz.data.prompt import Prompt, n_truncated
+from chipviz.data.task import Task
+from chipviz.features.extract import Extracted
+from chipviz.keys import EMBEDDING_LAYER, ChipKey, Split
+from chipviz.pruning import cost
+from chipviz.results.report import (
     BackboneInfo,
     BundleKind,
     Controls,
     Example,
     RunReport,
-    SelectionInfo,
     TaskInfo,
     Timing,
 )
-from chipviz.run_folder import Predictions, RunFolder
-from chipviz.task import Task
+from chipviz.results.run_folder import RunFolder
 
 KEPT_EXAMPLES: dict[Split, int] = {"test": 400, "validation": 64}
 """Maximum texts kept per split: test texts for the pages, validation texts for bundle checks."""
@@ -57,9 +54,7 @@ class Findings:
     backbone: Backbone
     prompt: Prompt
     extracted: Extracted
-    chips: Chips
-    scores: list[Score]
-    predictions: Predictions
+    trained: Trained
 
 
 def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
@@ -68,9 +63,9 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     tfidf = controls.tfidf(*(found.task.splits[s] for s in ("train", "validation", "test")))
     typical = cost.typical_length(found.extracted.lengths["validation"])
     measurement = cost.measure(backbone, typical)
+    chips = found.trained.chips
     bundles: dict[ChipKey, BundleKind] = {
-        key: bundle.kind_of(backbone, key.vector, stack)
-        for key, stack in found.chips.stacks.items()
+        key: save.kind_of(backbone, key.vector, stack) for key, stack in chips.stacks.items()
     }
     report = RunReport(
         run_id=run_id,
@@ -79,16 +74,17 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
         backbone=_backbone_info(backbone, found.config),
         task=_task_info(found.task, found.prompt),
         timing=_timing(clock, found.extracted.n_tokens),
-        scores=found.scores,
+        scores=found.trained.scores,
         controls=_controls(found, "test", tfidf[1]),
         controls_validation=_controls(found, "validation", tfidf[0]),
         selection={},
         dense=cost.dense_cost(backbone, limit, measurement),
-        costs=cost.cut_costs(backbone, found.chips, bundles, limit, measurement),
+        costs=cost.cut_costs(backbone, chips, bundles, limit, measurement),
         parts=cost.parts(backbone),
         measured=measurement.how,
     )
-    return report.model_copy(update={"selection": _selection(report, found.predictions)})
+    chosen = report.choices(found.trained.predictions.correct)
+    return report.model_copy(update={"selection": chosen})
 
 
 def keep_examples(task: Task, folder: RunFolder) -> None:
@@ -101,17 +97,6 @@ def keep_examples(task: Task, folder: RunFolder) -> None:
             for text, pair, label in zip(rows.texts, pairs, rows.labels, strict=True)
         ]
         folder.write_examples(split, examples)
-
-
-def _selection(report: RunReport, predictions: Predictions) -> dict[Rule, SelectionInfo]:
-    """What every rule says; where no cut is as small as the default budget, that rule is silent."""
-    correct = predictions.correct
-    chosen: dict[Rule, SelectionInfo] = {}
-    for rule in get_args(Rule):
-        if rule != "manual":
-            with suppress(ConfigError):
-                chosen[rule] = report.select(rule, correct=correct)
-    return chosen
 
 
 def _backbone_info(backbone: Backbone, config: RunConfig) -> BackboneInfo:
@@ -161,7 +146,7 @@ def _timing(clock: Clock, n_tokens: int) -> Timing:
 
 def _controls(found: Findings, split: Split, tfidf: float) -> Controls:
     """Reference accuracies; the embedding control is on the pooling that validation prefers."""
-    embedding = [s for s in found.scores if s.layer == EMBEDDING_LAYER]
+    embedding = [s for s in found.trained.scores if s.layer == EMBEDDING_LAYER]
     best = max((s for s in embedding if s.split == "validation"), key=lambda s: s.accuracy)
     same = next(s for s in embedding if s.split == split and s.key.vector == best.key.vector)
     return Controls(

@@ -1,13 +1,13 @@
 import streamlit as st
 
-from chipviz.ui import cut, findings, gate, nav, parts, saved, state
+from chipviz.ui import cut, cut_summary, nav, parts, require_run, result_tabs, state
 
-job, report = gate.finished_run()
+job, report = require_run.finished_run()
 st.header(parts.plain(job.name), anchor=False)
 chart, side = st.columns([5, 3], gap="large")
 with side:
     chosen = cut.controls(report)
-    saved.show(report, chosen)
+    cut_summary.show(report, chosen)
     with st.container(horizontal=True, key="next"):
         nav.link("bundle", "Build the bundle", state.address(), ":material/inventory_2:")
         nav.link("tokens", "See it word by word", state.address(), ":material/text_fields:")
@@ -18,4 +18,4 @@ with chart:
     oracle = cut.oracle_words(report)
     if oracle:
         st.caption(parts.plain(oracle))
-findings.tabs(job, report, chosen)
+result_tabs.tabs(job, report, chosen)

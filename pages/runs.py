@@ -1,7 +1,7 @@
 import streamlit as st
 
-from chipviz import jobs
 from chipviz.config import EXAMPLE, RunConfig
+from chipviz.runs import scheduler
 from chipviz.ui import nav, parts, run_list, state
 
 title, example, new = st.columns([5, 4, 2], vertical_alignment="center")
@@ -13,7 +13,7 @@ if example.button(
     width="stretch",
     icon=":material/play_arrow:",
 ):
-    job = jobs.enqueue_run(state.store(), RunConfig.checked(**EXAMPLE))
+    job = scheduler.enqueue_run(state.store(), RunConfig.checked(**EXAMPLE))
     nav.go("train", {"run": job.run_id})
 if new.button("New run", key="new_run", width="stretch"):
     nav.go("train")

@@ -8,9 +8,9 @@ import numpy as np
 from chipviz import config
 from chipviz.config import CutSpec, Rule, RunConfig
 from chipviz.keys import ChipKey, Cut, fields_of
-from chipviz.metrics import CurvePoint, Score, wilson_interval
 from chipviz.progress import Progress
-from chipviz.report import (
+from chipviz.results.metrics import CurvePoint, Score, wilson_interval
+from chipviz.results.report import (
     BackboneInfo,
     BundleKind,
     BundleReport,
@@ -24,9 +24,9 @@ from chipviz.report import (
     TaskInfo,
     Timing,
 )
-from chipviz.run_folder import Predictions, RunFolder
-from chipviz.selection import Correct
-from chipviz.store import Job, Store, summary
+from chipviz.results.run_folder import Predictions, RunFolder
+from chipviz.results.selection import Correct
+from chipviz.runs.store import Job, Store, summary
 
 LAYERS = 30
 LABELS = ["business", "entertainment", "politics", "sport", "tech"]

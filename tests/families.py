@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from chipviz import backbone
-from chipviz.model_folder import ModelFolder, open_folder
+from chipviz.backbones import backbone
+from chipviz.backbones.model_folder import ModelFolder, open_folder
 
 Words = Literal["bytes", "bos-bytes", "unigram", "wordpiece"]
 

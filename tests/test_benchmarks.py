@@ -11,9 +11,9 @@ import torch
 from benchmarks import chips, cut, features, gpu, measure, memory, pages, paper, runs
 from benchmarks.__main__ import ROWS, main
 from benchmarks.bench import Bench
-from chipviz.mlp import initial
-from chipviz.published import fit_published
-from chipviz.training import labels_of
+from chipviz.chips.mlp import initial
+from chipviz.chips.published import fit_published
+from chipviz.chips.training import labels_of
 
 
 @pytest.fixture

@@ -6,15 +6,16 @@ import random
 import pytest
 import torch
 
-from chipviz import backbone as backbone_module
-from chipviz import batching, experiment
-from chipviz.chips import Chips
+from chipviz import experiment
+from chipviz.backbones import backbone as backbone_module
+from chipviz.backbones import batching
+from chipviz.chips.chip import Chips
+from chipviz.chips.live import live_sizes
 from chipviz.config import RunConfig
+from chipviz.features.cache import used_by
 from chipviz.keys import ChipKey, Cut
-from chipviz.live import live_sizes
 from chipviz.progress import Cancelled, silent
-from chipviz.run_folder import RunFolder
-from chipviz.sharing import used_by
+from chipviz.results.run_folder import RunFolder
 from tests.conftest import planted_rows
 
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from chipviz import experiment, outlook, preview
+from chipviz import experiment, preview
+from chipviz.backbones import memory
 from chipviz.config import RunConfig
+from chipviz.data.from_table import make_task
+from chipviz.data.prompt import bake, load_tokenizer
+from chipviz.data.tables import read_table
 from chipviz.errors import BackboneError
-from chipviz.from_table import make_task
 from chipviz.progress import silent
-from chipviz.prompt import bake, load_tokenizer
-from chipviz.run_folder import RunFolder
-from chipviz.tables import read_table
+from chipviz.results.run_folder import RunFolder
 from tests import families
 from tests.families import load_backbone
 
@@ -152,7 +153,7 @@ def test_the_backbone_is_seen_before_it_is_loaded(
     assert facts.n_parameters == model.num_parameters()
     assert facts.n_layers == model.config.num_hidden_layers
     assert facts.refused is None
-    monkeypatch.setattr(outlook, "free_memory", lambda _: 1000)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 1000)
     facts = preview.inspect(config, home=tmp_path).backbone
     assert "free" in facts.refused
     assert "--device-map auto" in facts.hint

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from chipviz import sources, tables
+from chipviz import sources
+from chipviz.data import tables
+from chipviz.data.tables import fetch_data, read_table
 from chipviz.errors import SourceError
 from chipviz.progress import Cancelled
 from chipviz.sources import Wheel, absolute, fetch_backbone, find_backbone
-from chipviz.tables import fetch_data, read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,7 @@ import streamlit as st
 
 from chipviz import sources
 from chipviz.config import EXAMPLE
-from chipviz.ui import looks, parts
+from chipviz.ui import lookups, parts
 
 EMBEDDED = {
     "smollm2-135m": "SmolLM2-135M-Instruct: a decoder of 30 layers, Apache-2.0.",
@@ -60,11 +60,11 @@ def show_outlook(values: dict[str, Any]) -> bool:
         Whether a run with these settings can load it, as far as is known.
     """
     backbone: str = values["backbone"]
-    if not looks.is_here("backbones", backbone):
-        looks.offer("backbones", backbone)
+    if not lookups.is_here("backbones", backbone):
+        lookups.offer("backbones", backbone)
         return True
-    found = looks.outlook(backbone, values["dtype"])
-    if looks.trouble(found, backbone):
+    found = lookups.outlook(backbone, values["dtype"])
+    if lookups.trouble(found, backbone):
         return False
     st.html(_facts(found, embedded=backbone in EMBEDDED))
     return values["device_map"] is not None or show_refusal(found)

@@ -2,12 +2,12 @@
 
 import streamlit as st
 
-from chipviz import charts
-from chipviz.canvas import chip_name
-from chipviz.config import Rule
+from chipviz.config import CutSpec, Rule
 from chipviz.keys import Cut
-from chipviz.report import RunReport, SelectionInfo
+from chipviz.results.report import RunReport, SelectionInfo
 from chipviz.ui import parts, state
+from chipviz.ui.plots import curves
+from chipviz.ui.plots.theme import chip_name
 
 RULE_NAMES: dict[Rule, str] = {
     "validate": "Best",
@@ -89,13 +89,18 @@ def rule_of(report: RunReport, cut: Cut) -> Rule:
     return rules[0] if rules else "manual"
 
 
+def spec_of(report: RunReport, cut: Cut) -> CutSpec:
+    """This cut as a bundle is asked for, with the rule that says it."""
+    return CutSpec.at(cut, rule_of(report, cut))
+
+
 def curve(report: RunReport, cut: Cut) -> None:
     """Draw the curve; a click on a point cuts there.
 
     The cut is part of the figure, so each new cut makes a new chart and drops the old selection:
     a point can be clicked again later.
     """
-    figure = charts.curve_figure(report, cut=cut, look=state.look())
+    figure = curves.curve_figure(report, cut=cut, look=state.look())
     st.plotly_chart(
         figure,
         key="curve",
@@ -146,6 +151,6 @@ def _moved(report: RunReport) -> None:
 
 
 def _clicked(report: RunReport) -> None:
-    cut = charts.picked(st.session_state["curve"].selection.points)
+    cut = curves.picked(st.session_state["curve"].selection.points)
     if cut:
         state.choose_cut(report, cut)

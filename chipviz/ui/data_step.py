@@ -8,7 +8,7 @@ import streamlit as st
 from chipviz import sources
 from chipviz.config import EXAMPLE
 from chipviz.errors import ChipvizError
-from chipviz.ui import looks, parts, uploads
+from chipviz.ui import lookups, parts, uploads
 
 MAX_BARS = 12
 """Classes drawn; of the others there is a count."""
@@ -39,8 +39,8 @@ def choose() -> dict[str, Any] | None:
         return None
     if not data:
         return {"data": ""}
-    if not looks.is_here("data", data):
-        looks.offer("data", data)
+    if not lookups.is_here("data", data):
+        lookups.offer("data", data)
         return {"data": data}
     columns = _columns(data)
     return None if columns is None else {"data": data} | columns
@@ -75,8 +75,8 @@ def _named(kind: str) -> str:
 
 def _columns(data: str) -> dict[str, str | None] | None:
     """Draw a box a role, the guess chosen; what differs from the guess is named in the run."""
-    first = looks.columns(data, None)
-    if looks.trouble(first, data):
+    first = lookups.columns(data, None)
+    if lookups.trouble(first, data):
         return None
     names: list[str] = first["columns"]
     places = st.columns(4)
@@ -86,7 +86,7 @@ def _columns(data: str) -> dict[str, str | None] | None:
         st.warning(parts.plain(first["missing"]) + " Choose the one that holds the labels.")
         return None
     named = None if label == first["roles"].get("label") else label
-    found = looks.columns(data, named) if named else first
+    found = lookups.columns(data, named) if named else first
     guess: dict[str, str] = found.get("roles", {})
     rest = [name for name in names if name != label]
     about = f"{data}\0{label}"

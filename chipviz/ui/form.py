@@ -5,10 +5,10 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from chipviz import jobs
 from chipviz.config import EXAMPLE, RunConfig
 from chipviz.errors import ChipvizError
-from chipviz.ui import backbone_step, data_step, looks, nav, options, parts, prompt_step, state
+from chipviz.runs import scheduler
+from chipviz.ui import backbone_step, data_step, lookups, nav, options, parts, prompt_step, state
 
 
 def show() -> None:
@@ -52,11 +52,13 @@ def _looks_good(
     config: RunConfig, rows: DeltaGenerator, size: DeltaGenerator, read: DeltaGenerator
 ) -> bool:
     """Draw what the run would read, where that can be known now; whether nothing is wrong."""
-    if not looks.is_here("data", config.data) or not looks.is_here("backbones", config.backbone):
+    if not lookups.is_here("data", config.data) or not lookups.is_here(
+        "backbones", config.backbone
+    ):
         return True
     with read:
-        found = looks.preview(config)
-        if looks.trouble(found, config.data, config.backbone):
+        found = lookups.preview(config)
+        if lookups.trouble(found, config.data, config.backbone):
             return False
         prompt_step.show(found)
     with rows:
@@ -67,7 +69,7 @@ def _looks_good(
 
 def _start(config: RunConfig) -> None:
     try:
-        job = jobs.enqueue_run(state.store(), config)
+        job = scheduler.enqueue_run(state.store(), config)
     except ChipvizError as error:
         parts.show_error(error)
         return

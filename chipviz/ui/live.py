@@ -4,10 +4,11 @@ from collections import deque
 
 import streamlit as st
 
-from chipviz import charts, jobs
-from chipviz.run_folder import RunFolder
-from chipviz.store import Job
+from chipviz.results.run_folder import RunFolder
+from chipviz.runs import scheduler
+from chipviz.runs.store import Job
 from chipviz.ui import nav, parts, state
+from chipviz.ui.plots import curves
 
 EVERY_S = 2.0
 _LOG_LINES = 40
@@ -81,7 +82,7 @@ def _run_view(run_id: str, was_at_work: bool) -> None:
     points = state.store().points(run_id)
     if points or parts.at_work(job):
         st.plotly_chart(
-            charts.live_figure(points, total=_texts(job), look=state.look()),
+            curves.live_figure(points, total=_texts(job), look=state.look()),
             key="live_curve",
             theme=None,
             config={"displayModeBar": False},
@@ -113,8 +114,8 @@ def _log(folder: RunFolder) -> None:
 
 
 def _stop(job_id: str) -> None:
-    parts.act(jobs.stop, state.store(), job_id)
+    parts.act(scheduler.stop, state.store(), job_id)
 
 
 def _resume(run_id: str) -> None:
-    parts.act(jobs.resume, state.store(), run_id)
+    parts.act(scheduler.resume, state.store(), run_id)

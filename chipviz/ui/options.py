@@ -4,7 +4,8 @@ from typing import Any
 
 import streamlit as st
 
-from chipviz.config import EXAMPLE, ChipKind, Pooling, Preset
+from chipviz.config import EXAMPLE, Preset
+from chipviz.keys import ChipKind, Pooling
 
 POOLINGS: tuple[Pooling, ...] = ("last", "mean", "first", "max")
 CHIPS: dict[ChipKind, str] = {"linear": "Linear", "mlp": "MLP, 256 wide"}

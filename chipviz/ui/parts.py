@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import streamlit as st
 
 from chipviz.errors import ChipvizError
-from chipviz.store import ACTIVE, Job
+from chipviz.runs.store import ACTIVE, Job
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:^=&])")
 _WORDS = {

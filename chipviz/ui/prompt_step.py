@@ -5,9 +5,9 @@ from typing import Any
 
 import streamlit as st
 
-from chipviz import lengths
 from chipviz.config import EXAMPLE
 from chipviz.ui import state
+from chipviz.ui.plots import token_lengths
 
 MAX_SHOWN = 1_500
 """Characters of a prompt drawn before the rest is folded into a mark."""
@@ -45,7 +45,7 @@ def show(found: dict[str, Any]) -> None:
     pairs = found["lengths"]
     over = f", {pairs['n_over']:,} over the limit" if pairs["n_over"] else ""
     st.plotly_chart(
-        lengths.lengths_figure(
+        token_lengths.lengths_figure(
             pairs["edges"],
             pairs["counts"],
             limit=found["max_length"],

@@ -4,7 +4,7 @@ import html
 
 import streamlit as st
 
-from chipviz.store import Job
+from chipviz.runs.store import Job
 from chipviz.ui import live, nav, parts, state
 
 PAGE_SIZE = 20

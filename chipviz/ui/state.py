@@ -10,12 +10,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from chipviz.canvas import DARK, LIGHT, Look
 from chipviz.config import home_dir
-from chipviz.inference_client import Inference
 from chipviz.keys import ChipKey, Cut
-from chipviz.report import RunReport
-from chipviz.store import Job, Store
+from chipviz.results.report import RunReport
+from chipviz.runs.model_client import Inference
+from chipviz.runs.store import Job, Store
+from chipviz.ui.plots.theme import DARK, LIGHT, Look
 
 
 def store() -> Store:

@@ -1,6 +1,6 @@
 """The style sheet of the pages: fixed classes, filled only from `canvas`, never from data."""
 
-from chipviz.canvas import CLASS_COLOURS, SERIES, Look, tint
+from chipviz.ui.plots.theme import CLASS_COLOURS, SERIES, Look, tint
 
 STRENGTHS = 5
 """Steps of confidence that a tint shows."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from chipviz import jobs
-from chipviz.store import Store
+from chipviz.runs import scheduler
+from chipviz.runs.store import Store
 from tests.conftest import shared_home
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def app_url(app_home):
     finally:
         store = Store(app_home)
         for job in store.queue() + store.active():
-            jobs.stop(store, job.job_id)
+            scheduler.stop(store, job.job_id)
         server.terminate()
         server.wait(30)
 

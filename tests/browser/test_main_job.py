@@ -6,7 +6,7 @@ import zipfile
 import pytest
 from playwright.sync_api import Page, expect
 
-from chipviz.store import Store
+from chipviz.runs.store import Store
 from tests.example_run import EVIL, LABELS, LAYERS, finished_run
 
 pytestmark = pytest.mark.slow

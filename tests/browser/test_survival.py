@@ -12,9 +12,9 @@ import urllib.request
 import pytest
 from playwright.sync_api import expect
 
-from chipviz import jobs
 from chipviz.config import RunConfig
-from chipviz.store import Store
+from chipviz.runs import scheduler
+from chipviz.runs.store import Store
 from tests.browser.conftest import ROOT, _free_port, _wait_for
 from tests.conftest import planted_rows
 
@@ -65,7 +65,7 @@ def test_a_killed_worker_shows_as_interrupted_and_resumes_to_the_same_scores(
     page, app_url, app_home, config, tmp_path
 ):
     store = Store(app_home)
-    run_id = jobs.enqueue_run(store, config).run_id
+    run_id = scheduler.enqueue_run(store, config).run_id
     page.goto(f"{app_url}/train?run={run_id}")
     victim = until(store, run_id, reading)
     os.kill(victim.pid, signal.SIGKILL)
@@ -99,7 +99,7 @@ def test_a_killed_server_leaves_the_worker_at_work_and_finds_it_again(page, conf
     try:
         _wait_for(f"{url}/_stcore/health", server, home / "server.log")
         store = Store(home)
-        run_id = jobs.enqueue_run(store, config).run_id
+        run_id = scheduler.enqueue_run(store, config).run_id
         worker = until(store, run_id, reading)
         server.kill()
         server.wait()

@@ -1,0 +1,1 @@
+"""Find, vet, load and run a frozen model."""

@@ -1,0 +1,122 @@
+"""What a backbone will need before any of its weights is loaded, from its configuration alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from chipviz.backbones.backbone import best_device, fast_dtype
+from chipviz.backbones.batching import batch_tokens
+from chipviz.backbones.model_folder import ModelFolder
+from chipviz.config import RunConfig
+from chipviz.errors import BackboneError
+from chipviz.parallel import n_beside
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Size of a backbone, and whether it fits. Bytes of activations are an estimate."""
+
+    name: str
+    n_layers: int
+    hidden_size: int
+    n_parameters: int
+    """Of the published model, LM head included."""
+    n_loaded: int
+    """Of the part that is loaded, without its LM head."""
+    file_bytes: int
+    """Of the weight files."""
+    licence: str | None
+    """As the model card says."""
+    dtype: str
+    """What would be computed in."""
+    device: str
+    weight_bytes: int
+    """Of the loaded part, in that dtype."""
+    activation_bytes: int
+    """Of the batches on their way through a block."""
+    feature_bytes: int
+    """Of the pooled states of all texts, on disk; one layer of them at a time is in memory."""
+    free_bytes: int
+    """Of memory on the device, now."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a run needs on the device at once."""
+        return self.weight_bytes + self.activation_bytes + self.feature_bytes // (self.n_layers + 1)
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is free."""
+        return self.memory_bytes <= self.free_bytes
+
+    def refuse(self) -> None:
+        """Say that it does not fit, and what would.
+
+        Raises:
+            BackboneError: If it does not.
+        """
+        if self.fits:
+            return
+        ways = ["--device-map auto spreads it over all devices, memory and disk"]
+        halved = self.memory_bytes - self.weight_bytes // 2
+        if self.dtype == "float32" and halved <= self.free_bytes:
+            ways.insert(0, "--dtype bfloat16 halves its weights and fits")
+        raise BackboneError(
+            f"{self.name} needs about {_gb(self.memory_bytes)} in {self.dtype}, and "
+            f"{self.device} has {_gb(self.free_bytes)} free.",
+            f"Free some memory, take a smaller backbone, or: {'; '.join(ways)}.",
+        )
+
+
+def look_ahead(folder: ModelFolder, config: RunConfig, *, home: Path, n_texts: int = 0) -> Outlook:
+    """What a run will need of memory and disk.
+
+    Args:
+        folder: The backbone.
+        config: The run's settings; a run that names no pooling keeps two of them.
+        home: Where the fast dtype is remembered.
+        n_texts: Texts that will be read.
+    """
+    device = best_device()
+    dtype = chosen_dtype(config, device, home)
+    text = folder.config.get_text_config()
+    n_layers, width = int(text.num_hidden_layers), int(text.hidden_size)
+    n_vectors = len(config.resolved(causal=True).vectors)
+    inner = int(getattr(text, "intermediate_size", None) or 4 * width)
+    # In and out of a block, its norms, queries, keys, values, and three of the wide product.
+    per_token = (8 * width + 3 * inner) * dtype.itemsize
+    return Outlook(
+        name=folder.name,
+        n_layers=n_layers,
+        hidden_size=width,
+        n_parameters=folder.n_published,
+        n_loaded=folder.n_loaded,
+        file_bytes=folder.file_bytes,
+        licence=folder.licence,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        weight_bytes=folder.n_loaded * dtype.itemsize,
+        activation_bytes=per_token * batch_tokens(device) * n_beside(device),
+        feature_bytes=4 * n_texts * n_vectors * (n_layers + 1) * width,
+        free_bytes=free_memory(device),
+    )
+
+
+def chosen_dtype(config: RunConfig, device: torch.device, home: Path) -> torch.dtype:
+    """What a run computes in: the user's choice, or the fast one of the device."""
+    return getattr(torch, config.dtype) if config.dtype else fast_dtype(device, home)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes a device could still take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return psutil.virtual_memory().available
+
+
+def _gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB"

@@ -1,0 +1,158 @@
+"""Where the parts of a model are: its blocks, its final norm, and whether it reads both ways.
+
+Found by structure and by running it, never by the name of an architecture.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from chipviz.backbones.vetting import FOREIGN
+from chipviz.errors import BackboneError
+
+
+def find_blocks(
+    model: nn.Module, name: str = "the model", path: str | None = None
+) -> nn.ModuleList:
+    """The list of transformer blocks: the heaviest module list with one entry a layer.
+
+    Args:
+        model: Its configuration says how many layers it has.
+        name: What the user calls it.
+        path: Which list to take, as the model or the published model around it names it; None
+            takes the heaviest.
+
+    Raises:
+        BackboneError: If there is none.
+    """
+    config: Any = model.config
+    n_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    lists = {
+        where: module
+        for where, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    }
+    if path is not None:
+        lists = {w: m for w, m in lists.items() if w == path or path.endswith(f".{w}")}
+    if not lists:
+        at = f" at {path!r}" if path is not None else ""
+        raise BackboneError(
+            f"{name} has no list of {n_layers} blocks{at}.",
+            "chipviz needs a transformer whose layers stand in one module list; --blocks says "
+            "where, such as transformer.h.",
+        )
+    return max(lists.values(), key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+
+
+def find_norm_and_causality(
+    model: nn.Module, blocks: nn.ModuleList, name: str
+) -> tuple[nn.Module | None, bool]:
+    """The final norm, if there is one, and whether the model is causal: run two texts and look.
+
+    Raises:
+        BackboneError: If the model is no chain: tokens in, block after block, at most a norm, out.
+    """
+    entered: list[Tensor] = []
+    made: list[tuple[nn.Module, Tensor]] = []
+    inside = {id(m) for m in blocks.modules()} - {id(block) for block in blocks}
+    handles = [
+        module.register_forward_hook(lambda m, _a, out: made.append((m, first_of(out))))
+        for module in model.modules()
+        if module is not model
+        and not isinstance(module, nn.ModuleList)
+        and id(module) not in inside
+        and not any(child is blocks for child in module.modules())
+    ]
+    handles += [
+        block.register_forward_pre_hook(
+            lambda _m, args, kwargs: entered.append(entering(args, kwargs)), with_kwargs=True
+        )
+        for block in blocks
+    ]
+    # Two texts that differ from the second token on; of the middle of the vocabulary, for the first
+    # of it are often tokens that no training has seen.
+    size = int(cast(Any, model).config.get_text_config().vocab_size)
+    ids = torch.tensor([[size // 3, *[other] * 7] for other in (size // 2, size // 4)])
+    ids = ids.to(place_of(model))
+    try:
+        with torch.inference_mode():
+            output = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    except FOREIGN as error:
+        raise _no_chain(name, f"it does not run on tokens alone ({str(error)[:80]})") from None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _after_blocks(blocks, entered, made, output, name), _is_causal(blocks, made)
+
+
+def _after_blocks(
+    blocks: nn.ModuleList,
+    entered: list[Tensor],
+    made: list[tuple[nn.Module, Tensor]],
+    output: Tensor,
+    name: str,
+) -> nn.Module | None:
+    """What stands between the last block and the output, if anything does."""
+    order = [i for i, (module, _) in enumerate(made) if any(module is b for b in blocks)]
+    left = [made[i][1] for i in order]
+    if len(left) != len(blocks) or len(entered) != len(blocks):
+        raise _no_chain(name, "its blocks do not run once each")
+    if not all(_same(out, into) for out, into in zip(left[:-1], entered[1:], strict=True)):
+        raise _no_chain(name, "something stands between two of its blocks")
+    if _same(left[-1], output):
+        return None
+    # By value: some families reshape after the norm, so the output is another tensor object.
+    for module, out in made[order[-1] + 1 :]:
+        if isinstance(out, Tensor) and _same(out, output):
+            with torch.inference_mode():
+                if _same(module(left[-1]), output):
+                    return module
+    raise _no_chain(name, "more than a norm stands after its last block")
+
+
+def _is_causal(blocks: nn.ModuleList, made: list[tuple[nn.Module, Tensor]]) -> bool:
+    """Whether the first token of both texts leaves the last block alike; rounding aside.
+
+    Measured: 0 of dense decoders, up to 5 eps of mixtures of experts, 0.1 to 0.5 of encoders.
+    """
+    last = next(out for module, out in made if module is blocks[-1])
+    one, other = last[:, 0].float()
+    noise = max(1e-3, 8 * torch.finfo(last.dtype).eps)
+    return bool((one - other).norm() <= noise * one.norm())
+
+
+def _no_chain(name: str, why: str) -> BackboneError:
+    return BackboneError(
+        f"{name} cannot be cut: {why}.",
+        "chipviz needs one chain of blocks from tokens to output; if the wrong list was taken, "
+        "name the right one with --blocks, such as transformer.h.",
+    )
+
+
+def entering(args: Any, kwargs: Any) -> Tensor:
+    """The hidden states that a block is given."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.to(b.device), b)
+
+
+def text_part(model: nn.Module) -> Any:
+    """Of a model that sees or hears as well, the part that reads text."""
+    text = type(cast(Any, model).config.get_text_config())
+    parts = (m for m in model.modules() if isinstance(m, PreTrainedModel))
+    return next((m for m in parts if type(m.config) is text), model)
+
+
+def place_of(model: nn.Module) -> torch.device:
+    """Where a model is, or its first part that is not put away to disk."""
+    places = (p.device for p in model.parameters())
+    return next((device for device in places if device.type != "meta"), torch.device("cpu"))
+
+
+def first_of(output: Any) -> Tensor:
+    """Blocks return a tensor, or a tuple that begins with it."""
+    return output if isinstance(output, Tensor) else output[0]

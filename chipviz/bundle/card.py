@@ -1,0 +1,200 @@
+"""The model card of a bundle, and the lines that run it."""
+
+import json
+
+from huggingface_hub import ModelCardData
+
+from chipviz.config import CutSpec
+from chipviz.keys import RAW, Vector
+from chipviz.results.report import BundleKind, CutCost, LayerCost, RunReport, TaskInfo
+
+_USE: dict[BundleKind, str] = {
+    "sequence": """\
+from transformers import pipeline
+classify = pipeline("text-classification", "PATH")
+print(classify(GIVEN))""",
+    "token": """\
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+model, read = AutoModelForTokenClassification.from_pretrained("PATH"), AutoTokenizer.from_pretrained("PATH")
+scores = model(**read(GIVEN, return_tensors="pt")).logits.mean(dim=1)[0].softmax(dim=0).tolist()
+print(max(zip(scores, model.config.id2label.values())))""",
+    "chipviz": """\
+from pathlib import Path
+from chipviz import bundle
+print(bundle.load(Path("PATH")).predict(GIVEN)[0])""",
+}
+_GIVEN: dict[BundleKind, tuple[str, str]] = {
+    "sequence": ('"TEXT"', '{"text": "TEXT", "text_pair": "SECOND TEXT"}'),
+    "token": ('"TEXT"', '"TEXT", "SECOND TEXT"'),
+    "chipviz": ('["TEXT"]', '["TEXT"], ["SECOND TEXT"]'),
+}
+"""How one text is handed over, and how two are."""
+
+_READ = """\
+import json, sys, torch
+folder, rows = sys.argv[1], json.load(sys.stdin)
+texts, pairs = [row[0] for row in rows], [row[1] for row in rows]
+"""
+
+PROGRAMS: dict[BundleKind, str] = {
+    "sequence": _READ
+    + """\
+from transformers import pipeline
+classify = pipeline("text-classification", folder, top_k=None, trust_remote_code=False)
+inputs = [{"text": t, "text_pair": p} if p is not None else t for t, p in zip(texts, pairs)]
+names = classify.model.config.id2label
+scores = [{s["label"]: s["score"] for s in found} for found in classify(inputs)]
+print(json.dumps([[found[names[c]] for c in sorted(names)] for found in scores]))
+""",
+    "token": _READ
+    + """\
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+model = AutoModelForTokenClassification.from_pretrained(folder, trust_remote_code=False).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+found = []
+with torch.inference_mode():
+    for text, pair in rows:
+        logits = model(**tokenizer(text, pair, return_tensors="pt")).logits
+        found.append(logits.float().mean(dim=1)[0].softmax(dim=0).tolist())
+print(json.dumps(found))
+""",
+    "chipviz": _READ
+    + """\
+from pathlib import Path
+from chipviz import bundle
+classifier = bundle.load(Path(folder))
+found = []
+for text, pair in rows:
+    (said,) = classifier.predict([text], [pair] if pair is not None else None)
+    found.append(list(said.probabilities.values()))
+print(json.dumps(found))
+""",
+}
+"""Programs for a fresh process: texts as JSON on standard input, probabilities on standard output."""
+
+_STATES: dict[Vector, str] = {
+    Vector("block", "last"): "the last token's hidden state",
+    Vector("block", "first"): "the first token's hidden state",
+    Vector("block", "mean"): "the mean of the hidden states",
+    Vector("block", "max"): "the largest value of each hidden dimension",
+    RAW: "the last token's raw hidden state (trained as published)",
+}
+
+
+def use(kind: BundleKind, *, two: bool) -> str:
+    """Lines to copy: PATH is the bundle's folder. One prompt at a time needs no mask.
+
+    Args:
+        kind: What the bundle is.
+        two: Whether it reads two texts.
+    """
+    return _USE[kind].replace("GIVEN", _GIVEN[kind][two])
+
+
+def model_card(
+    cut: CutSpec, report: RunReport, kind: BundleKind, n_verified: int, difference: float
+) -> str:
+    """The README.md of a bundle, with the front matter that model hubs read."""
+    backbone, task = report.backbone, report.task
+    cost, dense = report.cost_at(cut.cut), report.dense
+    score = report.score_at(cut.cut, "test")
+    stock = kind != "chipviz"
+    data = ModelCardData(
+        library_name="transformers" if stock else "chipviz",
+        pipeline_tag="text-classification",
+        base_model=backbone.name.partition("@")[0],
+        license=backbone.licence,
+        datasets=[task.name],
+        metrics=["accuracy", "f1"],
+        tags=["chipviz", "chip-tuning", "arxiv:2410.06541", "layer-pruning"],
+    )
+    rounded = (
+        '; pass `dtype="bfloat16"` for\nhalf the memory and slightly rounded scores'
+        if stock
+        else ""
+    )
+    labels = ", ".join(f"`{name}`" for name in task.label_names[:50])
+    return f"""---
+{data.to_yaml()}
+---
+
+# {_plain(task.name)}, cut from {_plain(backbone.name)}
+
+A text classifier made of the first {cut.cut_layer + 1} of {backbone.n_layers} layers of
+`{_plain(backbone.name)}` and one {"linear" if cut.chip == "linear" else "MLP"} chip on {_STATES[cut.key.vector]}.
+
+| | dense | this bundle |
+| --- | ---: | ---: |
+| parameters | {dense.n_parameters:,} | {cost.n_parameters:,} |
+| weights | {dense.weight_bytes / 1e6:,.1f} MB | {cost.weight_bytes / 1e6:,.1f} MB |
+| FLOPs per token | {dense.flops_per_token / 1e6:,.0f} M | {cost.flops_per_token / 1e6:,.0f} M |{_measured(report, cost)}
+
+Layer ratio {100 * cost.layer_ratio:.1f} % removed, parameter ratio {100 * cost.parameter_ratio:.1f} % removed.
+
+Test accuracy {100 * score.accuracy:.1f} % (95 % interval {100 * score.accuracy_low:.1f} to
+{100 * score.accuracy_high:.1f}, n = {score.n}), macro-F1 {100 * score.macro_f1:.1f} %. The cut layer was
+chosen {_chosen(cut, report)}, the chip fitted on {task.n_train} training texts.
+
+## Use
+
+{"No chipviz and no remote code" if stock else "With chipviz, no remote code"}:
+
+```python
+{use(kind, two="{text_pair}" in task.template)}
+```
+
+{_fields(task)}Give raw texts: the prompt template and the length limit (texts are cut after {task.max_chars}
+characters, about {task.max_length} tokens with the template) are part of the tokenizer. Pad on the right.
+Weights are stored as published and computed in float32{rounded}.
+
+Labels: {labels}.
+
+## Verification
+
+A fresh process with {"plain `transformers`" if stock else "chipviz"} gave the probabilities of the run's own chip on {n_verified}
+validation texts; the largest difference was {difference:.1e}.
+
+Method: Chip-Tuning, arXiv:2410.06541. The licence of the backbone applies to this bundle.
+"""
+
+
+def _fields(task: TaskInfo) -> str:
+    """What the two texts are, where two are read."""
+    if "{text_pair}" not in task.template:
+        return ""
+    first, second, options = (
+        f"`{_plain(task.columns[role])}`" if role in task.columns else None
+        for role in ("text", "text_pair", "choices")
+    )
+    if options is None:
+        told = f": {first} and {second} of the data" if first and second else ""
+        return f"Two texts are read{told}. "
+    question = f"{second} with the options of {options} below it" if second else options
+    example = "The question\nA. one\nB. two" if second else "A. one\nB. two"
+    return (
+        f"Two texts are read: {first} of the data, and {question}, one a line and lettered:\n"
+        f"`{json.dumps(example)}`.\n"
+    )
+
+
+def _measured(report: RunReport, cost: LayerCost) -> str:
+    """Rows of the table for what was measured."""
+    how, dense = report.measured, report.dense
+
+    def row(of: CutCost) -> tuple[str, str]:
+        return f"{1e3 * (of.latency_s or 0):,.1f} ms", f"{(of.peak_bytes or 0) / 1e6:,.1f} MB"
+
+    (slow, large), (fast, small) = row(dense), row(cost)
+    pass_ = f"{how.batch} x {how.n_tokens} tokens, {how.dtype}, {how.device}"
+    return f"\n| latency ({pass_}) | {slow} | {fast} |\n| peak memory | {large} | {small} |"
+
+
+def _chosen(cut: CutSpec, report: RunReport) -> str:
+    if cut.rule == "oracle":  # never let it pass for an honest choice
+        return "by rule *oracle* on the test texts themselves, so its accuracy is too good"
+    return f"by rule *{cut.rule}* on {report.task.n_validation} validation texts"
+
+
+def _plain(text: str) -> str:
+    """Names come from users: keep them from acting as Markdown or front matter."""
+    return "".join(c for c in text if c.isalnum() or c in " ._-/")[:120]

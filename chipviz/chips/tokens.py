@@ -1,0 +1,101 @@
+"""What each layer's chip says at each token of one text."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chipviz.backbones.backbone import Backbone, watch_layers
+from chipviz.backbones.pooling import pool
+from chipviz.chips.chip import Chips
+from chipviz.data.prompt import Prompt
+from chipviz.data.task import check_fields
+from chipviz.keys import EMBEDDING_LAYER, Cut
+
+
+@torch.inference_mode()
+def read_tokens(
+    backbone: Backbone,
+    prompt: Prompt,
+    chips: Chips,
+    text: str,
+    *,
+    cut: Cut,
+    text_pair: str | None = None,
+) -> dict[str, Any]:
+    """Read one text, or two, with the chips of all layers, token by token.
+
+    In a causal model the answer at a token has seen only the text up to it; a chip on the mean was
+    trained on whole texts, so its answer at one token is an extrapolation.
+
+    Args:
+        backbone: The run's own.
+        prompt: The run's own.
+        chips: The run's own.
+        text: The user's text, without the template.
+        cut: Which chips to ask, and the layer whose probabilities are wanted in full.
+        text_pair: The second text, where the task has one.
+
+    Returns:
+        Plain JSON: `tokens` (text, start, end, in_text, in_pair; offsets in characters of the text
+        they are in), `layer`, `label_index` and `confidence` (L x T), `at_cut` (T x C), `by_layer`
+        (L x C, whole text), `settled_layer` (from here on every layer gives the last layer's
+        answer).
+
+    Raises:
+        ConfigError: If the second text is missing, or given where one text is read.
+    """
+    check_fields(prompt.two, [text], None if text_pair is None else [text_pair])
+    device = backbone.device
+    encoding = prompt.tokenizer(text, text_pair, return_offsets_mapping=True)
+    ids = torch.tensor([encoding["input_ids"]], device=device)
+    mask = torch.ones_like(ids)
+    at_tokens: list[Tensor] = []
+    for_text: list[Tensor] = []
+
+    def on_hidden(at: int, hidden: Tensor) -> None:
+        if at == EMBEDDING_LAYER:
+            return
+        own = chips.at(Cut(at, cut.chip)).to(hidden.device)
+        states = (hidden if cut.chip.site == "raw" else backbone.apply_final_norm(hidden)).float()
+        at_tokens.append(own.probabilities(states[0]).cpu())
+        whole = pool(states, mask.to(states.device), cut.chip.pooling)
+        for_text.append(own.probabilities(whole)[0].cpu())
+
+    with watch_layers(backbone, on_hidden):
+        backbone.forward(ids, mask)
+    probabilities = torch.stack(at_tokens)  # (L, T, C)
+    whole = torch.stack(for_text)  # (L, C)
+    confidence, label = probabilities.max(dim=-1)
+    return {
+        "tokens": _pieces(prompt.tokenizer, encoding, [text, text_pair or ""]),
+        "layer": cut.layer,
+        "label_index": label.tolist(),
+        "confidence": _rounded(confidence),
+        "at_cut": _rounded(probabilities[cut.layer]),
+        "by_layer": _rounded(whole),
+        "settled_layer": settled_layer(whole.argmax(dim=-1)),
+    }
+
+
+def settled_layer(answers: Tensor) -> int:
+    """The shallowest layer from which on every answer is the last one; answers of shape (L,)."""
+    differs = (answers != answers[-1]).nonzero()
+    return int(differs[-1]) + 1 if len(differs) else 0
+
+
+def _rounded(values: Tensor) -> list[Any]:
+    return [[round(v, 4) for v in row] for row in values.tolist()]
+
+
+def _pieces(tokenizer: Any, encoding: Any, texts: list[str]) -> list[dict[str, Any]]:
+    """Every token as it stands in the prompt; those of the template have no place in a text."""
+    pieces = []
+    spans = zip(
+        encoding["input_ids"], encoding["offset_mapping"], encoding.sequence_ids(0), strict=True
+    )
+    for token, (start, end), which in spans:
+        shown = tokenizer.decode([token]) if which is None else texts[which][start:end]
+        piece = {"text": shown, "start": start, "end": end}
+        pieces.append({**piece, "in_text": which == 0, "in_pair": which == 1})
+    return pieces

@@ -1,0 +1,1 @@
+"""The command line: options, inputs and what is printed."""

@@ -1,0 +1,129 @@
+"""What a user asks a bundle or a run: texts from options or a file, in the fields that are read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from chipviz.config import Preset
+from chipviz.data.columns import list_columns
+from chipviz.data.from_table import read_fields
+from chipviz.data.tables import read_table
+from chipviz.data.task import Columns
+from chipviz.errors import ConfigError, TaskError
+from chipviz.results.report import TaskInfo
+
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
+_WORDS = {"text": "a text", "text_pair": "a second text", "choices": "options"}
+_EXAMPLES = {
+    "text": '--text "..."',
+    "text_pair": '--text-pair "..."',
+    "choices": '--choices "one|two"',
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Rows to classify."""
+
+    rows: pd.DataFrame
+    by_role: bool
+    """Whether its columns are roles (text, text_pair, choices) or the names of the user's table."""
+
+
+def from_options(
+    texts: Sequence[str], pairs: Sequence[str] | None, choices: Sequence[str] | None
+) -> Asked:
+    """Rows from the command line; the options of a question are parted by bars.
+
+    Raises:
+        ConfigError: If there are not as many of one as of the other.
+    """
+    given = {"text": list(texts)}
+    if pairs:
+        given["text_pair"] = list(pairs)
+    options = [[part.strip() for part in row.split("|")] for row in choices or ()]
+    for name, n in (("--text-pair", len(pairs or ())), ("--choices", len(options))):
+        if n not in (0, len(texts)):
+            raise ConfigError(
+                f"--text is given {len(texts)} times and {name} {n} times.",
+                f"Give one {name} to each --text.",
+            )
+    rows = pd.DataFrame(given, dtype=object)
+    return Asked(rows.assign(choices=options) if options else rows, by_role=True)
+
+
+def from_file(file: Path, home: Path) -> Asked:
+    """Rows from a table; or from any other file, one text a line, and from a JSON list of texts.
+
+    Raises:
+        ChipvizError: If it cannot be read, or holds nothing.
+    """
+    kind = file.suffix.lower()
+    if kind in _TABLES and not file.is_dir() and not (kind == ".json" and _is_list_of_texts(file)):
+        return Asked(
+            read_table(str(file.absolute()), home, keep=False).frames["all"], by_role=False
+        )
+    try:
+        content = file.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} cannot be read: {error}", "Give a UTF-8 file, one text a line, or a table."
+        ) from None
+    lines = json.loads(content) if kind == ".json" else content.split("\n")
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise ConfigError(f"{file} holds no text.", "Give a file with one text a line.")
+    return Asked(pd.DataFrame({"text": texts}, dtype=object), by_role=True)
+
+
+def in_fields(asked: Asked, task: TaskInfo, preset: Preset) -> tuple[list[str], list[str] | None]:
+    """First and second texts, as the prompt of a task takes them.
+
+    Args:
+        asked: What was given.
+        task: Of the run; its columns say what each text was.
+        preset: Of the run.
+
+    Raises:
+        ChipvizError: If a text is missing or has no place, or a value is none.
+    """
+    columns = _columns(task)
+    roles = {role: name for role, name in columns.roles.items() if role != "label"}
+    if asked.by_role and set(asked.rows.columns) != set(roles):
+        names = " and ".join(f"`{name[:40]}`" for name in roles.values())
+        raise ConfigError(
+            f"{_listed(roles)} must be given here; given was {_listed(asked.rows.columns)}.",
+            f"Give {' '.join(_EXAMPLES[role] for role in roles)}, or a table with the "
+            f"column{'s' * (len(roles) > 1)} {names}.",
+        )
+    if asked.by_role:
+        columns = replace(columns, **{role: role for role in roles})
+    elif lacking := [name for name in roles.values() if name not in asked.rows.columns]:
+        raise TaskError(
+            f"The table has no column {lacking[0]!r}; "
+            f"columns are {list_columns(asked.rows.columns)}.",
+            "Name its columns as those of the data that the chip was trained on.",
+        )
+    return read_fields(asked.rows, "all", columns, preset)[:2]
+
+
+def _columns(task: TaskInfo) -> Columns:
+    """The columns of the run."""
+    named = task.columns
+    return Columns(named["label"], named["text"], named.get("text_pair"), named.get("choices"))
+
+
+def _listed(roles: Sequence[str] | dict[str, str] | pd.Index) -> str:
+    said = " and ".join(words for role, words in _WORDS.items() if role in roles)
+    return said[:1].upper() + said[1:] if isinstance(roles, dict) else said
+
+
+def _is_list_of_texts(file: Path) -> bool:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False  # reading it as a table says what is wrong
+    return isinstance(found, list) and all(isinstance(item, str) for item in found)

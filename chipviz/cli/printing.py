@@ -1,0 +1,128 @@
+"""What the command line prints: runs, curves and choices, JSON, progress and refusals."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from chipviz.config import Rule
+from chipviz.data.task import say_columns
+from chipviz.keys import Cut
+from chipviz.progress import Progress, ProgressFn
+from chipviz.results.report import RunReport, SelectionInfo
+from chipviz.runs.store import Job, Store
+
+
+def run_line(job: Job) -> dict[str, Any]:
+    """What `runs --json` prints of each run."""
+    return {
+        "run_id": job.run_id,
+        "name": job.name,
+        "status": job.status,
+        "created": job.created,
+        "label": job.label,
+        "message": job.message,
+    }
+
+
+def run_object(store: Store, job: Job) -> dict[str, Any]:
+    """What `train --json` and `show --json` print."""
+    base: dict[str, Any] = run_line(job) | {"config": job.config.model_dump(mode="json")}
+    if job.state == "done":
+        base |= store.report(job.run_id).model_dump(mode="json")
+    base["status"] = job.status
+    base["history"] = [point.to_dict() for point in store.points(job.run_id)]
+    built = (bundle.bundle for bundle in store.bundles(job.run_id))
+    base["bundles"] = [bundle.model_dump(mode="json") for bundle in built if bundle]
+    return base
+
+
+def print_run(store: Store, job: Job) -> None:
+    """A run as a person reads it: curves, controls and what each rule says, if it is done."""
+    print(f"{job.run_id}  {job.name}  {job.status}  {job.message}")
+    if job.state != "done":
+        return
+    report = store.report(job.run_id)
+    print(say_columns(report.task.columns, report.task.guessed))
+    print(f"\nTest accuracy by layer, preset {report.preset}")
+    _print_curves(report)
+    print(
+        f"\nControls: majority {100 * report.controls.majority:.1f}%, "
+        f"embedding {100 * report.controls.embedding:.1f}%, "
+        f"TF-IDF {100 * report.controls.tfidf:.1f}%\n\nRules, on validation"
+    )
+    choices = dict(report.selection)
+    oracle = choices.pop("oracle", None)
+    for rule, chosen in choices.items():
+        _print_choice(report, rule, chosen)
+    if oracle:
+        print("\nFor comparison only, chosen on test")
+        _print_choice(report, "oracle", oracle)
+
+
+def _print_curves(report: RunReport) -> None:
+    """One column a chip; embedding first."""
+    chips = list(dict.fromkeys(score.key for score in report.scores))
+    published = [key for key in chips if key.recipe == "published"]
+    heads = [f"{key.vector.name}{'*' * (key in published)} {key.kind}" for key in chips]
+    print(" layer  " + "  ".join(f"{head:>7}" for head in heads))
+    for layer in range(-1, report.backbone.n_layers):
+        row = (report.score_at(Cut(layer, key), "test").accuracy for key in chips)
+        cells = (
+            f"{100 * value:.1f}%".rjust(max(7, len(head)))
+            for value, head in zip(row, heads, strict=True)
+        )
+        print(f" {'embed' if layer < 0 else f'{layer:>5}'}  " + "  ".join(cells))
+    if published:
+        print(" * as published: the paper's own recipe, on the last token's raw state")
+
+
+def _print_choice(report: RunReport, rule: Rule, chosen: SelectionInfo) -> None:
+    test = report.score_at(chosen.cut, "test")
+    print(
+        f"{rule:>12}: layer {chosen.cut_layer} {chosen.key.vector.name} {chosen.chip}, "
+        f"test {100 * test.accuracy:.1f}% "
+        f"({100 * test.accuracy_low:.1f} to {100 * test.accuracy_high:.1f}), "
+        f"layer ratio {100 * chosen.layer_ratio:.1f}%, "
+        f"parameter ratio {100 * chosen.parameter_ratio:.1f}%: {chosen.why}"
+    )
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One object, one line."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def printer() -> ProgressFn:
+    """Progress on standard error: one moving line on a terminal, a line a second otherwise."""
+    last = {"time": 0.0, "label": ""}
+    terminal = sys.stderr.isatty()
+
+    def report(progress: Progress) -> None:
+        now = time.monotonic()
+        if now - last["time"] < (0.1 if terminal else 2.0) and progress.label == last["label"]:
+            return
+        last.update(time=now, label=progress.label)
+        share = f" {100 * progress.done / progress.total:3.0f} %" if progress.total else ""
+        left = f", {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
+        line = f"{progress.stage}: {progress.label}{share}{left}"
+        if terminal:
+            print(f"\r\033[K{line[:110]}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    return report
+
+
+def refuse(message: str, hint: str) -> int:
+    """Two lines, whatever a path or a value in them holds."""
+    end_progress()
+    for name, text in (("error", message), ("hint", hint)):
+        print(f"{name}: {' '.join(text.splitlines())}", file=sys.stderr)
+    return 1
+
+
+def end_progress() -> None:
+    """Clear the moving line, so that what follows begins at the left."""
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)

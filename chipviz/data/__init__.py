@@ -1,0 +1,1 @@
+"""Tables become tasks, tasks become token ids."""

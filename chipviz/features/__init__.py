@@ -1,0 +1,1 @@
+"""Hidden states of all layers on disk: shared, resumable, streamed."""

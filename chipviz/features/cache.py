@@ -1,0 +1,54 @@
+"""Which runs use which features: runs share one copy, and the last one to go takes it along.
+
+Features lie in `features/KEY` of the home folder; a run's own folder names the key that it uses.
+"""
+
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from chipviz.results.run_folder import RunFolder
+
+_LENGTH = 24
+_KEY = re.compile(rf"[0-9a-f]{{{_LENGTH}}}")
+
+
+def key_of(digest: str) -> str:
+    """The key of features whose identity has this hex digest."""
+    return digest[:_LENGTH]
+
+
+def folder_of(home: Path, key: str) -> Path:
+    """Where the features of a key lie."""
+    return home / "features" / key
+
+
+def lock_of(folder: Path) -> FileLock:
+    """Held by whoever writes or removes these features; its file stays behind."""
+    return FileLock(folder.parent / f"{folder.name}.lock")
+
+
+def used_by(run: RunFolder) -> str | None:
+    """The key that a run uses; None if it came to none."""
+    try:
+        found = _KEY.fullmatch(run.features_note.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found[0] if found else None
+
+
+def drop(home: Path, key: str, runs: Path) -> None:
+    """Remove features, unless a run in the folder `runs` uses them or somebody writes them.
+
+    Raises:
+        OSError: If they cannot be removed.
+    """
+    folder = folder_of(home, key)
+    if not folder.is_dir():
+        return
+    with suppress(Timeout), lock_of(folder).acquire(timeout=0):
+        if all(used_by(RunFolder(run)) != key for run in runs.iterdir()):
+            shutil.rmtree(folder)

@@ -1,0 +1,1 @@
+"""Shorten a model, and what that saves."""

@@ -1,0 +1,1 @@
+"""What is queued and at work, and its processes."""

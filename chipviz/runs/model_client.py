@@ -1,0 +1,131 @@
+"""The pages' side of `model_process`: a process that keeps models loaded, asked in lines.
+
+So the server never holds torch, and a model that takes too long can be ended.
+"""
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from chipviz.errors import ChipvizError, JobError
+from chipviz.files import PROJECT
+
+
+class Inference:
+    """Asks one such process, which it starts when it is first needed."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str | None] = queue.Queue()
+
+    def ask(self, request: dict[str, Any], timeout_s: float = 120.0) -> dict[str, Any]:
+        """Send one request and wait for its answer; one at a time, others wait their turn.
+
+        Raises:
+            ChipvizError: What the process itself answered with.
+            JobError: If it died, or gave no answer in `timeout_s` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        if not self._lock.acquire(timeout=timeout_s):
+            raise JobError(f"No answer in {timeout_s:g} s: others are asking.", "Try again.")
+        try:
+            answer = self._exchange(json.dumps(request), deadline, timeout_s)
+        finally:
+            self._lock.release()
+        if "error" in answer:
+            raise ChipvizError(str(answer["error"]), str(answer.get("hint", "")))
+        return answer
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        with self._lock:
+            self._end()
+
+    def _exchange(self, line: str, deadline: float, timeout_s: float) -> dict[str, Any]:
+        process = self._living()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            while True:
+                text = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+                if text is None:
+                    raise BrokenPipeError
+                answer = _json_object(text)
+                if answer is not None:
+                    return answer
+        except queue.Empty:
+            self._end()
+            raise JobError(
+                f"No answer in {timeout_s:g} s.", "Try again with a shorter text or fewer texts."
+            ) from None
+        except BrokenPipeError:
+            self._end()
+            raise JobError(
+                "The process that reads texts ended without an answer.",
+                f"Try again; see {self.home / 'inference.log'} if it happens again.",
+            ) from None
+
+    def _living(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            self._process = self._begin()
+        return self._process
+
+    def _begin(self) -> subprocess.Popen[str]:
+        with (self.home / "inference.log").open("a", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                inference_command(self.home),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                encoding="utf-8",
+                start_new_session=True,
+                cwd=PROJECT,
+            )
+        self._answers = queue.Queue()
+        assert process.stdout is not None
+        reader = threading.Thread(
+            target=_read_lines, args=(process.stdout, self._answers), daemon=True
+        )
+        reader.start()
+        return process
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.kill()
+        process.wait()
+        assert process.stdin is not None
+        with suppress(OSError):  # what was still to be written has no reader
+            process.stdin.close()
+
+
+def inference_command(home: Path) -> list[str]:
+    """The command line of the process that keeps models loaded."""
+    return [sys.executable, "-m", "chipviz.runs.model_process", "--home", str(home)]
+
+
+def _read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
+    with stream:
+        for line in stream:
+            lines.put(line)
+    lines.put(None)
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """One answer; None for what a library printed to standard output by the way."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None

@@ -1,0 +1,297 @@
+"""Queue, start, watch, stop and resume the processes that compute; knows nothing of what they do.
+
+Any number of pages, servers and command lines may call this at once: the store decides.
+"""
+
+import json
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from chipviz.config import CutSpec, RunConfig
+from chipviz.errors import ChipvizError, JobError
+from chipviz.files import PROJECT
+from chipviz.runs.store import ACTIVE, ENDED, Job, Kind, Store
+
+TICK_S = 1.0
+KILL_AFTER_S = 10.0
+"""A job that was asked to stop gets so long before its process is killed."""
+CREATED_WITHIN_S = 2.0
+"""Two readings of one process's creation time may differ so much: the kernel rounds the boot time
+to seconds and shifts it with the clock."""
+
+_log = logging.getLogger("chipviz")
+
+
+def enqueue_run(store: Store, config: RunConfig) -> Job:
+    """Queue a training run; the scheduler starts it when its turn comes."""
+    return store.create_run(config)
+
+
+def enqueue_bundle(store: Store, run_id: str, cut: CutSpec) -> Job:
+    """Queue the build of a bundle; a second click returns the build that is under way.
+
+    Raises:
+        JobError: If the run is unknown or not done.
+    """
+    run = store.get(run_id)
+    if run.kind != "train" or run.state != "done":
+        raise JobError(f"Run {run_id} is {run.state}, not done.", "Let it finish, then cut.")
+    for job in store.bundles(run_id):
+        if job.state not in ENDED and job.cut == cut:
+            return job
+    return store.create_bundle(run_id, cut)
+
+
+def resume(store: Store, run_id: str) -> Job:
+    """Queue a run that ended too early; what it has on disk already is not computed again.
+
+    Raises:
+        JobError: If it is unknown, at work, waiting or done.
+    """
+    job = store.get(run_id)
+    if job.kind != "train":
+        raise JobError(f"{run_id} is the build of a bundle.", "Build the bundle again instead.")
+    fresh = {"message": "", "hint": "", "label": "", "finished": None, "stop_at": None}
+    if not store.move(run_id, expect=ENDED - {"done"}, to="queued", **fresh):
+        raise JobError(
+            f"Run {run_id} is {store.get(run_id).state}.",
+            "Only a stopped, failed or interrupted run can be resumed.",
+        )
+    return store.get(run_id)
+
+
+def stop(store: Store, job_id: str) -> None:
+    """Ask a job to stop and return at once; one that has ended is left alone.
+
+    The process gets a request to stop, and is killed after `KILL_AFTER_S` by whoever reconciles.
+
+    Raises:
+        JobError: If there is no such job.
+    """
+    store.get(job_id)
+    if store.move(job_id, expect={"queued"}, to="stopped", finished=time.time()):
+        return
+    store.request_stop(job_id)
+    job = store.get(job_id)
+    if job.state in ACTIVE:
+        _signal(job, signal.SIGTERM)
+
+
+def reconcile(store: Store) -> None:
+    """Bring the store in line with the processes that really live.
+
+    A working job without its process ends as the process wrote with its last act; without such
+    a note it is *interrupted*, or *stopped* if somebody had asked for that.
+    """
+    for job in store.active():
+        if _process(job) is None:
+            _bury(store, job)
+        elif job.stop_at is not None and time.time() - job.stop_at > KILL_AFTER_S:
+            _signal(job, signal.SIGKILL)
+
+
+def _bury(store: Store, job: Job) -> None:
+    note = _exit_note(store, job)
+    if note is not None:
+        store.finish(
+            job.job_id,
+            note["state"],
+            message=note["message"],
+            hint=note["hint"],
+            result=note["result"],
+            found=note["found"],
+            pid=job.pid,
+        )
+    elif job.stop_requested:
+        store.finish(job.job_id, "stopped", pid=job.pid)
+    else:
+        again = "Resume it" if job.kind == "train" else "Build it again"
+        store.finish(
+            job.job_id,
+            "interrupted",
+            message=f"The process that computed it ended without a word while {job.state}.",
+            hint=f"{again}; if it happens again, memory may be short: use fewer or shorter texts.",
+            pid=job.pid,
+        )
+
+
+def _exit_note(store: Store, job: Job) -> dict[str, Any] | None:
+    """The last words of exactly this job's process; None if it left none, or torn ones."""
+    try:
+        note = json.loads(store.exit_path(job).read_text("utf-8"))
+        same = (note["pid"], note["pid_created"]) == (job.pid, job.pid_created)
+        whole = all(key in note for key in ("message", "hint", "result", "found"))
+        return note if same and whole and note["state"] in ENDED else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _process(job: Job) -> psutil.Process | None:
+    """The living process of a job; never another program that was given its pid later."""
+    if job.pid is None or job.pid_created is None:
+        return None
+    try:
+        process = psutil.Process(job.pid)
+        same = abs(process.create_time() - job.pid_created) <= CREATED_WITHIN_S
+        dead = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return None
+    return process if same and not dead else None
+
+
+def _signal(job: Job, number: signal.Signals) -> None:
+    """Signal a job's process and, where it leads one, its group; but never this very process."""
+    process = _process(job)
+    if process is None or process.pid == os.getpid():
+        return
+    try:
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid, number)
+    except (ProcessLookupError, PermissionError) as error:
+        _log.warning("process %d does not take signal %s: %s", process.pid, number.name, error)
+
+
+def worker_command(store: Store, job: Job) -> list[str]:
+    """The command line of the process that computes a job."""
+    return [sys.executable, "-m", "chipviz.runs.worker", "--home", str(store.home), job.job_id]
+
+
+def start(store: Store, job: Job) -> subprocess.Popen[bytes]:
+    """Start the process of a queued job, in its own session: it outlives this server.
+
+    Raises:
+        OSError: If the run folder cannot be written or no process can be started.
+    """
+    folder = store.folder(job.run_id)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.log.open("ab") as log:
+        return subprocess.Popen(
+            worker_command(store, job),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=PROJECT,
+        )
+
+
+@dataclass(frozen=True)
+class _Child:
+    job_id: str
+    queued: float
+    process: subprocess.Popen[bytes]
+
+
+class Scheduler:
+    """A thread that starts queued jobs, one run and one bundle at a time.
+
+    Of several servers on one home only the one that holds a lock schedules; when it goes,
+    another takes over within a second or two.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.leads = False
+        """Whether this scheduler holds the lock."""
+        self._lock = FileLock(store.home / "scheduler.lock")
+        self._closing = threading.Event()
+        self._children: list[_Child] = []
+        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin to look after the queue."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking; processes that work go on, the next server finds them."""
+        self._closing.set()
+        if self.alive:
+            self._thread.join()
+
+    def tick(self) -> None:
+        """Look once: bury the dead, start what may start."""
+        reconcile(self.store)
+        self._reap()
+        waiting, active = self.store.queue(), self.store.active()
+        for kind in ("train", "bundle"):
+            line = [job for job in waiting if job.kind == kind]
+            free = not any(job.kind == kind for job in active)
+            if line and free and not any(self._is_starting(job) for job in line):
+                self._start(line[0], kind)
+
+    def _loop(self) -> None:
+        try:
+            while not self._closing.is_set():
+                if self.leads or self._take_lock():
+                    self._tick_safely()
+                self._closing.wait(TICK_S)
+        finally:
+            self.leads = False
+            self._lock.release()
+
+    def _take_lock(self) -> bool:
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        self.leads = True
+        _log.info("this server schedules the jobs of %s", self.store.home)
+        return True
+
+    def _tick_safely(self) -> None:
+        try:
+            self.tick()
+        except (OSError, sqlite3.Error, psutil.Error, ChipvizError):  # the next tick may do better
+            _log.exception("the scheduler could not look after the queue; it tries again")
+
+    def _start(self, job: Job, kind: Kind) -> None:
+        try:
+            process = start(self.store, job)
+        except OSError as error:
+            self._cannot_start(job.job_id, f"The {kind} process cannot start: {error}.")
+            return
+        self._children.append(_Child(job.job_id, job.queued, process))
+
+    def _is_starting(self, job: Job) -> bool:
+        return any(
+            (child.job_id, child.queued) == (job.job_id, job.queued) for child in self._children
+        )
+
+    def _reap(self) -> None:
+        """Collect processes that ended, and fail the jobs of those that never took them."""
+        ended = [child for child in self._children if child.process.poll() is not None]
+        self._children = [child for child in self._children if child not in ended]
+        untaken = {(job.job_id, job.queued) for job in self.store.queue()}
+        for child in ended:
+            if (child.job_id, child.queued) in untaken:
+                status = child.process.returncode
+                self._cannot_start(child.job_id, f"Its process ended at once, status {status}.")
+
+    def _cannot_start(self, job_id: str, message: str) -> None:
+        folder = self.store.folder(self.store.get(job_id).run_id)
+        self.store.move(
+            job_id,
+            expect={"queued"},
+            to="failed",
+            message=message,
+            hint=f"See {folder.log}, then resume.",
+            finished=time.time(),
+        )

@@ -1,0 +1,147 @@
+"""The bundle page's parts: what will be built, how it goes, what is built, how to use it."""
+
+from typing import Any
+
+import streamlit as st
+
+from chipviz.bundle import card
+from chipviz.errors import ChipvizError
+from chipviz.keys import Cut
+from chipviz.results.report import BundleKind, BundleReport, RunReport
+from chipviz.runs import scheduler
+from chipviz.runs.store import Job
+from chipviz.ui import cut as cut_widgets
+from chipviz.ui import live, parts, server, state
+from chipviz.ui.plots.theme import chip_name
+
+_LOADS: dict[BundleKind, str] = {
+    "sequence": 'loads with `pipeline("text-classification", PATH)`, nothing else needed',
+    "token": "loads with `AutoModelForTokenClassification`; three lines give the label",
+    "chipviz": "loads with `chipviz.bundle.load(PATH)`, for no stock class holds this chip",
+}
+
+
+def plan(job: Job, report: RunReport, cut: Cut) -> None:
+    """Say what will be built at this cut, and build it."""
+    cost = report.cost_at(cut)
+    st.html(
+        f'<div class="cv-big">{parts.megabytes(report.dense.weight_bytes)} → '
+        f'<span class="cv-accent">{parts.megabytes(cost.weight_bytes)}</span></div>'
+    )
+    blocks = f"layers 0 to {cut.layer} of {report.backbone.n_layers}"
+    st.write(f"A **{cost.bundle}** bundle, {blocks}: {_LOADS[cost.bundle]}.")
+    working = [bundle for bundle in state.store().bundles(job.run_id) if parts.at_work(bundle)]
+    if working:
+        live.watch_bundle(working[-1])
+        return
+    spec = cut_widgets.spec_of(report, cut)
+    there = any(_is_at(bundle, cut) for bundle in _done(job))
+    st.button(
+        "Build it again" if there else "Build the bundle",
+        type="secondary" if there else "primary",
+        key="build",
+        on_click=parts.act,
+        args=(scheduler.enqueue_bundle, state.store(), job.run_id, spec),
+    )
+
+
+def built(job: Job, cut: Cut) -> Job | None:
+    """List what was built; the newest bundle at this cut (else the newest of all) is opened."""
+    bundles = state.store().bundles(job.run_id)
+    if bundles and bundles[0].status in ("failed", "stopped", "interrupted"):
+        _ended_badly(bundles[0])
+    done = _done(job)
+    if not done:
+        return None
+    shown = next((bundle for bundle in done if _is_at(bundle, cut)), done[0])
+    st.subheader("Built", anchor=False)
+    for bundle in done:
+        _built_row(bundle, opened=bundle is shown)
+    return shown
+
+
+def use(job: Job, report: RunReport) -> None:
+    """Download, try and load one bundle."""
+    two = "{text_pair}" in report.task.template
+    bundle = job.bundle
+    assert bundle is not None
+    st.subheader(_name(bundle), anchor=False)
+    st.link_button(
+        f"Download ({parts.megabytes(bundle.folder_bytes)})",
+        server.bundle_link(state.store(), job),
+        type="primary",
+        icon=":material/download:",
+        key="download",
+        width="stretch",
+    )
+    st.caption("The same files lie in this folder:")
+    st.code(bundle.path, language=None, wrap_lines=True)
+    _try_it(bundle, two=two)
+    needs = "chipviz" if bundle.kind == "chipviz" else "torch and transformers alone"
+    st.markdown(f"**Load it** anywhere, with {needs}")
+    lines = card.use(bundle.kind, two=two).replace('"PATH"', repr(bundle.path))
+    st.code(lines, language="python")
+
+
+def _done(job: Job) -> list[Job]:
+    """Finished bundles, newest first; of one folder only the newest."""
+    by_folder: dict[str, Job] = {}
+    for bundle in state.store().bundles(job.run_id):
+        if bundle.bundle:
+            by_folder.setdefault(bundle.bundle.path, bundle)
+    return list(by_folder.values())
+
+
+def _is_at(bundle: Job, cut: Cut) -> bool:
+    return bundle.cut.cut == cut
+
+
+def _name(bundle: BundleReport) -> str:
+    return f"Layer {bundle.cut_layer}, {chip_name(bundle.key)}"
+
+
+def _ended_badly(job: Job) -> None:
+    if job.status == "failed":
+        parts.show_trouble(job.message or "The build failed.", job.hint)
+    else:
+        st.warning(f"The last build was {job.status}. Build it again.")
+
+
+def _built_row(job: Job, *, opened: bool) -> None:
+    bundle = job.bundle
+    assert bundle is not None
+    name = f"{_name(bundle)}: {parts.megabytes(bundle.folder_bytes)}"
+    with st.expander(name, expanded=opened, icon=":material/verified:"):
+        st.write(
+            f"Verified in a fresh process: {bundle.n_verified} of {bundle.n_verified} texts agree, "
+            f"largest difference {bundle.max_difference:.0e}."
+        )
+        st.dataframe(
+            {
+                "file": list(bundle.files),
+                "size": [f"{size:,} bytes" for size in bundle.files.values()],
+            },
+            hide_index=True,
+        )
+
+
+def _try_it(bundle: BundleReport, *, two: bool) -> None:
+    with st.form("try", border=False):
+        text = st.text_area("Try it on a text", max_chars=20_000, height=100, key="try_text")
+        pair = ""
+        if two:
+            pair = st.text_area("Second text", max_chars=20_000, height=100, key="try_pair")
+        asked = st.form_submit_button("Classify")
+    if not asked or not text.strip():
+        return
+    request: dict[str, Any] = {"op": "predict", "path": bundle.path, "texts": [text]}
+    if two:
+        request["text_pairs"] = [pair]
+    try:
+        with st.spinner("Reading the text. The first one takes longer: the bundle is loaded."):
+            answer = state.inference().ask(request)
+    except ChipvizError as error:
+        parts.show_error(error)
+        return
+    probabilities: dict[str, float] = answer["predictions"][0]["probabilities"]
+    parts.bars(sorted(probabilities.items(), key=lambda pair: -pair[1]))

@@ -1,0 +1,120 @@
+"""The answer beside the curve: where the cut is, what it scores, what it keeps and saves."""
+
+import streamlit as st
+
+from chipviz.keys import Cut, Split
+from chipviz.results.metrics import Score
+from chipviz.results.report import Measured, RunReport
+from chipviz.ui import parts
+from chipviz.ui.plots.theme import chip_name
+
+
+def show(report: RunReport, cut: Cut) -> None:
+    """Draw the headline, the scores, the stack with its savings, and how they were measured."""
+    layers = report.backbone.n_layers
+    st.html(
+        f'<div class="cv-big">Cut at layer <span class="cv-accent">{cut.layer}</span> '
+        f"of {layers}</div>"
+    )
+    validation, test = _at(report, cut, "validation"), _at(report, cut, "test")
+    scores = [
+        (parts.percent(validation.accuracy), f"validation ({_interval(validation)})"),
+        (parts.percent(test.accuracy), f"test ({_interval(test)}, n = {test.n:,})"),
+    ]
+    st.html(parts.facts(scores))
+    st.caption(loss_words(report, cut))
+    drawing = parts.stack(layers, cut.layer)
+    st.html(f'<div class="cv-side">{drawing}{parts.facts(savings(report, cut))}</div>')
+    st.caption(parts.plain(_measured_words(report.measured)))
+    with st.popover("Parameters by part", type="tertiary", key="parts"):
+        st.html(parts.facts(by_part(report, cut)))
+
+
+def loss_words(report: RunReport, cut: Cut) -> str:
+    """Compare the cut with the best chip on test, claiming no more than the interval allows.
+
+    Overlapping intervals would be too weak a claim: two chips on the same texts can differ
+    for sure while their intervals still touch.
+    """
+    best = report.selection["validate"].cut
+    top, test = _at(report, best, "test"), _at(report, cut, "test")
+    name = (
+        f"the best chip (layer {best.layer}, {chip_name(best.chip)}: {parts.percent(top.accuracy)})"
+    )
+    if best == cut:
+        return "This is the best chip on validation."
+    if test.accuracy >= top.accuracy_low:
+        return f"No measurable loss against {name}: inside its interval at n = {test.n:,}."
+    return f"{100 * (top.accuracy - test.accuracy):.1f} points below {name}."
+
+
+def _at(report: RunReport, cut: Cut, split: Split) -> Score:
+    return report.score_at(cut, split)
+
+
+def _interval(score: Score) -> str:
+    return f"{100 * score.accuracy_low:.1f}-{100 * score.accuracy_high:.1f}"
+
+
+def savings(report: RunReport, cut: Cut) -> list[tuple[str, str]]:
+    """Figures and their meaning, cut against dense; what was not measured is left out."""
+    cost, dense = report.cost_at(cut), report.dense
+    kept = cost.n_parameters / dense.n_parameters
+    rows = [
+        (
+            f"{100 * kept:.0f} % kept",
+            f"{parts.millions(cost.n_parameters)} of {parts.millions(dense.n_parameters)} "
+            "parameters",
+        ),
+        (parts.megabytes(cost.weight_bytes), f"of {parts.megabytes(dense.weight_bytes)} on disk"),
+        (_times(dense.flops_per_token, cost.flops_per_token, "fewer"), "FLOPs a token"),
+    ]
+    if cost.latency_s and dense.latency_s:
+        rows.append(
+            (
+                _times(dense.latency_s, cost.latency_s, "faster"),
+                f"{parts.milliseconds(dense.latency_s)} → {parts.milliseconds(cost.latency_s)}",
+            )
+        )
+    if cost.peak_bytes and dense.peak_bytes:
+        rows.append(
+            (
+                parts.megabytes(cost.peak_bytes),
+                f"of {parts.megabytes(dense.peak_bytes)} peak memory",
+            )
+        )
+    return [
+        *rows,
+        (parts.percent(cost.layer_ratio), "of layers removed (layer ratio)"),
+        (parts.percent(cost.parameter_ratio), "of parameters removed (parameter ratio)"),
+    ]
+
+
+def _times(dense: float, cut: float, word: str) -> str:
+    return f"{dense / max(cut, 1e-12):.1f}x {word}"
+
+
+def _measured_words(measured: Measured) -> str:
+    texts = "1 text" if measured.batch == 1 else f"{measured.batch} texts"
+    return (
+        f"Time and memory of one pass over {texts} of {measured.n_tokens} tokens, "
+        f"median of {measured.repeats}, on {measured.device} in {measured.dtype}."
+    )
+
+
+def by_part(report: RunReport, cut: Cut) -> list[tuple[str, str]]:
+    """What the published model's parts count, and what becomes of each at this cut."""
+    whole = report.parts
+    kept, chip = whole.blocks[: cut.layer + 1], report.cost_at(cut)
+    removed = whole.blocks[cut.layer + 1 :]
+    head = "head: the embedding again, counted once" if whole.tied else "head, removed"
+    rows = [
+        (whole.embedding, "embedding, kept"),
+        (sum(kept), f"{len(kept)} blocks, kept"),
+        (sum(removed), f"{len(removed)} blocks, removed"),
+        (whole.final_norm, "final norm, kept"),
+        (whole.lm_head, f"language model's {head}"),
+        (whole.other, "the rest, kept"),
+        (chip.chip_parameters, f"the chip ({chip_name(cut.chip)}), added"),
+    ]
+    return [(f"{count:,}", words) for count, words in rows if count or "head" in words]

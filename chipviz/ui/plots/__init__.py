@@ -1,0 +1,1 @@
+"""Figures: plain data in, a plotly figure or HTML out."""

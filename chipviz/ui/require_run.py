@@ -1,0 +1,46 @@
+"""The way into pages that need a finished run: the run, or a friendly word why there is none."""
+
+import streamlit as st
+
+from chipviz.errors import ChipvizError
+from chipviz.results.report import RunReport
+from chipviz.runs.store import Job
+from chipviz.ui import live, nav, parts, state
+
+
+def finished_run() -> tuple[Job, RunReport]:
+    """The run this page shows; the page stops here when there is none to show."""
+    parts.show_kept_trouble()
+    try:
+        job = state.current_run()
+    except ChipvizError as error:
+        parts.show_error(error)
+        nav.link("runs", "All runs")
+        st.stop()
+    if job is None:
+        st.info(
+            "No finished run yet. Start the example on the home page: it takes about two minutes."
+        )
+        nav.link("runs", "Go to the home page")
+        st.stop()
+    state.remember_run(job.run_id)
+    if job.state != "done":
+        _not_done(job)
+        st.stop()
+    try:
+        report = state.store().report(job.run_id)
+    except ChipvizError as error:
+        parts.show_error(error)
+        nav.link("runs", "All runs")
+        st.stop()
+    state.choose_cut(report, state.current_cut(report))
+    return job, report
+
+
+def _not_done(job: Job) -> None:
+    st.header(parts.plain(job.name), anchor=False)
+    if parts.at_work(job):
+        st.info("This run is still at work; its layers open here when it is done.")
+    parts.progress(job)
+    live.how_it_ended(job)
+    nav.link("train", "Watch it", {"run": job.run_id})

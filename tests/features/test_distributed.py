@@ -1,0 +1,62 @@
+"""Several processes read for one run: the scores of one process, and no helper left behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from chipviz.backbones.backbone import fast_dtype
+from chipviz.features.distributed import ALONE, is_helper, join
+
+
+def test_a_process_alone_shares_with_itself(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join() is ALONE
+    assert ALONE.leads
+    assert ALONE.share("value") == "value"
+    assert ALONE.gather(3) == [3]
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "helps"), [("2", "1", True), ("2", "0", False), ("1", "0", False)]
+)
+def test_helpers_are_known_by_their_launchers_environment(monkeypatch, size, rank, helps):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", rank)
+    assert is_helper() is helps
+
+
+def launch(arguments, *, processes):
+    begin = [sys.executable, "-m"]
+    if processes > 1:
+        begin += ["accelerate.commands.launch", "--num_processes", str(processes), "-m"]
+    return subprocess.run(
+        [*begin, "chipviz", *arguments],
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+        timeout=300,
+    )
+
+
+def test_two_processes_end_with_the_scores_of_one(tiny_backbone_folder, toy_csv, tmp_path):
+    found = []
+    fast_dtype(torch.device("cpu"), tmp_path)  # measured once: two homes might choose differently
+    for processes in (1, 2):
+        home = tmp_path / str(processes)
+        home.mkdir()
+        shutil.copy(tmp_path / "fast_dtype.json", home)
+        arguments = ["--home", home, "train", "--backbone", tiny_backbone_folder, "--data", toy_csv]
+        arguments += ["--template", "{text} :", "--max-length", "24", "--json"]
+        done = launch([str(a) for a in arguments], processes=processes)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        found.append(json.loads(done.stdout))
+        assert len(list((home / "runs").iterdir())) == 1
+    one, two = found
+    assert two["scores"] == one["scores"]
+    assert two["selection"] == one["selection"]
+    assert two["timing"]["n_tokens"] == one["timing"]["n_tokens"]
