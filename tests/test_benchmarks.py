@@ -13,7 +13,6 @@ from benchmarks.__main__ import ROWS, main
 from benchmarks.bench import Bench
 from chipviz.chips.mlp import initial
 from chipviz.chips.published import fit_published
-from chipviz.chips.training import labels_of
 
 
 @pytest.fixture
@@ -132,7 +131,8 @@ def test_a_cut_model_has_its_layers_only_and_says_what_the_dense_one_says_there(
 def test_the_papers_recipe_written_plainly_trains_the_chips_of_preset_published(bench):
     """Two codes of one recipe: modules and a tape here, batched and written out there."""
     work = features.checked_work(bench)
-    train, labels = work.task.splits["train"], labels_of(work.task, "train")
+    train = work.task.splits["train"]
+    labels = torch.from_numpy(train.labels)
     n_layers, width, n_classes = work.backbone.n_layers, 32, 3
     model = features.load_causal(bench, torch.float32)
     mine = paper.PaperChips(n_layers, width, n_classes)

@@ -252,9 +252,9 @@ def test_a_gguf_file_is_converted_once_wherever_it_lies(tiny_backbone_folder, tm
     first = find_model(str(path), home).path
     (tmp_path / "moved").mkdir()
     moved = path.rename(tmp_path / "moved" / "y.gguf")
-    written = (first.path / "config.json").stat().st_mtime_ns
+    written = (first / "config.json").stat().st_mtime_ns
     assert find_model(str(moved), home).path == first
-    assert (first.path / "config.json").stat().st_mtime_ns == written
+    assert (first / "config.json").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("keep", [4, 100, 3000, -1])

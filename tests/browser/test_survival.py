@@ -73,7 +73,7 @@ def test_a_killed_worker_shows_as_interrupted_and_resumes_to_the_same_scores(
     page.get_by_role("button", name="Resume").click()
     done = until(store, run_id, lambda job: job.state == "done")
     whole = unbroken(config, tmp_path)
-    found = done.report.model_dump(mode="json")
+    found = store.report(done.run_id).model_dump(mode="json")
     assert found["timing"]["n_tokens"] < whole["timing"]["n_tokens"], "read once, kept"
     assert found["scores"] == whole["scores"]
     expect(page.get_by_text(re.compile("Open the layers"))).to_be_visible()

@@ -4,7 +4,6 @@ Needs the real data sets beside the checkout (or CHIPVIZ_DATA) and the embedded 
 """
 
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from chipviz import sources
-from chipviz.backbones.backbone import convert_gguf, fast_dtype
+from chipviz.backbones.backbone import fast_dtype
+from chipviz.backbones.find import fetch_backbone
 from chipviz.chips.linear import STRENGTHS, Turn, fit_linear
-from chipviz.chips.training import labels_of, read_layers
+from chipviz.chips.rows import Rows
 from chipviz.config import RunConfig
 from chipviz.data import tables
 from chipviz.data.from_table import make_task
@@ -33,6 +32,7 @@ SIZES = {  # most training and test texts, most tokens of one
     "20newsgroups": (400, 680, 48),
 }
 LAYERS = (12, 29)
+LAST = Vector.named("last")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def backbone(tmp_path_factory):
         pytest.skip(f"no data sets at {DATA}; set CHIPVIZ_DATA")
     home = shared_home(tmp_path_factory)
     os.environ.pop("HF_HUB_OFFLINE", None)
-    folder = sources.find_backbone("smollm2-135m", home, convert_gguf)
+    folder = fetch_backbone("smollm2-135m", home)
     threads = torch.get_num_threads()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = load_backbone(folder, "smollm2-135m", dtype=fast_dtype(torch.device("cpu"), home))
@@ -64,25 +64,24 @@ def real(request, backbone):
     )
     task = make_task(tables.read_table(config.data, home), config)
     prompt = bake(load_tokenizer(model.folder.path), None, max_length, task.splits["train"])
-    features = extract(model, prompt, task, home, vectors=(Vector.named("last"),)).features
-    return task, features
+    features = extract(model, prompt, task, home, vectors=(LAST,)).features
+    return Rows(features, task, torch.device("cpu"))
 
 
-def reader(features, split, layer):
-    return partial(read_layers, features, split, "last", [layer], torch.device("cpu"))
+def reader(rows, split, layer):
+    return rows.reader(split, LAST, [layer])
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_chips_on_real_states_are_scikit_learns(real, layer):
-    task, features = real
-    labels, test = labels_of(task, "train"), labels_of(task, "test")
-    n, n_classes = len(labels), task.n_classes
-    turn = Turn.of(reader(features, "train", layer), n)
+    labels, test = real.labels("train"), real.labels("test")
+    n, n_classes = len(labels), real.task.n_classes
+    turn = Turn.of(reader(real, "train", layer), n)
     rows, held_out = (
-        turn.into(reader(features, split, layer)(0, len(task.splits[split])))[0]
+        turn.into(reader(real, split, layer)(0, len(real.task.splits[split])))[0]
         for split in ("train", "test")
     )
-    ours = turn.forth(fit_linear(reader(features, "train", layer), labels, n_classes)[0])
+    ours = turn.forth(fit_linear(reader(real, "train", layer), labels, n_classes)[0])
     for strength, weight in zip(STRENGTHS, ours, strict=True):
         two = n_classes == 2  # it keeps one weight of two; ours are its halves
         peer = LogisticRegression(
@@ -104,16 +103,15 @@ def test_chips_on_real_states_are_scikit_learns(real, layer):
 
 def test_shuffled_labels_score_at_chance(real):
     """On average over shuffles: one of them may well lean the right way by chance."""
-    task, features = real
-    labels, test = labels_of(task, "train"), labels_of(task, "test")
+    labels, test = real.labels("train"), real.labels("test")
     share = float(torch.bincount(test).max()) / len(test)
     for layer in LAYERS:
-        rows = reader(features, "test", layer)(0, len(test))[0]
+        rows = reader(real, "test", layer)(0, len(test))[0]
         right = []
         for seed in range(6):
             shuffle = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-            weights = fit_linear(reader(features, "train", layer), labels[shuffle], task.n_classes)[
-                0
-            ]
+            weights = fit_linear(
+                reader(real, "train", layer), labels[shuffle], real.task.n_classes
+            )[0]
             right.append(((rows @ weights.mT).argmax(-1) == test).double().mean(dim=-1))
         assert torch.stack(right).mean(dim=0).max().item() <= share + 0.05

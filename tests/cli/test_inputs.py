@@ -105,12 +105,6 @@ def test_what_the_prompt_has_no_place_for_is_refused_and_what_it_lacks(task, giv
         in_fields(from_options(*given), task, "sound")
 
 
-def test_a_report_of_an_older_version_names_no_columns_and_is_asked_by_role():
-    assert in_fields(from_options(["x"], None, None), ONE, "sound") == (["x"], None)
-    two = ONE.model_copy(update={"template": "{text} {text_pair}"})
-    assert in_fields(from_options(["x"], ["y"], None), two, "sound") == (["x"], ["y"])
-
-
 def test_lines_and_a_json_list_are_texts_and_all_else_is_a_table(tmp_path):
     texts = ["one, two", "three"]
     (tmp_path / "a.txt").write_text("one, two\n\nthree\n")

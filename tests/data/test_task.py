@@ -203,13 +203,13 @@ def test_declared_names_are_found_by_name_where_the_labels_are_names():
 
 def test_a_fingerprint_changes_with_any_text_label_or_name():
     frames = {split: frame_of(12) for split in ("train", "validation", "test")}
-    before = task_of(frames).folder.fingerprint
+    before = task_of(frames).fingerprint
     for split, column, value in [("test", "text", "other"), ("validation", "label", "yes")]:
         changed = {**frames, split: frames[split].copy()}
         changed[split].loc[0, column] = value
-        assert task_of(changed).folder.fingerprint != before
+        assert task_of(changed).fingerprint != before
     renamed = {split: frame.replace({"label": {"no": "nein"}}) for split, frame in frames.items()}
-    assert task_of(renamed).folder.fingerprint != before
+    assert task_of(renamed).fingerprint != before
     splits: list[dict] = [
         {"test": Examples(["a", "b"], None, np.array(y))} for y in ([0, 1], [1, 0])
     ]

@@ -21,8 +21,10 @@ FAKE_WORKER = """
 import sys, time, types
 from chipviz.progress import Progress
 
-class Result:
-    def model_dump_json(self): return "{}"
+WITHIN = types.SimpleNamespace(test_accuracy=0.5, cut_layer=1, parameter_ratio=0.5)
+REPORT = types.SimpleNamespace(
+    selection={"within": WITHIN}, backbone=types.SimpleNamespace(n_layers=4)
+)
 
 def run(config, *, home, run_id, progress, **_):
     with (home / "starts.txt").open("a") as file: file.write(run_id + "\\n")
@@ -32,7 +34,7 @@ def run(config, *, home, run_id, progress, **_):
         progress(Progress("extracting", "reading", n, config.max_length))
         time.sleep(0.02)
     with (home / "ends.txt").open("a") as file: file.write(run_id + "\\n")
-    return Result()
+    return REPORT
 
 experiment = types.ModuleType("chipviz.experiment")
 experiment.run = run
@@ -216,11 +218,14 @@ def test_stopping_a_job_of_this_very_process_only_asks(store):
 @pytest.mark.parametrize("ending", ["done", "failed", "stopped"])
 def test_a_dead_worker_ends_as_it_wrote_with_its_last_act(store, ending):
     job = working(store, {"pid": 2**22 + 1, "pid_created": 1.0})
-    note = {"state": ending, "message": "m", "hint": "h", "result": None}
+    note = {"state": ending, "message": "m", "hint": "h", "result": None, "found": None}
     store.exit_path(job).write_text(json.dumps(note | {"pid": job.pid, "pid_created": 1.0}))
     reconcile(store)
     ended = store.get(job.job_id)
     assert (ended.state, ended.message, ended.hint) == (ending, "m", "h")
+
+
+WORDS = '"message": "", "hint": "", "result": null, "found": null'
 
 
 @pytest.mark.parametrize(
@@ -229,14 +234,14 @@ def test_a_dead_worker_ends_as_it_wrote_with_its_last_act(store, ending):
         "",
         '{"state": "done", "mess',
         "[]",
-        '{"state": "done", "message": "", "hint": "", "result": null, "pid": 1, "pid_created": 1}',
-        '{"state": "fine", "message": "", "hint": "", "result": null, "pid": %d, "pid_created": 1}',
+        '{"state": "done", %s, "pid": 1, "pid_created": 1}',
+        '{"state": "fine", %s, "pid": %d, "pid_created": 1}',
         '{"state": "done", "pid": %d, "pid_created": 1}',
     ],
 )
 def test_a_torn_foreign_or_odd_note_never_makes_a_dead_worker_done(store, note):
     job = working(store, {"pid": 2**22 + 1, "pid_created": 1.0})
-    store.exit_path(job).write_text(note.replace("%d", str(job.pid)))
+    store.exit_path(job).write_text(note.replace("%d", str(job.pid)).replace("%s", WORDS))
     reconcile(store)
     assert state(store, job) == "interrupted"
 

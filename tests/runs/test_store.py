@@ -105,6 +105,7 @@ def test_eight_processes_may_open_a_fresh_home_and_write_at_once(tmp_path):
     write = """
 import multiprocessing, sys
 from pathlib import Path
+from chipviz.keys import ChipKey, Cut
 from chipviz.results.metrics import CurvePoint
 from chipviz.runs.store import Store
 fork = multiprocessing.get_context("fork")
@@ -122,7 +123,9 @@ print([writer.exitcode for writer in writers])
     process = run_python(write, tmp_path / "fresh")
     assert process.communicate()[0].strip() == str([0] * 8)
     points = Store(tmp_path / "fresh").points("run")
-    assert [(p.n_train, p.layer) for p in points] == [(n, i) for n in range(50) for i in range(8)]
+    assert [(p.n_train, p.cut.layer) for p in points] == [
+        (n, i) for n in range(50) for i in range(8)
+    ]
 
 
 def test_a_claimed_job_has_an_owner_and_forgets_how_it_ended_before(store):

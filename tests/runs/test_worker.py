@@ -20,53 +20,13 @@ from chipviz.errors import SourceError
 from chipviz.keys import ChipKey, Cut
 from chipviz.progress import Cancelled, Progress
 from chipviz.results.metrics import CurvePoint
-from chipviz.results.report import (
-    BackboneInfo,
-    BundleReport,
-    Controls,
-    CutCost,
-    RunReport,
-    TaskInfo,
-    Timing,
-)
+from chipviz.results.report import BundleReport
 from chipviz.runs import worker
 from chipviz.runs.store import Store, summary
+from tests.example_run import report_of
 
 CONFIG = RunConfig(backbone="tiny", data="toy")
 CUT = CutSpec(cut_layer=1, pooling="mean")
-BACKBONE = BackboneInfo(
-    name="tiny", n_layers=2, hidden_size=4, n_parameters=99, dtype="float32", device="cpu"
-)
-TASK = TaskInfo(
-    name="toy",
-    n_train=4,
-    n_validation=2,
-    n_test=2,
-    n_classes=2,
-    label_names=["no", "yes"],
-    template="{text}",
-    max_length=8,
-    max_chars=200,
-    n_truncated=0,
-)
-CONTROLS = Controls(majority=0.5, embedding=0.5, tfidf=0.5)
-
-
-def report_of(run_id):
-    return RunReport(
-        run_id=run_id,
-        status="done",
-        preset="sound",
-        backbone=BACKBONE,
-        task=TASK,
-        timing=Timing(load_s=1, extract_s=1, fit_s=1, total_s=3, n_tokens=9, tokens_per_s=3),
-        scores=[],
-        controls=CONTROLS,
-        controls_validation=CONTROLS,
-        selection={},
-        dense=CutCost(n_parameters=99, weight_bytes=396, flops_per_token=198),
-        costs=[],
-    )
 
 
 def bundle_of(path):

@@ -64,7 +64,7 @@ def test_slider_savings_stack_figure_and_address_stay_in_step(store):
     at = open_page("layers", run=job.run_id, cut="20", pooling="last")
     assert at.slider(key="cut").value == 20
     at.slider(key="cut").set_value(12).run()
-    cost = store.report(job.run_id).cost_at(12, "last")
+    cost = store.report(job.run_id).cost_at(cut(12, "last"))
     page = html_of(at)
     assert at.query_params["cut"] == "12"
     assert 'Cut at layer <span class="cv-accent">12</span> of 30' in page
@@ -229,7 +229,7 @@ def test_each_run_keeps_its_own_cut(store):
     at.query_params.clear()
     at.query_params["run"] = two.run_id
     at.run()
-    assert at.slider(key="cut").value == two.report.selection["within"].cut_layer
+    assert at.slider(key="cut").value == store.report(two.run_id).selection["within"].cut_layer
     at.query_params.clear()
     at.query_params["run"] = one.run_id
     at.run()
