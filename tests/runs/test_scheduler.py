@@ -374,7 +374,7 @@ def test_a_worker_outlives_its_killed_server_and_the_next_server_meets_it_again(
     serve = f"""
 import sys, time
 from pathlib import Path
-from chipviz import jobs
+from chipviz.runs import scheduler as jobs
 from chipviz.runs.store import Store
 jobs.worker_command = lambda store, job: [
     sys.executable, "-c", {FAKE_WORKER!r}, "--home", str(store.home), job.job_id
