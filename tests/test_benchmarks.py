@@ -13,6 +13,7 @@ from benchmarks.__main__ import ROWS, main
 from benchmarks.bench import Bench
 from chipviz.chips.mlp import initial
 from chipviz.chips.published import fit_published
+from chipviz.parallel import Pool
 
 
 @pytest.fixture
@@ -89,12 +90,12 @@ def test_what_could_not_be_measured_stays_in_the_table():
 def test_the_plain_loop_reads_the_states_that_extraction_stores(bench):
     work = features.checked_work(bench)
     theirs = features.plain_loop(features.load_causal(bench, torch.float32), work)
-    with work.extracted(features.POOLINGS) as (stored, _):
-        for pooling in features.POOLINGS:
-            ours = features.states(stored, pooling)
-            assert measure.difference(ours, theirs[pooling]) < features.SAME
-            assert measure.difference(ours.roll(1, 0), theirs[pooling]) > 0.1  # one layer off
-            assert measure.difference(ours.roll(1, 1), theirs[pooling]) > 0.1  # one text off
+    with work.extracted(features.VECTORS) as found:
+        for vector in features.VECTORS:
+            ours = features.states(found.features, vector)
+            assert measure.difference(ours, theirs[vector]) < features.SAME
+            assert measure.difference(ours.roll(1, 0), theirs[vector]) > 0.1  # one layer off
+            assert measure.difference(ours.roll(1, 1), theirs[vector]) > 0.1  # one text off
 
 
 @pytest.mark.parametrize(
@@ -178,8 +179,8 @@ def test_scikit_learn_and_chipviz_reach_the_same_objective(bench, n_classes, tmp
     data.write_text("\n".join(kept), "utf-8")
     work = replace(bench, data=str(data)).open(max_train=120, max_validation=20, max_test=40)
     assert work.task.n_classes == n_classes
-    with work.extracted((chips.POOLING,)) as (stored, _):
-        fits = chips.Fits(stored, work, range(1, 2))
+    with work.extracted((chips.VECTOR,)) as found, Pool(chips.CPU) as pool:
+        fits = chips.Fits(found.features, work, range(1, 2), pool)
         fits.fit_ours(fits.layers)
         fits.fit_peer(fits.layers)
         assert fits.gap() <= chips.SAME_OBJECTIVE

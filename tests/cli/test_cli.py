@@ -270,7 +270,8 @@ def test_bad_data_is_one_error_and_one_hint(train, tmp_path, content, said, home
     path = tmp_path / "bad.csv"
     path.write_text(content)
     assert said in train(data=path).refusal
-    assert [file.name for file in home.rglob("*.parquet")] == []
+    kept = [file for file in home.rglob("*") if file.is_file() and "parsed" not in file.parts]
+    assert [file.suffix for file in kept if file.suffix == ".parquet"] == []
     options = ["--backbone", "smollm2-135m", "--data", path, "--json"]
     assert said in chipviz(home, "inspect", *options).refusal
 
@@ -285,7 +286,7 @@ def test_bad_data_is_one_error_and_one_hint(train, tmp_path, content, said, home
         (["--rule", "best"], "no rule 'best'"),
         (["--rule", "manual"], "needs a layer"),
         (["--rule", "within", "--pooling", "max"], "pooling max"),
-        (["--rule", "within", "--chip", "mlp"], "chip mlp"),
+        (["--rule", "within", "--chip", "mlp"], "kind mlp"),
     ],
 )
 def test_a_cut_that_does_not_exist_is_refused(trained, tmp_path, options, said):

@@ -228,4 +228,4 @@ def test_a_commit_is_brought_once_and_then_only_asked_for(tmp_path, monkeypatch,
     ],
 )
 def test_splits_are_found_by_their_names(names, expected):
-    assert dict(hub._splits(names)) == expected
+    assert dict(data_hub._splits(names)) == expected

@@ -203,7 +203,7 @@ def test_answers_that_could_be_numbers_or_words_are_numbers():
 def test_answers_in_every_form_make_the_same_task():
     frame = reading()
     rows = frame.to_dict("records")
-    same = task_of(frame, names={"label": NAMES}).folder.fingerprint
+    same = task_of(frame, names={"label": NAMES}).fingerprint
     letters = frame.assign(answer=[NAMES[i] for i in frame["label"]]).drop(columns="label")
     words = frame.assign(label=[row["choices"][row["label"]] for row in rows])
     strings = frame.assign(
@@ -213,7 +213,7 @@ def test_answers_in_every_form_make_the_same_task():
         choices=[{"text": r["choices"], "label": NAMES[: len(r["choices"])]} for r in rows]
     )
     for form in (letters, words, strings, arc):
-        assert task_of(form).folder.fingerprint == same
+        assert task_of(form).fingerprint == same
 
 
 @pytest.mark.parametrize(

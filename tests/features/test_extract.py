@@ -12,9 +12,8 @@ import torch
 from chipviz.backbones import batching
 from chipviz.data.prompt import bake, load_tokenizer
 from chipviz.data.task import Examples, Task
-from chipviz.features import extract as features_module
 from chipviz.features.extract import ORDER, extract
-from chipviz.features.forward import forward_pooled
+from chipviz.features.forward import forward_pooled, reentrant
 from chipviz.keys import RAW, Vector
 from chipviz.progress import Cancelled
 from tests.families import ALL, NAMED, load_backbone
@@ -177,7 +176,7 @@ def test_a_model_that_a_pass_changes_is_read_one_pass_at_a_time(tmp_path):
         rope = {"rope_type": kind, "factor": 2.0, "rope_theta": 10_000.0}
         folder = NAMED["llama"].build(tmp_path / name, rope_parameters=rope)
         backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
-        assert features_module._reentrant(backbone) is (name == "plain")
+        assert reentrant(backbone) is (name == "plain")
 
 
 def test_a_second_run_reads_what_is_there(line, home):
