@@ -3,18 +3,20 @@
 import json
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from chipviz import sources
+from chipviz.bundle.metadata import read_metadata
 from chipviz.cli import inputs, options, printing
 from chipviz.config import CutSpec, RunConfig, home_dir
-from chipviz.errors import BackboneError, ChipvizError, ConfigError, JobError
+from chipviz.errors import BackboneError, ChipvizError, ConfigError, JobError, Refusal
 from chipviz.features import distributed
-from chipviz.results.report import TaskInfo
 from chipviz.runs import scheduler, worker
+from chipviz.runs.questions import ReadTokens
 from chipviz.runs.store import Job, Store
 
 app = typer.Typer(
@@ -60,7 +62,7 @@ def inspect(context: typer.Context, config: RunConfig, as_json: bool) -> None:
     else:
         print("\n".join(preview.in_words(found)))
     if found.backbone.refused:
-        raise BackboneError(found.backbone.refused, found.backbone.hint)
+        raise BackboneError(found.backbone.refused, found.backbone.hint, *found.backbone.fields)
 
 
 @app.command()
@@ -193,11 +195,11 @@ def predict(
         if file
         else inputs.from_options(text or [], text_pair, choices)
     )
-    from chipviz.bundle import save as bundles
+    metadata = read_metadata(bundle)
+    texts, pairs = inputs.in_fields(given, metadata.task, metadata.preset)
+    from chipviz.bundle import load
 
-    about = bundles.read_about(bundle)
-    texts, pairs = inputs.in_fields(given, TaskInfo.model_validate(about["task"]), about["preset"])
-    found = bundles.load(bundle).predict(texts, pairs)
+    found = load(bundle).predict(texts, pairs)
     lines = [{"label": p.label, "score": p.score} for p in found]
     if out:
         from chipviz.files import write_atomic
@@ -234,18 +236,14 @@ def tokens(
     chosen = report.select("within" if layer is None else "manual", **named)
     from chipviz.runs.model_process import Answerer
 
-    request = {"op": "tokens", "run_id": run, "text": texts[0]}
-    request |= {"text_pair": pairs[0]} if pairs else {}
-    request |= {"layer": chosen.cut_layer, "chip": chosen.key.name}
-    answer = Answerer(context.obj).answer(request)
-    if "error" in answer:
-        raise JobError(answer["error"], answer["hint"])
+    question = ReadTokens(run, texts[0], pairs[0] if pairs else None, chosen.cut)
+    reading = Answerer(context.obj).read_tokens(question)
     if as_json:
-        printing.print_json(answer)
+        printing.print_json(asdict(reading))
         return
-    for token, row in zip(answer["tokens"], answer["at_cut"], strict=True):
+    for token, row in zip(reading.tokens, reading.at_cut, strict=True):
         best = max(range(len(row)), key=row.__getitem__)
-        print(f"{token['text']!r:<24} {answer['label_names'][best]:<20} {row[best]:.3f}")
+        print(f"{token.text!r:<24} {reading.label_names[best]:<20} {row[best]:.3f}")
 
 
 @app.command()
@@ -289,6 +287,7 @@ def _work(store: Store, job: Job, as_json: bool) -> None:
         raise JobError(
             ended.message or f"Run {job.run_id} is {ended.state}.",
             ended.hint or f"Go on with `python -m chipviz resume {job.run_id}`.",
+            *ended.refusal.fields,
         )
     if as_json:
         printing.print_json(printing.run_object(store, ended))
@@ -301,12 +300,11 @@ def run_command_line() -> int:
     try:
         app(prog_name="chipviz", standalone_mode=True)
     except ChipvizError as error:
-        return printing.refuse(error.message, error.hint)
+        return printing.refuse(error.refusal)
     except OSError as error:  # a path or a disk that does not take what was asked of it
         where = f"{error.filename}: " if error.filename else ""
-        return printing.refuse(
-            f"{where}{error.strerror or error}.", "Check the path, its rights and the free space."
-        )
+        hint = "Check the path, its rights and the free space."
+        return printing.refuse(Refusal(f"{where}{error.strerror or error}.", hint))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -33,48 +33,79 @@ EXAMPLE: dict[str, object] = {
 """The embedded example: runs from the package registry alone, in about two minutes."""
 
 
+_FIT: dict[str, Any] = {"reads": False}
+"""Mark of a setting that changes how chips are fitted, not what a run reads."""
+
+
 class RunConfig(BaseModel):
-    """One run: a backbone, a data set, a prompt, and what to train on every layer."""
+    """One run: a backbone, a data set, a prompt, and what to train on every layer.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Each setting is described here once. The docstring below it is its help on the command line and
+    on the page, its title is its label there.
+    """
 
-    backbone: str = Field(min_length=1, max_length=4096)
-    """Embedded name, Hub id (also `id@revision`), folder of a saved model or LoRA adapter, or GGUF
-    file."""
-    data: str = Field(min_length=1, max_length=4096)
-    """Embedded name, file, folder of `train/validation/test` files, or Hub id, with a subset and a
-    revision where wanted: `owner/name:subset@revision`."""
-    template: str | None = None
-    """Prompt around `{text}` (and `{text_pair}`); None is the bare text, or the built-in prompt of
-    questions about a passage and of multiple choice."""
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | None = None
-    choices: str | None = None
-    """Column names; None lets the task guess and say what it guessed. `choices` holds the options
-    of multiple choice, whose first text is the passage, or the question where there is none."""
-    poolings: tuple[Pooling, ...] = ()
-    """None named: those that suit the backbone, see `resolved`."""
-    chips: tuple[ChipKind, ...] = ("linear",)
-    max_train: Annotated[int, Field(ge=2)] | None = None
-    max_validation: Annotated[int, Field(ge=2)] | None = None
-    max_test: Annotated[int, Field(ge=2)] | None = None
-    """Texts taken per split, stratified and seeded; None takes all."""
-    max_length: Annotated[int, Field(ge=1)] = 256
-    """Tokens a prompt may have, template included."""
-    preset: Preset = "sound"
-    class_weight: ClassWeight = "none"
-    """*balanced* gives every class the same say in training, however many texts it has."""
-    repeats: Annotated[int, Field(ge=1, le=50)] = 1
-    """Fits of each chip: beyond the first each sees a bootstrap sample of the training texts (and
-    another seed), and their spread is drawn as a band."""
-    device_map: Literal["auto"] | None = None
-    """*auto* spreads a model too large for one device over all devices, memory and disk."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """What the forward pass computes in; None takes the fast one of the device."""
-    blocks: str | None = Field(default=None, max_length=200)
-    """Where the backbone's blocks are, such as `transformer.h`; None finds them."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    backbone: str = Field(min_length=1, max_length=4096, title="Backbone")
+    """Embedded name, Hub id (also id@revision), folder of a saved model or of a LoRA adapter, or
+    GGUF file."""
+    data: str = Field(min_length=1, max_length=4096, title="Data")
+    """Embedded name, file, folder of files named train, validation and test, or Hub id, with a
+    subset and a revision where wanted: owner/name:subset@revision."""
+    template: str | None = Field(default=None, title="Template")
+    """Prompt around {text}, and {text_pair} where there are two texts. What follows the text
+    decides what the last token knows. Without one the text is read alone, and a question with
+    options is asked as such."""
+    text: str | None = Field(default=None, title="Text column")
+    """Column of the texts; guessed if not named."""
+    text_pair: str | None = Field(default=None, title="Second text column")
+    """Column of the second texts, where a task has two; guessed if not named."""
+    label: str | None = Field(default=None, title="Label column")
+    """Column of the labels; guessed if not named."""
+    choices: str | None = Field(default=None, title="Choices column")
+    """Column of the options of multiple choice; guessed if not named."""
+    poolings: tuple[Pooling, ...] = Field(default=(), title="Poolings")
+    """States of a text that chips read: last (its last token), mean (over all tokens), first (its
+    first token), max (largest value of each dimension). None named: mean, and the last token of a
+    decoder or the first of an encoder."""
+    chips: tuple[ChipKind, ...] = Field(default=("linear",), title="Chips", json_schema_extra=_FIT)
+    """Kinds of chip: linear fits in seconds and becomes part of a stock model; mlp may find what is
+    not linear."""
+    max_train: int | None = Field(default=None, ge=2, title="Training texts at most")
+    """Maximum training texts, drawn by class; all if not given."""
+    max_validation: int | None = Field(default=None, ge=2, title="Validation texts at most")
+    """Maximum validation texts, drawn by class; all if not given."""
+    max_test: int | None = Field(default=None, ge=2, title="Test texts at most")
+    """Maximum test texts, drawn by class; all if not given."""
+    max_length: int = Field(default=256, ge=1, title="Length limit, tokens")
+    """Maximum tokens of a prompt, template included."""
+    preset: Preset = Field(default="sound", title="Recipe")
+    """How chips are trained: sound is this project's way; published adds the paper's own training
+    of linear and MLP chips on raw last-token states."""
+    class_weight: ClassWeight = Field(default="none", title="Class weight", json_schema_extra=_FIT)
+    """Weight of a class in training: none weighs every text the same, balanced every class,
+    however many texts it has."""
+    repeats: int = Field(default=1, ge=1, le=50, title="Fits of each chip", json_schema_extra=_FIT)
+    """Fits of each chip. From 2 on, each further fit sees another sample of the training texts, and
+    a band shows how far the fits differ."""
+    device_map: Literal["auto"] | None = Field(default=None, title="Spread over devices")
+    """auto spreads a model too large for one device over all devices, memory and disk."""
+    dtype: Literal["float32", "bfloat16"] | None = Field(default=None, title="Compute in")
+    """Number format of the forward pass; without it the one that is fast here. bfloat16 takes half
+    the memory of float32."""
+    blocks: str | None = Field(
+        default=None, max_length=200, title="Path of the blocks", json_schema_extra=_FIT
+    )
+    """Place of the backbone's layers, such as transformer.h, for a model in which they are not
+    found."""
+    seed: int = Field(default=0, ge=0, lt=2**31, title="Seed")
+    """Seed of the splits, of the order of texts and of the chips' first weights."""
+
+    @classmethod
+    def reads(cls) -> set[str]:
+        """Names of the settings that change what a run reads, or the memory it takes."""
+        marks = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return {name for name, mark in marks.items() if mark is not _FIT}
 
     @field_validator("poolings", "chips")
     @classmethod
@@ -91,12 +122,7 @@ class RunConfig(BaseModel):
     @field_validator("poolings", mode="before")
     @classmethod
     def _choosable(cls, values: Any) -> Any:
-        if isinstance(values, (list, tuple)) and not set(values) <= {
-            "last",
-            "mean",
-            "first",
-            "max",
-        }:
+        if isinstance(values, (list, tuple)) and not set(values) <= set(get_args(Pooling)):
             raise ValueError("take last, mean, first or max; raw states belong to preset published")
         return values
 
@@ -136,10 +162,11 @@ class RunConfig(BaseModel):
             first = error.errors()[0]
             got = first["input"]
             got = ", ".join(map(str, got)) if isinstance(got, (list, tuple)) else str(got)
-            field = ".".join(str(part) for part in first["loc"]) or "config"
+            field = str(first["loc"][0]) if first["loc"] else "config"
             raise ConfigError(
                 f"{field}: {first['msg'].removeprefix('Value error, ')} (got {got[:80]!r}).",
-                f"Change {field} and start again; see `python -m chipviz train --help`.",
+                f"Change {field} and start again.",
+                field,
             ) from None
 
 

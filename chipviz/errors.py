@@ -10,7 +10,9 @@ ChipvizError
 
 `is_disk_full` knows a full disk in the errors of others.
 
-Every one carries what happened (`message`: got, expected) and what to do next (`hint`):
+Every one carries what happened (`message`: got, expected) and what to do next (`hint`). Where that
+is to change a setting, `fields` names it, and each face calls it by its own word: `--max-length` on
+the command line, *Length limit* on a page.
 
     try:
         ...
@@ -19,19 +21,37 @@ Every one carries what happened (`message`: got, expected) and what to do next (
 """
 
 import errno
+from dataclasses import dataclass
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "disk is full")
 """As libraries say it that wrap the system's error, and SQLite, which has none."""
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """What a `ChipvizError` says, as plain data."""
+
+    message: str
+    hint: str = ""
+    fields: tuple[str, ...] = ()
+    """Settings of `RunConfig` that the hint is about, by name."""
+
+
 class ChipvizError(Exception):
     """Base of all errors a user can cause: one sentence and one hint, never a traceback."""
 
-    def __init__(self, message: str, hint: str) -> None:
+    def __init__(self, message: str, hint: str, *fields: str) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.fields = fields
+        """Settings of `RunConfig` that the hint is about, by name."""
+
+    @property
+    def refusal(self) -> Refusal:
+        """What it says, as plain data."""
+        return Refusal(self.message, self.hint, self.fields)
 
 
 class ConfigError(ChipvizError):

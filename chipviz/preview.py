@@ -106,6 +106,8 @@ class BackbonePreview:
     refused: str | None = None
     """Why a run would be refused, if it would."""
     hint: str = ""
+    fields: tuple[str, ...] = ()
+    """Settings of `RunConfig` that the hint is about."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def look_at_backbone(
         if config.device_map is None:
             ahead.refuse()
     except BackboneError as error:
-        return replace(facts, refused=error.message, hint=error.hint)
+        return replace(facts, refused=error.message, hint=error.hint, fields=error.fields)
     return facts
 
 

@@ -1,6 +1,6 @@
 import streamlit as st
 
-from chipviz.ui import bundle_view, cut, parts, require_run
+from chipviz.ui import bundle_use, bundle_view, cut, parts, require_run
 
 job, report = require_run.finished_run()
 st.header(parts.plain(job.name), anchor=False)
@@ -11,6 +11,6 @@ with left:
     shown = bundle_view.built(job, chosen)
 with right:
     if shown:
-        bundle_view.use(shown, report)
+        bundle_use.show(shown, report)
     else:
         st.info("Build the bundle to try it here, copy the code that loads it, and download it.")

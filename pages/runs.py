@@ -17,5 +17,5 @@ if example.button(
     nav.go("train", {"run": job.run_id})
 if new.button("New run", key="new_run", width="stretch"):
     nav.go("train")
-parts.show_kept_trouble()
+parts.show_kept_failure()
 run_list.show()

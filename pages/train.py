@@ -4,7 +4,7 @@ from chipviz.errors import ChipvizError
 from chipviz.ui import form, live, nav, parts, state
 
 run_id = state.requested_run()
-parts.show_kept_trouble()
+parts.show_kept_failure()
 if run_id is None:
     st.header("New run", anchor=False)
     form.show()

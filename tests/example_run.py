@@ -9,6 +9,7 @@ from chipviz import config
 from chipviz.config import CutSpec, Rule, RunConfig
 from chipviz.keys import ChipKey, Cut, fields_of
 from chipviz.progress import Progress
+from chipviz.results.answers import Token, TokenReading
 from chipviz.results.metrics import CurvePoint, Score, wilson_interval
 from chipviz.results.report import (
     BackboneInfo,
@@ -312,25 +313,25 @@ def built_bundle(store: Store, run_id: str) -> Job:
     return store.get(job.job_id)
 
 
-def token_answer(text: str, layer: int) -> dict:
-    """What the inference process answers: two template tokens, then the words of `text`."""
-    tokens = [{"text": "News:", "start": 0, "end": 0, "in_text": False}]
+def token_reading(text: str, layer: int) -> TokenReading:
+    """What the process that holds models answers: two template tokens, then the words of `text`."""
+    tokens = [Token("News:", 0, 0, in_text=False, in_pair=False)]
     place = 0
     for word in text.split(" "):
-        tokens.append({"text": word, "start": place, "end": place + len(word), "in_text": True})
+        tokens.append(Token(word, place, place + len(word), in_text=True, in_pair=False))
         place += len(word) + 1
-    tokens.append({"text": "\nTopic", "start": 0, "end": 0, "in_text": False})
+    tokens.append(Token("\nTopic", 0, 0, in_text=False, in_pair=False))
     t = len(tokens)
-    return {
-        "tokens": tokens,
-        "layer": layer,
-        "label_names": LABELS,
-        "label_index": [[0 if k > 6 else (i % 5) for i in range(t)] for k in range(LAYERS)],
-        "confidence": [[0.3 + 0.02 * k + 0.05 * (i % 2) for i in range(t)] for k in range(LAYERS)],
-        "at_cut": [[0.8, 0.05, 0.05, 0.05, 0.05] for _ in range(t)],
-        "by_layer": [
+    return TokenReading(
+        tokens=tokens,
+        layer=layer,
+        label_names=LABELS,
+        label_index=[[0 if k > 6 else (i % 5) for i in range(t)] for k in range(LAYERS)],
+        confidence=[[0.3 + 0.02 * k + 0.05 * (i % 2) for i in range(t)] for k in range(LAYERS)],
+        at_cut=[[0.8, 0.05, 0.05, 0.05, 0.05] for _ in range(t)],
+        by_layer=[
             [0.8, 0.05, 0.05, 0.05, 0.05] if k > 6 else [0.2, 0.3, 0.2, 0.2, 0.1]
             for k in range(LAYERS)
         ],
-        "settled_layer": 7,
-    }
+        settled_layer=7,
+    )

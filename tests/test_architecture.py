@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSE = {
     "": ["errors", "progress", "files", "keys", "config", "parallel", "sources", "download"],
     "data": ["hub", "tables", "multiple_choice", "task", "columns", "from_table", "prompt"],
-    "results": ["metrics", "selection", "report", "run_folder"],
+    "results": ["answers", "metrics", "selection", "report", "run_folder"],
     "backbones": [
         *["hub", "vetting", "structure", "model_folder", "pooling", "batching"],
         *["backbone", "adapters", "find", "memory", "opening"],
@@ -24,16 +24,25 @@ HOUSE = {
         *["live", "recipes", "training"],
     ],
     "pruning": ["cut", "cost"],
-    "bundle": ["card", "classifier", "save", "build"],
+    "bundle": ["card", "metadata", "classifier", "save", "build"],
     "preview": [],
     "reporting": [],
     "experiment": [],
-    "runs": ["store", "model_process", "model_client", "worker", "scheduler"],
+    "runs": ["store", "questions", "model_process", "model_client", "worker", "scheduler"],
     "ui.plots": ["theme", "curves", "heatmaps", "token_lengths"],
     "ui": [
         *["style", "nav", "state", "server", "parts", "lookups", "uploads", "options"],
         *["backbone_step", "data_step", "prompt_step", "form", "live", "run_list"],
-        *["require_run", "cut", "cut_summary", "result_tabs", "token_view", "bundle_view", "main"],
+        *[
+            "require_run",
+            "cut",
+            "cut_summary",
+            "result_tabs",
+            "token_view",
+            "bundle_view",
+            "bundle_use",
+            "main",
+        ],
     ],
     "cli": ["inputs", "options", "printing"],
     "__main__": [],
@@ -51,8 +60,16 @@ ORDER = [
 LIGHT = [
     *HOUSE[""],
     *(f"results.{module}" for module in HOUSE["results"]),
-    *["data.task", "features.cache", "features.distributed", "bundle", "bundle.card", "preview"],
-    *["runs.store", "runs.model_client", "runs.scheduler"],
+    *[
+        "data.task",
+        "features.cache",
+        "features.distributed",
+        "bundle",
+        "bundle.card",
+        "bundle.metadata",
+        "preview",
+    ],
+    *["runs.store", "runs.questions", "runs.model_client", "runs.scheduler"],
     *(f"ui.plots.{module}" for module in HOUSE["ui.plots"]),
 ]
 """Modules that pages may import: they open fast because these never load torch. The tests of the

@@ -104,3 +104,16 @@ def test_home_is_what_was_asked_for_then_the_environment_then_the_users_folder(
 def test_home_does_not_move_when_the_working_folder_does(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert home_dir("here") == tmp_path / "here"
+
+
+def test_every_setting_has_a_label_and_a_sentence_that_both_faces_show():
+    for name, field in RunConfig.model_fields.items():
+        assert field.title, name
+        assert field.description, name
+        assert field.description.endswith("."), name
+
+
+def test_the_settings_that_change_nothing_read_are_those_of_the_fit():
+    assert set(RunConfig.model_fields) - RunConfig.reads() == {
+        *("chips", "class_weight", "repeats", "blocks")
+    }

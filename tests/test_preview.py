@@ -156,7 +156,7 @@ def test_the_backbone_is_seen_before_it_is_loaded(
     monkeypatch.setattr(memory, "free_memory", lambda _: 1000)
     facts = preview.inspect(config, home=tmp_path).backbone
     assert "free" in facts.refused
-    assert "--device-map auto" in facts.hint
+    assert facts.fields == ("device_map",)
     spread = config_of(tiny_backbone_folder, toy_csv, device_map="auto")
     assert preview.inspect(spread, home=tmp_path).backbone.refused is None
 

@@ -59,14 +59,16 @@ class Outlook:
         """
         if self.fits:
             return
-        ways = ["--device-map auto spreads it over all devices, memory and disk"]
+        ways, fields = ["spread it over all devices, memory and disk"], ["device_map"]
         halved = self.memory_bytes - self.weight_bytes // 2
         if self.dtype == "float32" and halved <= self.free_bytes:
-            ways.insert(0, "--dtype bfloat16 halves its weights and fits")
+            ways.insert(0, "compute in bfloat16, which halves its weights and fits")
+            fields.insert(0, "dtype")
         raise BackboneError(
             f"{self.name} needs about {_gb(self.memory_bytes)} in {self.dtype}, and "
             f"{self.device} has {_gb(self.free_bytes)} free.",
-            f"Free some memory, take a smaller backbone, or: {'; '.join(ways)}.",
+            f"Free some memory, take a smaller backbone, or {', or '.join(ways)}.",
+            *fields,
         )
 
 

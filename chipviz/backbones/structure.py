@@ -40,8 +40,9 @@ def find_blocks(
         at = f" at {path!r}" if path is not None else ""
         raise BackboneError(
             f"{name} has no list of {n_layers} blocks{at}.",
-            "chipviz needs a transformer whose layers stand in one module list; --blocks says "
-            "where, such as transformer.h.",
+            "chipviz needs a transformer whose layers stand in one module list; say where, such "
+            "as transformer.h.",
+            "blocks",
         )
     return max(lists.values(), key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
@@ -127,7 +128,8 @@ def _no_chain(name: str, why: str) -> BackboneError:
     return BackboneError(
         f"{name} cannot be cut: {why}.",
         "chipviz needs one chain of blocks from tokens to output; if the wrong list was taken, "
-        "name the right one with --blocks, such as transformer.h.",
+        "name the right one, such as transformer.h.",
+        "blocks",
     )
 
 

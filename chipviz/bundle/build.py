@@ -58,7 +58,7 @@ def _expected(
     """What the run's own chip says, read from the dense model by hooks, in float32."""
     stored = backbone.dtype
     texts = [row.text for row in rows]
-    pairs = [row.text_pair or "" for row in rows] if prompt.two else None
+    pairs = [row.text_pair or "" for row in rows] if prompt.takes_pair else None
     backbone.model.float()  # exact, and so is the way back
     try:
         states = [

@@ -81,14 +81,14 @@ _STATES: dict[Vector, str] = {
 }
 
 
-def use(kind: BundleKind, *, two: bool) -> str:
+def use(kind: BundleKind, *, takes_pair: bool) -> str:
     """Lines to copy: PATH is the bundle's folder. One prompt at a time needs no mask.
 
     Args:
         kind: What the bundle is.
-        two: Whether it reads two texts.
+        takes_pair: Whether it reads two texts.
     """
-    return _USE[kind].replace("GIVEN", _GIVEN[kind][two])
+    return _USE[kind].replace("GIVEN", _GIVEN[kind][takes_pair])
 
 
 def model_card(
@@ -140,7 +140,7 @@ chosen {_chosen(cut, report)}, the chip fitted on {task.n_train} training texts.
 {"No chipviz and no remote code" if stock else "With chipviz, no remote code"}:
 
 ```python
-{use(kind, two="{text_pair}" in task.template)}
+{use(kind, takes_pair="{text_pair}" in task.template)}
 ```
 
 {_fields(task)}Give raw texts: the prompt template and the length limit (texts are cut after {task.max_chars}

@@ -4,11 +4,10 @@ Reads safetensors and JSON alone; nothing in a folder is ever run, and a folder 
 bundle has is refused.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import transformers
@@ -20,20 +19,16 @@ from chipviz.backbones.batching import batch_tokens, batches
 from chipviz.backbones.pooling import pool
 from chipviz.backbones.structure import find_blocks, first_of
 from chipviz.backbones.vetting import FOREIGN, SAFE, vet
+from chipviz.bundle.metadata import Metadata, read_metadata
 from chipviz.chips.chip import Chip
-from chipviz.config import CutSpec, Preset
 from chipviz.data.prompt import segment_break
 from chipviz.data.task import check_fields
 from chipviz.errors import BackboneError, BundleError
-from chipviz.keys import Vector
-from chipviz.results.report import BundleKind, TaskInfo
+from chipviz.results.answers import Prediction
 
-FORMAT = 1
-FILES = {".safetensors", ".json", ".md", ".txt", ".model"}
-"""What a bundle may hold, beside SHA256SUMS."""
 CHIP_FILE = "chip.safetensors"
 """Where kind *chipviz* keeps its chip; the stock kinds keep it in the model."""
-_CLASSES: dict[BundleKind, Any] = {
+_CLASSES: dict[str, Any] = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,
     "chipviz": transformers.AutoModel,
@@ -41,32 +36,15 @@ _CLASSES: dict[BundleKind, Any] = {
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What a bundle says of one text."""
-
-    label: str
-    score: float
-    """Probability of `label`."""
-    probabilities: dict[str, float]
-    """By label, in the order of the classes."""
-
-
-@dataclass(frozen=True)
 class Classifier:
     """A loaded bundle."""
 
-    kind: BundleKind
+    metadata: Metadata
     model: Any
     """A stock classifier, or for kind *chipviz* the cut backbone alone."""
     tokenizer: Any
-    vector: Vector
-    """What the chip reads."""
     chip: Chip | None = None
-    """Of kind *chipviz* alone."""
-    blocks_path: str | None = None
-    """Where the blocks are, if the run had to be told."""
-    two: bool = False
-    """Whether it reads two texts."""
+    """Kind *chipviz* alone has one beside the model."""
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
@@ -77,7 +55,7 @@ class Classifier:
         """
         if not texts:
             return []
-        check_fields(self.two, texts, pairs)
+        check_fields(self.metadata.takes_pair, texts, pairs)
         ids = self.tokenizer(list(texts), list(pairs) if pairs is not None else None)["input_ids"]
         names = self.model.config.id2label
         found: list[Prediction | None] = [None] * len(ids)
@@ -97,23 +75,25 @@ class Classifier:
     def _logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Class scores of a padded batch (B, T): shape (B, C), float32."""
         if self.chip is not None:
-            pooled = pool(self._states(tokens, mask), mask, self.vector.pooling)
+            pooled = pool(self._states(tokens, mask), mask, self.metadata.cut.key.pooling)
             return self.chip.to(pooled.device).logits(pooled)
         logits = self.model(input_ids=tokens, attention_mask=mask).logits.float()
         # The mean of the token logits is the chip's logit.
-        return pool(logits, mask, "mean") if self.kind == "token" else logits
+        return pool(logits, mask, "mean") if self.metadata.kind == "token" else logits
 
     def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The hidden states that the chip pools, shape (B, T, D): *raw* ones before the norm."""
         seen: list[Any] = []
-        last = find_blocks(self.model, path=self.blocks_path)[-1]
+        last = find_blocks(self.model, path=self.metadata.blocks)[-1]
         handle = last.register_forward_hook(lambda _module, _args, output: seen.append(output))
         try:
             which = segments(self.model.config, tokens, segment_break(self.tokenizer))
             output = self.model(input_ids=tokens, attention_mask=mask, **which)
         finally:
             handle.remove()
-        return first_of(seen[0]) if self.vector.site == "raw" else output.last_hidden_state
+        return (
+            first_of(seen[0]) if self.metadata.cut.key.site == "raw" else output.last_hidden_state
+        )
 
 
 def load(path: Path) -> Classifier:
@@ -122,63 +102,24 @@ def load(path: Path) -> Classifier:
     Raises:
         BundleError: If the folder is no bundle, or holds what a bundle may not hold.
     """
-    about = read_about(path)
-    kind: BundleKind = about["kind"]
+    metadata = read_metadata(path)
     try:
         vet(path)
     except BackboneError as error:
         raise BundleError(error.message, error.hint) from None
     try:
-        model: Any = _CLASSES[kind].from_pretrained(path, use_safetensors=True, **SAFE)
+        model: Any = _CLASSES[metadata.kind].from_pretrained(path, use_safetensors=True, **SAFE)
         # Stock kinds are read as stock code reads them; ours as tokenizer.json says.
-        own = kind == "chipviz"
+        own = metadata.kind == "chipviz"
         words: Any = transformers.PreTrainedTokenizerFast if own else transformers.AutoTokenizer
         tokenizer = words.from_pretrained(path, **SAFE)
-        chip = _read_chip(path, model) if kind == "chipviz" else None
+        chip = _read_chip(path, model) if own else None
     except FOREIGN as error:
         raise BundleError(
             f"{path.name} cannot be loaded: {' '.join(str(error).split())[:200]}",
             "Run `python -m chipviz verify` on it, and build it again if a file was altered.",
         ) from None
-    blocks_path = about.get("backbone", {}).get("blocks")
-    two = "{text_pair}" in about["task"]["template"]
-    vector = CutSpec.model_validate(about["cut"]).key.vector
-    return Classifier(kind, model.eval(), tokenizer, vector, chip, blocks_path, two)
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """The `chip.json` of a bundle.
-
-    Raises:
-        BundleError: If the folder is no bundle, or holds what a bundle may not hold.
-    """
-    if not (path / "chip.json").is_file():
-        raise BundleError(
-            f"{path} is no bundle: it has no chip.json.", "Give a folder written by `chipviz cut`."
-        )
-    for file in path.iterdir():
-        if file.name != "SHA256SUMS" and (file.suffix not in FILES or not file.is_file()):
-            raise BundleError(
-                f"{path.name} holds {file.name}, which no bundle has.",
-                "Remove it, or do not trust it.",
-            )
-    try:
-        about = json.loads((path / "chip.json").read_text("utf-8"))
-        config = json.loads((path / "config.json").read_text("utf-8"))
-        known = about["format"] == FORMAT and about["kind"] in get_args(BundleKind)
-        known = known and about["preset"] in get_args(Preset)
-        CutSpec.model_validate(about["cut"])
-        TaskInfo.model_validate(about["task"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BundleError(
-            f"{path.name} has an unreadable chip.json or config.json.", "Build the bundle again."
-        ) from None
-    if not known or "auto_map" in config:
-        raise BundleError(
-            f"{path.name} has a format this version of chipviz does not read.",
-            "Update chipviz, or build the bundle again.",
-        )
-    return about
+    return Classifier(metadata, model.eval(), tokenizer, chip)
 
 
 def _read_chip(path: Path, model: Any) -> Chip:

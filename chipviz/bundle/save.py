@@ -23,12 +23,11 @@ from transformers.models.auto.tokenization_auto import (
     TOKENIZER_MAPPING_NAMES,
 )
 
-from chipviz import __version__
 from chipviz.backbones.backbone import Backbone
 from chipviz.bundle import card
-from chipviz.bundle.classifier import CHIP_FILE, FORMAT
+from chipviz.bundle.classifier import CHIP_FILE
 from chipviz.bundle.classifier import load as load  # reading and writing are one subject to callers
-from chipviz.bundle.classifier import read_about as read_about
+from chipviz.bundle.metadata import describe, read_metadata, write_metadata
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec
 from chipviz.data.prompt import Prompt
@@ -103,17 +102,17 @@ def save(
     kind = kind_of(backbone, cut.key.vector, chip)
     with publish(out) as folder:
         _write_model(backbone, prompt, chip, cut, report, kind, folder)
-        about = _about(cut, report, kind)
-        _write_about(folder, about)  # our own kind is loaded by it
-        own = [(text, pair if prompt.two else None) for text, pair in SELF_TEST]
+        metadata = describe(cut, report, kind)
+        write_metadata(folder, metadata)  # our own kind is loaded by it
+        own = [(text, pair if prompt.takes_pair else None) for text, pair in SELF_TEST]
         found = _in_fresh_process(folder, kind, [*check, *own])
         difference = _compare(check, found[: len(check)], expected)
-        about["verification"] = {"n_texts": len(check), "max_difference": difference}
-        about["self_test"] = [
+        metadata["verification"] = {"n_texts": len(check), "max_difference": difference}
+        metadata["self_test"] = [
             {"text": text, "text_pair": pair, "probabilities": row}
             for (text, pair), row in zip(own, found[len(check) :], strict=True)
         ]
-        _write_about(folder, about)
+        write_metadata(folder, metadata)
         text = card.model_card(cut, report, kind, len(check), difference)
         (folder / "README.md").write_text(text, "utf-8")
         _write_sums(folder)
@@ -142,7 +141,7 @@ def verify(path: Path) -> dict[str, Any]:
     Raises:
         BundleError: Naming the first thing that is wrong.
     """
-    about = read_about(path)
+    metadata = read_metadata(path)
     sums = _read_sums(path)
     for file in sorted(path.iterdir()):
         if file.name != "SHA256SUMS" and sums.get(file.name) != _sha256(file):
@@ -151,13 +150,13 @@ def verify(path: Path) -> dict[str, Any]:
             )
     if absent := sorted(set(sums) - {f.name for f in path.iterdir()}):
         raise BundleError(f"{absent[0]} is missing.", "Build or download the bundle again.")
-    tests = about["self_test"]
+    tests = metadata.everything["self_test"]
     expected = torch.tensor([list(t["probabilities"]) for t in tests])
     texts = [(test["text"], test.get("text_pair")) for test in tests]
-    difference = _compare(texts, _in_fresh_process(path, about["kind"], texts), expected)
+    difference = _compare(texts, _in_fresh_process(path, metadata.kind, texts), expected)
     return {
         "path": str(path),
-        "kind": about["kind"],
+        "kind": metadata.kind,
         "n_files": len(sums),
         "n_texts": len(tests),
         "max_difference": difference,
@@ -231,38 +230,11 @@ def _has_tokenizer_of_its_own(config: Any) -> bool:
     return distrusted and own not in ("", "TokenizersBackend", "PreTrainedTokenizerFast")
 
 
-def _about(cut: CutSpec, report: RunReport, kind: BundleKind) -> dict[str, Any]:
-    """What was cut from what; its verification is yet to come."""
-    cost = report.cost_at(cut.cut)
-    scores = [report.score_at(cut.cut, split).model_dump() for split in ("validation", "test")]
-    return {
-        "format": FORMAT,
-        "kind": kind,
-        "run_id": report.run_id,
-        "preset": report.preset,
-        "cut": cut.model_dump(),
-        "backbone": report.backbone.model_dump(),
-        "task": report.task.model_dump(),
-        "cost": cost.model_dump(),
-        "dense": report.dense.model_dump(),
-        "scores": scores,
-        "versions": {
-            "chipviz": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-        },
-    }
-
-
-def _write_about(folder: Path, about: dict[str, Any]) -> None:
-    (folder / "chip.json").write_text(json.dumps(about, indent=2, ensure_ascii=False), "utf-8")
-
-
 def _refuse_in_the_way(out: Path) -> None:
     """A folder that is neither empty nor a bundle belongs to somebody."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "chip.json").exists()):
         raise BundleError(
-            f"{out} exists and is no bundle.", "Give another --out; nothing was overwritten."
+            f"{out} exists and is no bundle.", "Give another folder; nothing was overwritten."
         )
 
 

@@ -1,5 +1,6 @@
 """What each layer's chip says at each token of one text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from chipviz.chips.chip import Chips
 from chipviz.data.prompt import Prompt
 from chipviz.data.task import check_fields
 from chipviz.keys import EMBEDDING_LAYER, Cut
+from chipviz.results.answers import Token, TokenReading
 
 
 @torch.inference_mode()
@@ -21,8 +23,9 @@ def read_tokens(
     text: str,
     *,
     cut: Cut,
+    label_names: Sequence[str],
     text_pair: str | None = None,
-) -> dict[str, Any]:
+) -> TokenReading:
     """Read one text, or two, with the chips of all layers, token by token.
 
     In a causal model the answer at a token has seen only the text up to it; a chip on the mean was
@@ -34,18 +37,13 @@ def read_tokens(
         chips: The run's own.
         text: The user's text, without the template.
         cut: Which chips to ask, and the layer whose probabilities are wanted in full.
+        label_names: Names of the classes.
         text_pair: The second text, where the task has one.
-
-    Returns:
-        Plain JSON: `tokens` (text, start, end, in_text, in_pair; offsets in characters of the text
-        they are in), `layer`, `label_index` and `confidence` (L x T), `at_cut` (T x C), `by_layer`
-        (L x C, whole text), `settled_layer` (from here on every layer gives the last layer's
-        answer).
 
     Raises:
         ConfigError: If the second text is missing, or given where one text is read.
     """
-    check_fields(prompt.two, [text], None if text_pair is None else [text_pair])
+    check_fields(prompt.takes_pair, [text], None if text_pair is None else [text_pair])
     device = backbone.device
     encoding = prompt.tokenizer(text, text_pair, return_offsets_mapping=True)
     ids = torch.tensor([encoding["input_ids"]], device=device)
@@ -67,15 +65,16 @@ def read_tokens(
     probabilities = torch.stack(at_tokens)  # (L, T, C)
     whole = torch.stack(for_text)  # (L, C)
     confidence, label = probabilities.max(dim=-1)
-    return {
-        "tokens": _pieces(prompt.tokenizer, encoding, [text, text_pair or ""]),
-        "layer": cut.layer,
-        "label_index": label.tolist(),
-        "confidence": _rounded(confidence),
-        "at_cut": _rounded(probabilities[cut.layer]),
-        "by_layer": _rounded(whole),
-        "settled_layer": settled_layer(whole.argmax(dim=-1)),
-    }
+    return TokenReading(
+        tokens=_pieces(prompt.tokenizer, encoding, [text, text_pair or ""]),
+        layer=cut.layer,
+        label_index=label.tolist(),
+        confidence=_rounded(confidence),
+        at_cut=_rounded(probabilities[cut.layer]),
+        by_layer=_rounded(whole),
+        settled_layer=settled_layer(whole.argmax(dim=-1)),
+        label_names=list(label_names),
+    )
 
 
 def settled_layer(answers: Tensor) -> int:
@@ -88,7 +87,7 @@ def _rounded(values: Tensor) -> list[Any]:
     return [[round(v, 4) for v in row] for row in values.tolist()]
 
 
-def _pieces(tokenizer: Any, encoding: Any, texts: list[str]) -> list[dict[str, Any]]:
+def _pieces(tokenizer: Any, encoding: Any, texts: list[str]) -> list[Token]:
     """Every token as it stands in the prompt; those of the template have no place in a text."""
     pieces = []
     spans = zip(
@@ -96,6 +95,5 @@ def _pieces(tokenizer: Any, encoding: Any, texts: list[str]) -> list[dict[str, A
     )
     for token, (start, end), which in spans:
         shown = tokenizer.decode([token]) if which is None else texts[which][start:end]
-        piece = {"text": shown, "start": start, "end": end}
-        pieces.append({**piece, "in_text": which == 0, "in_pair": which == 1})
+        pieces.append(Token(shown, start, end, in_text=which == 0, in_pair=which == 1))
     return pieces

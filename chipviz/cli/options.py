@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Annotated, Any, get_args
 
 import typer
+from pydantic.fields import FieldInfo
 
 from chipviz import sources
 from chipviz.config import Rule, RunConfig
@@ -22,96 +23,60 @@ RULES = ", ".join(rule for rule in get_args(Rule) if rule != "manual")
 _RULE_OF = {"tolerance": "within", "margin": "non-inferior", "budget": "budget"}
 
 
-def run_config(
-    *,
-    backbone: Annotated[str, typer.Option(help="Embedded name, Hub id, folder or GGUF file.")],
-    data: Annotated[
-        str, typer.Option(help="Embedded name, file, folder or Hub id (owner/name:subset).")
-    ],
-    template: Annotated[
-        str | None, typer.Option(help="Prompt around {text} and {text_pair}.")
-    ] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="Column of the second texts.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
-    choices: Annotated[
-        str | None, typer.Option(help="Column of the options of multiple choice.")
-    ] = None,
-    pooling: Annotated[
-        str | None,
-        typer.Option(help="Comma-separated: last, mean, first, max; without it, what suits."),
-    ] = None,
-    chip: Annotated[str, typer.Option(help="Comma-separated: linear, mlp.")] = "linear",
-    max_train: Annotated[int | None, typer.Option(help="Training texts at most.")] = None,
-    max_validation: Annotated[int | None, typer.Option(help="Validation texts at most.")] = None,
-    max_test: Annotated[int | None, typer.Option(help="Test texts at most.")] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens of a prompt, template included.")] = 256,
-    preset: Annotated[
-        str, typer.Option(help="sound, or published: the paper's recipe beside it.")
-    ] = "sound",
-    class_weight: Annotated[
-        str, typer.Option(help="none, or balanced: every class counts alike.")
-    ] = "none",
-    repeats: Annotated[int, typer.Option(help="Fits of each chip; their spread is the band.")] = 1,
-    device_map: Annotated[
-        str | None, typer.Option(help="auto: spread a model too large for one device.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16.")] = None,
-    blocks: Annotated[
-        str | None, typer.Option(help="Where the blocks are, such as transformer.h.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Orders and splits the texts.")] = 0,
-) -> RunConfig:
-    """The run that these options ask for.
+_SINGULAR = {"poolings": "pooling", "chips": "chip"}
+"""Options that take several values by commas are named by one of them."""
+
+
+def flag(field: str) -> str:
+    """The option of a setting, such as `--max-length`."""
+    return f"--{_SINGULAR.get(field, field).replace('_', '-')}"
+
+
+def takes_run(command: Callable[[typer.Context, RunConfig, bool], None]) -> Callable[..., None]:
+    """Give a command one option per setting of `RunConfig`, and hand it the run they ask for."""
+
+    @wraps(command)
+    def with_options(context: typer.Context, as_json: bool, **given: Any) -> None:
+        command(context, _run_config(given), as_json)
+
+    options = [_option(name, field) for name, field in RunConfig.model_fields.items()]
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    as_json = inspect.Parameter("as_json", by_name, default=False, annotation=AsJson)
+    context = inspect.signature(command).parameters["context"]
+    vars(with_options)["__signature__"] = inspect.Signature([context, *options, as_json])
+    return with_options
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """One setting as typer takes it; what is not given stays None, so that the default holds."""
+    required, several = field.is_required(), isinstance(field.default, tuple)
+    default = ", ".join(field.default) if several else field.default
+    kind = int if int in (field.annotation, *get_args(field.annotation)) else str
+    help_text = f"{field.description}{' Several by commas.' if several else ''}"
+    if not required and default not in (None, ""):
+        help_text += f" Default: {default}."
+    option = typer.Option(flag(name), help=help_text, show_default=False)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else None,
+        annotation=Annotated[kind if required else kind | None, option],
+    )
+
+
+def _run_config(given: dict[str, Any]) -> RunConfig:
+    """The run that options ask for.
 
     Raises:
         ConfigError: If one of them says what no run can do.
     """
-    return RunConfig.checked(
-        backbone=sources.absolute(backbone, sources.BACKBONE_WHEELS),
-        data=sources.absolute(data, sources.DATA_WHEELS),
-        template=template,
-        text=text,
-        text_pair=text_pair,
-        label=label,
-        choices=choices,
-        poolings=_parts(pooling),
-        chips=_parts(chip),
-        max_train=max_train,
-        max_validation=max_validation,
-        max_test=max_test,
-        max_length=max_length,
-        preset=preset,
-        class_weight=class_weight,
-        repeats=repeats,
-        device_map=device_map,
-        dtype=dtype,
-        blocks=blocks,
-        seed=seed,
-    )
-
-
-def takes_run(command: Callable[[typer.Context, RunConfig, bool], None]) -> Callable[..., None]:
-    """A command with the options of a run, which it gets checked: `train`'s are `inspect`'s."""
-
-    @wraps(command)
-    def with_options(context: typer.Context, as_json: bool, **given: Any) -> None:
-        command(context, run_config(**given), as_json)
-
-    own = inspect.signature(command).parameters["context"]
-    shared = inspect.signature(run_config).parameters.values()
-    last = inspect.Parameter(
-        "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson
-    )
-    parameters = [own, *shared, last]
-    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
-    vars(with_options)["__signature__"] = inspect.Signature(parameters)
-    return with_options
-
-
-def _parts(named: str | None) -> tuple[str, ...]:
-    """What an option lists, by commas; nothing where it is not given."""
-    return tuple(part.strip() for part in named.split(",")) if named is not None else ()
+    values = {name: value for name, value in given.items() if value is not None}
+    values["backbone"] = sources.absolute(values["backbone"], sources.BACKBONE_WHEELS)
+    values["data"] = sources.absolute(values["data"], sources.DATA_WHEELS)
+    for name in _SINGULAR:
+        if name in values:
+            values[name] = tuple(part.strip() for part in values[name].split(","))
+    return RunConfig.checked(**values)
 
 
 def choose(

@@ -5,8 +5,10 @@ import sys
 import time
 from typing import Any
 
+from chipviz.cli.options import flag
 from chipviz.config import Rule
 from chipviz.data.task import say_columns
+from chipviz.errors import Refusal
 from chipviz.keys import Cut
 from chipviz.progress import Progress, ProgressFn
 from chipviz.results.report import RunReport, SelectionInfo
@@ -114,10 +116,12 @@ def printer() -> ProgressFn:
     return report
 
 
-def refuse(message: str, hint: str) -> int:
-    """Two lines, whatever a path or a value in them holds."""
+def refuse(refusal: Refusal) -> int:
+    """Two lines, whatever a path or a value in them holds; settings are named as options."""
     end_progress()
-    for name, text in (("error", message), ("hint", hint)):
+    options = " and ".join(flag(field) for field in refusal.fields)
+    hint = f"{refusal.hint} See {options}." if options else refusal.hint
+    for name, text in (("error", refusal.message), ("hint", hint)):
         print(f"{name}: {' '.join(text.splitlines())}", file=sys.stderr)
     return 1
 

@@ -114,7 +114,8 @@ def _guess_label(frame: pd.DataFrame) -> str:
     if found is None:
         raise TaskError(
             f"No label column was found; columns are {list_columns(frame.columns)}.",
-            "Name the column that holds the labels with --label.",
+            "Name the column that holds the labels.",
+            "label",
         )
     return found
 
@@ -141,6 +142,7 @@ def _guess_text(frame: pd.DataFrame, taken: set[str | None]) -> str:
     if not lengths:
         raise TaskError(
             f"No text column was found; columns are {list_columns(frame.columns)}.",
-            "Name the column that holds the texts with --text.",
+            "Name the column that holds the texts.",
+            "text",
         )
     return max(lengths, key=lambda column: lengths[column])

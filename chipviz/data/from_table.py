@@ -91,7 +91,8 @@ def _check_sizes(splits: dict[Split, Examples], name: str, names: Sequence[str])
         raise TaskError(
             f"The training texts of {name} have one class only, {names[present.pop()]!r}; "
             "a classifier needs two.",
-            "Give data with at least two labels, or another --label column.",
+            "Give data with at least two labels, or name another column.",
+            "label",
         )
 
 
@@ -254,7 +255,8 @@ def _label_names(rows: dict[str, _Rows], columns: Columns, declared: list[str] |
         raise TaskError(
             f"Column {columns.label!r} has {len(names):,} different values in {len(labels):,} "
             f"rows; expected classes that repeat, {MAX_CLASSES:,} at most.",
-            "Name the column that holds the labels with --label.",
+            "Name the column that holds the labels.",
+            "label",
         )
     return names
 

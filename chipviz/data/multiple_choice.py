@@ -88,7 +88,8 @@ def check_options(options: list[str] | None, where: str) -> list[str]:
         got = "no list of options" if options is None else f"{len(options)} options"
         raise TaskError(
             f"{where} has {got}, expected 2 to {len(LETTERS)}.",
-            'Give a list a row, such as ["yes", "no"], or another --choices column.',
+            'Give a list a row, such as ["yes", "no"], or name another column.',
+            "choices",
         )
     return options
 

@@ -55,7 +55,7 @@ class Prompt:
         )["input_ids"]
 
     @property
-    def two(self) -> bool:
+    def takes_pair(self) -> bool:
         """Whether it has a place for a second text."""
         return "{text_pair}" in self.template
 
@@ -114,18 +114,20 @@ def bake(tokenizer: Any, template: str | None, max_length: int, sample: Examples
     Raises:
         ConfigError: If the template lacks a field, or the limit cannot hold it.
     """
-    two = sample.pairs is not None
-    template = template or (_pair_form(tokenizer) if two else "{text}")
-    parts = _parse(template, two)
+    takes_pair = sample.pairs is not None
+    template = template or (_pair_form(tokenizer) if takes_pair else "{text}")
+    parts = _parse(template, takes_pair)
     rows = sample.take(range(min(len(sample), 2000)))
     baked, pieces = _with_template(tokenizer, parts, rows)
     n_fixed = sum(len(ids) for ids in pieces)
     room, pairs = max_length - n_fixed, rows.pairs or []
     if room < 1:
         raise ConfigError(
-            f"The template takes {n_fixed} tokens, which leaves no room for text "
-            f"within --max-length {max_length}.",
-            f"Give --max-length {n_fixed + 16} or more, or a shorter template.",
+            f"The template takes {n_fixed} tokens, which leaves no room for text within the length "
+            f"limit of {max_length}.",
+            f"Give {n_fixed + 16} tokens or more, or a shorter template.",
+            "max_length",
+            "template",
         )
     if pairs and all(map(is_options, pairs)):
         # Without a passage nothing may go; the model's own limit takes the question's beginning.
@@ -203,17 +205,18 @@ def _pair_form(tokenizer: Any) -> str:
     return "{text}" + "".join(tokenizer.convert_ids_to_tokens(between)) + "{text_pair}"
 
 
-def _parse(template: str, two: bool) -> list[str]:
+def _parse(template: str, takes_pair: bool) -> list[str]:
     """Split a template into literal pieces and fields, in order."""
     parts = [part for part in re.split(r"(\{text\}|\{text_pair\})", template) if part]
-    wanted = ["{text}", "{text_pair}"] if two else ["{text}"]
+    wanted = ["{text}", "{text_pair}"] if takes_pair else ["{text}"]
     for field in ("{text}", "{text_pair}"):
         if parts.count(field) != wanted.count(field):
             raise ConfigError(
                 f"The template holds {field} {parts.count(field)} times, "
                 f"expected {wanted.count(field)}: {template[:80]!r}.",
                 "Write a template such as 'News: {text}\\nTopic of this article:'"
-                + ("; {text_pair} needs --text-pair." if field == "{text_pair}" else "."),
+                + ("; {text_pair} needs a second column." if field == "{text_pair}" else "."),
+                *(("template", "text_pair") if field == "{text_pair}" else ("template",)),
             )
     return parts
 
@@ -270,10 +273,10 @@ def _assemble(tokenizer: Any, parts: list[str], glue: bool) -> tuple[Any, list[l
         for name, ids in pieces.items()
         if ids
     ]
-    two = "{text_pair}" in parts
+    takes_pair = "{text_pair}" in parts
     backend.post_processor = TemplateProcessing(
         single=[item for item in layout if not item.startswith("$B")],
-        pair=layout if two else [*layout, "$B:0"],
+        pair=layout if takes_pair else [*layout, "$B:0"],
         special_tokens=special,
     )
     if glue:

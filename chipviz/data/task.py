@@ -101,18 +101,18 @@ class Task:
         return digest.hexdigest()
 
 
-def check_fields(two: bool, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+def check_fields(takes_pair: bool, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
     """Refuse a second text that has no place in the prompt, or the lack of one.
 
     Raises:
         ConfigError: Saying what is read.
     """
-    if two and pairs is None:
+    if takes_pair and pairs is None:
         raise ConfigError(
             "Two texts are read here, and the second is missing.",
-            "Give it with --text-pair, or in a table.",
+            "Give both texts, or a table with both columns.",
         )
-    if not two and pairs is not None:
+    if not takes_pair and pairs is not None:
         raise ConfigError("One text is read here; a second has no place.", "Leave it out.")
     if pairs is not None and len(pairs) != len(texts):
         raise ConfigError(

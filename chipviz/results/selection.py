@@ -254,7 +254,7 @@ def _within_budget(
     table: Sequence[Score], budget: Budget | None, costs: Mapping[Cut, float] | None
 ) -> tuple[Score, str]:
     if budget is None or costs is None:
-        raise ConfigError("Rule budget needs a budget.", "For example --budget parameters=50%.")
+        raise ConfigError("Rule budget needs a budget.", "For example parameters=50%.", "budget")
     fitting = [s for s in table if costs[s.cut] <= budget.most]
     if not fitting:
         smallest = min(costs[s.cut] for s in table)

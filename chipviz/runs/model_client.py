@@ -3,7 +3,6 @@
 So the server never holds torch, and a model that takes too long can be ended.
 """
 
-import json
 import queue
 import subprocess
 import sys
@@ -11,10 +10,15 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeVar
 
-from chipviz.errors import ChipvizError, JobError
+from pydantic import TypeAdapter
+
+from chipviz.errors import ChipvizError, JobError, Refusal
 from chipviz.files import PROJECT
+from chipviz.runs.questions import ANSWER, REFUSED, Question, line_of
+
+A = TypeVar("A")
 
 
 class Inference:
@@ -26,8 +30,13 @@ class Inference:
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
 
-    def ask(self, request: dict[str, Any], timeout_s: float = 120.0) -> dict[str, Any]:
-        """Send one request and wait for its answer; one at a time, others wait their turn.
+    def ask(self, question: Question, kind: type[A], timeout_s: float = 120.0) -> A:
+        """Send one question and wait for its answer; one at a time, others wait their turn.
+
+        Args:
+            question: What to ask.
+            kind: Type of its answer, as the question says.
+            timeout_s: Maximum seconds to wait.
 
         Raises:
             ChipvizError: What the process itself answered with.
@@ -37,19 +46,21 @@ class Inference:
         if not self._lock.acquire(timeout=timeout_s):
             raise JobError(f"No answer in {timeout_s:g} s: others are asking.", "Try again.")
         try:
-            answer = self._exchange(json.dumps(request), deadline, timeout_s)
+            answer = self._exchange(line_of(question), deadline, timeout_s)
         finally:
             self._lock.release()
-        if "error" in answer:
-            raise ChipvizError(str(answer["error"]), str(answer.get("hint", "")))
-        return answer
+        if answer.startswith(REFUSED):
+            refusal = TypeAdapter(Refusal).validate_json(answer.removeprefix(REFUSED))
+            raise ChipvizError(refusal.message, refusal.hint, *refusal.fields)
+        return TypeAdapter(kind).validate_json(answer.removeprefix(ANSWER))
 
     def close(self) -> None:
         """End the process, if there is one."""
         with self._lock:
             self._end()
 
-    def _exchange(self, line: str, deadline: float, timeout_s: float) -> dict[str, Any]:
+    def _exchange(self, line: str, deadline: float, timeout_s: float) -> str:
+        """The line that answers; others were printed by a library on the way."""
         process = self._living()
         assert process.stdin is not None
         try:
@@ -59,9 +70,8 @@ class Inference:
                 text = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
                 if text is None:
                     raise BrokenPipeError
-                answer = _json_object(text)
-                if answer is not None:
-                    return answer
+                if text.startswith((ANSWER, REFUSED)):
+                    return text
         except queue.Empty:
             self._end()
             raise JobError(
@@ -120,12 +130,3 @@ def _read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
         for line in stream:
             lines.put(line)
     lines.put(None)
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    """One answer; None for what a library printed to standard output by the way."""
-    try:
-        answer = json.loads(text)
-    except ValueError:
-        return None
-    return answer if isinstance(answer, dict) else None

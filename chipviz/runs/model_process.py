@@ -1,72 +1,76 @@
 """The process that answers pages: what a run would read, tokens of a text, predictions of a bundle.
 
-Reads one JSON object a line on standard input, answers with one a line on standard output, and ends
-when its input closes. Keeps the last run and the last bundle loaded. What loads models is imported
-by the questions that need it: a page that only asks for columns waits for nothing else.
+Reads questions on standard input and answers on standard output, see `questions`; ends when its
+input closes. Keeps the last run and the last bundle loaded. What loads models is imported by the
+questions that need it: a page that only asks for columns waits for nothing else.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from chipviz import preview
-from chipviz.config import RunConfig
-from chipviz.errors import ChipvizError
-from chipviz.keys import ChipKey, Cut
+from chipviz.errors import ChipvizError, Refusal
+from chipviz.results.answers import Prediction, TokenReading
+from chipviz.runs.questions import (
+    ANSWER,
+    QUESTION,
+    REFUSED,
+    LookAhead,
+    LookAtBackbone,
+    LookAtColumns,
+    Predict,
+    Question,
+    ReadTokens,
+)
 from chipviz.runs.store import Store
 
 
 class Answerer:
-    """Answers requests about the runs of one home folder."""
+    """Answers questions about the runs of one home folder."""
 
     def __init__(self, home: Path) -> None:
-        self._store = Store(home)
+        self._home, self._store = home, Store(home)
         self._run = lru_cache(maxsize=1)(self._open_run)
         self._bundle = lru_cache(maxsize=1)(_open_bundle)
-        self._answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-            "columns": lambda asked: asdict(
-                preview.look_at_columns(asked["data"], asked["label"], home=home)
-            ),
-            "outlook": lambda asked: asdict(
-                preview.look_at_source(asked["backbone"], asked["dtype"], home=home)
-            ),
-            "preview": lambda asked: preview.inspect(
-                RunConfig.checked(**asked["config"]), home=home
-            ).to_dict(),
-            "tokens": self._tokens,
-            "predict": self._predict,
-        }
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer one request; what the user can mend comes back as `error` and `hint`."""
-        try:
-            return self._answers[request["op"]](request)
-        except ChipvizError as error:
-            return {"error": error.message, "hint": error.hint}
+    def answer(self, question: Question) -> Any:
+        """The answer, of the type that the question names.
 
-    def _tokens(self, request: dict[str, Any]) -> dict[str, Any]:
+        Raises:
+            ChipvizError: Whatever the user can mend.
+        """
+        match question:
+            case LookAtColumns(data, label):
+                return preview.look_at_columns(data, label, home=self._home)
+            case LookAtBackbone(backbone, dtype):
+                return preview.look_at_source(backbone, dtype, home=self._home)
+            case LookAhead(config):
+                return preview.inspect(config, home=self._home)
+            case ReadTokens():
+                return self.read_tokens(question)
+            case Predict(path, texts, text_pairs):
+                predictions: list[Prediction] = self._bundle(Path(path)).predict(texts, text_pairs)
+                return predictions
+
+    def read_tokens(self, question: ReadTokens) -> TokenReading:
+        """What a run's chips say at each token of a text."""
         from chipviz.chips import tokens
 
-        backbone, prompt, chips, names = self._run(request["run_id"])
-        read = tokens.read_tokens(
+        backbone, prompt, chips, label_names = self._run(question.run_id)
+        return tokens.read_tokens(
             backbone,
             prompt,
             chips,
-            request["text"],
-            cut=Cut(request["layer"], ChipKey.parse(request["chip"])),
-            text_pair=request.get("text_pair"),
+            question.text,
+            cut=question.cut,
+            label_names=label_names,
+            text_pair=question.text_pair,
         )
-        return {**read, "label_names": names}
-
-    def _predict(self, request: dict[str, Any]) -> dict[str, Any]:
-        classifier = self._bundle(Path(request["path"]))
-        found = classifier.predict(request["texts"], request.get("text_pairs"))
-        return {"predictions": [p.__dict__ for p in found]}
 
     def _open_run(self, run_id: str) -> tuple[Any, Any, Any, list[str]]:
         from chipviz.backbones.opening import reopen
@@ -74,7 +78,7 @@ class Answerer:
 
         report, folder = self._store.report(run_id), self._store.folder(run_id)
         config = self._store.get(run_id).config
-        backbone, prompt = reopen(config, report, home=self._store.home, folder=folder)
+        backbone, prompt = reopen(config, report, home=self._home, folder=folder)
         chips = Chips.load(folder.chips, backbone.folder.fingerprint)
         return backbone, prompt, chips, report.task.label_names
 
@@ -85,14 +89,23 @@ def _open_bundle(path: Path) -> Any:
     return save.load(path)
 
 
+def reply(answerer: Answerer, line: str) -> str:
+    """The line that answers a question; what the user can mend is refused in words."""
+    try:
+        answer = answerer.answer(QUESTION.validate_json(line))
+    except ChipvizError as error:
+        return REFUSED + TypeAdapter(Refusal).dump_json(error.refusal).decode()
+    kind = list[Prediction] if isinstance(answer, list) else type(answer)
+    return ANSWER + TypeAdapter(kind).dump_json(answer).decode()
+
+
 def main() -> None:
     """Answer until standard input closes."""
     parser = argparse.ArgumentParser(prog="python -m chipviz.runs.model_process")
     parser.add_argument("--home", type=Path, required=True)
     answerer = Answerer(parser.parse_args().home)
     for line in sys.stdin:
-        answer = answerer.answer(json.loads(line))
-        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.write(reply(answerer, line) + "\n")
         sys.stdout.flush()
 
 

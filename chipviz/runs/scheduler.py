@@ -109,6 +109,7 @@ def _bury(store: Store, job: Job) -> None:
             note["state"],
             message=note["message"],
             hint=note["hint"],
+            fields=note["fields"],
             result=note["result"],
             found=note["found"],
             pid=job.pid,
@@ -131,7 +132,7 @@ def _exit_note(store: Store, job: Job) -> dict[str, Any] | None:
     try:
         note = json.loads(store.exit_path(job).read_text("utf-8"))
         same = (note["pid"], note["pid_created"]) == (job.pid, job.pid_created)
-        whole = all(key in note for key in ("message", "hint", "result", "found"))
+        whole = all(key in note for key in ("message", "hint", "fields", "result", "found"))
         return note if same and whole and note["state"] in ENDED else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

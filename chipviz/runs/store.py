@@ -22,7 +22,7 @@ import psutil
 from filelock import FileLock
 
 from chipviz.config import CutSpec, RunConfig
-from chipviz.errors import JobError
+from chipviz.errors import JobError, Refusal
 from chipviz.features import cache
 from chipviz.keys import ChipKey, Cut
 from chipviz.progress import Progress
@@ -60,6 +60,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     label TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0,
     total INTEGER NOT NULL DEFAULT 0, rate REAL, eta_s REAL,
     message TEXT NOT NULL DEFAULT '', hint TEXT NOT NULL DEFAULT '',
+    fields TEXT NOT NULL DEFAULT '',
     pid INTEGER, pid_created REAL, heartbeat REAL, finished REAL, result TEXT, stop_at REAL,
     test_accuracy REAL, cut_layer INTEGER, n_layers INTEGER, parameter_ratio REAL
 ) STRICT;
@@ -72,8 +73,14 @@ CREATE TABLE IF NOT EXISTS points (
 """
 
 
-_SUMMARY = ("test_accuracy", "cut_layer", "n_layers", "parameter_ratio")
-"""Columns that say in the list of runs what a run found."""
+_NEW_COLUMNS = {
+    "test_accuracy": "REAL",
+    "cut_layer": "INTEGER",
+    "n_layers": "INTEGER",
+    "parameter_ratio": "REAL",
+    "fields": "TEXT NOT NULL DEFAULT ''",
+}
+"""Columns of version 2 that version 1 has not."""
 
 
 def summary(report: RunReport) -> dict[str, Any]:
@@ -110,6 +117,8 @@ class Job:
     message: str = ""
     hint: str = ""
     """Why a job failed or was interrupted, and what to do; empty otherwise."""
+    fields: str = ""
+    """Settings of `RunConfig` that the hint is about, parted by commas."""
     pid: int | None = None
     pid_created: float | None = None
     """Process that computes it, with its creation time: a pid alone may be somebody else's."""
@@ -130,6 +139,11 @@ class Job:
     """When the stop was asked for."""
     queued: float = 0.0
     """When it last joined the queue."""
+
+    @property
+    def refusal(self) -> Refusal:
+        """Why it failed or was interrupted, and what to do."""
+        return Refusal(self.message, self.hint, tuple(filter(None, self.fields.split(","))))
 
     @property
     def status(self) -> str:
@@ -277,6 +291,7 @@ class Store:
         *,
         message: str = "",
         hint: str = "",
+        fields: Sequence[str] = (),
         result: str | None = None,
         found: dict[str, Any] | None = None,
         pid: int | None = None,
@@ -288,11 +303,13 @@ class Store:
             to: How it ended.
             message: Why, where it did not end well.
             hint: What to do then.
+            fields: Settings of `RunConfig` that the hint is about.
             result: JSON of a `BundleReport`, for a bundle.
             found: `summary` of a run's report, for a run.
             pid: The process that ends it; None is somebody who may end any.
         """
         values: dict[str, Any] = {"state": to, "message": message, "hint": hint, "eta_s": None}
+        values["fields"] = ",".join(fields)
         if result is not None:
             values["result"] = result
         values |= found or {}
@@ -437,9 +454,8 @@ class Store:
         Killed at any moment, it is done again: a report is written before its row forgets it.
         """
         there = {row[1] for row in db.execute("PRAGMA table_info(jobs)")}
-        for column in _SUMMARY:
+        for column, kind in _NEW_COLUMNS.items():
             if column not in there:
-                kind = "INTEGER" if column in ("cut_layer", "n_layers") else "REAL"
                 db.execute(f"ALTER TABLE jobs ADD COLUMN {column} {kind}")
         rows = db.execute(
             "SELECT run_id, result FROM jobs WHERE kind = 'train' AND result IS NOT NULL"
@@ -463,7 +479,7 @@ class Store:
         with self._open() as db:
             db.row_factory = sqlite3.Row
             rows = db.execute(f"SELECT * FROM jobs WHERE {where}", values).fetchall()
-        return [Job(**row, stop_requested=row["stop_at"] is not None) for row in rows]
+        return [_job(row) for row in rows]
 
     def _update(self, values: dict[str, Any], where: str, where_values: Sequence[object]) -> bool:
         unknown = values.keys() - _COLUMNS
@@ -487,17 +503,23 @@ class Store:
             job_id = _new_id(now)
             values |= {"job_id": job_id, "run_id": run_id or job_id}
             statement = (
-                f"INSERT OR IGNORE INTO jobs ({', '.join(values)}) VALUES ({_marks(values)})"
+                f"INSERT OR IGNORE INTO jobs ({', '.join(values)}) VALUES ({_marks(values)}) "
+                "RETURNING *"  # read back at once: a scheduler may take it, a user delete it
             )
             with self._open() as db:
-                if db.execute(statement, tuple(values.values())).rowcount == 1:
-                    return self.get(job_id)
+                db.row_factory = sqlite3.Row
+                if row := db.execute(statement, tuple(values.values())).fetchone():
+                    return _job(row)
 
 
 @lru_cache(maxsize=16)
 def _report(folder: RunFolder, _time: int, _size: int) -> RunReport:
     """A parsed report, by its file's time and size."""
     return folder.read_report()
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(**row, stop_requested=row["stop_at"] is not None)
 
 
 def _owned_by_this_process() -> dict[str, Any]:
@@ -508,6 +530,7 @@ def _owned_by_this_process() -> dict[str, Any]:
         "heartbeat": time.time(),
         "message": "",
         "hint": "",
+        "fields": "",
         "finished": None,
         "stop_at": None,
     }

@@ -42,6 +42,7 @@ class _Ending:
     state: State
     message: str = ""
     hint: str = ""
+    fields: tuple[str, ...] = ()
     result: str | None = None
     """JSON of a bundle's report."""
     found: dict[str, Any] | None = None
@@ -162,7 +163,7 @@ def _build(store: Store, job: Job, folder: RunFolder, report: _Reporter) -> _End
 def _explain(error: Exception, folder: RunFolder) -> _Ending:
     """Find the words for what went wrong."""
     if isinstance(error, ChipvizError):
-        return _Ending("failed", error.message, error.hint)
+        return _Ending("failed", error.message, error.hint, error.fields)
     if _is_out_of_memory(error):
         return _Ending(
             "failed",
@@ -206,6 +207,7 @@ def _end(store: Store, job: Job, ending: _Ending) -> None:
             ending.state,
             message=ending.message,
             hint=ending.hint,
+            fields=ending.fields,
             result=ending.result,
             found=ending.found,
             pid=os.getpid(),

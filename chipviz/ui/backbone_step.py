@@ -7,6 +7,8 @@ import streamlit as st
 
 from chipviz import sources
 from chipviz.config import EXAMPLE
+from chipviz.errors import Refusal
+from chipviz.preview import BackbonePreview
 from chipviz.ui import lookups, parts
 
 EMBEDDED = {
@@ -64,38 +66,38 @@ def show_outlook(values: dict[str, Any]) -> bool:
         lookups.offer("backbones", backbone)
         return True
     found = lookups.outlook(backbone, values["dtype"])
-    if lookups.trouble(found, backbone):
+    if isinstance(found, Refusal):
+        lookups.show_failure(found, backbone)
         return False
     st.html(_facts(found, embedded=backbone in EMBEDDED))
     return values["device_map"] is not None or show_refusal(found)
 
 
-def show_refusal(found: dict[str, Any]) -> bool:
-    """Say why a backbone would be refused, as `refused` and `hint`; true if it would not."""
-    if found["refused"]:
-        parts.show_trouble(found["refused"], found["hint"])
-    return not found["refused"]
+def show_refusal(found: BackbonePreview) -> bool:
+    """Say why a backbone would be refused; true if it would not."""
+    if found.refused:
+        parts.show_failure(Refusal(found.refused, found.hint, found.fields))
+    return not found.refused
 
 
-def _facts(found: dict[str, Any], *, embedded: bool) -> str:
-    needed, free = found["memory_bytes"], found["free_bytes"]
+def _facts(found: BackbonePreview, *, embedded: bool) -> str:
+    needed, free = found.memory_bytes, found.free_bytes
     share = min(1.0, needed / max(1, free))
     rows = [
-        (str(found["n_layers"]), f"layers, {found['hidden_size']:,} wide"),
+        (str(found.n_layers), f"layers, {found.hidden_size:,} wide"),
         (
-            parts.millions(found["n_parameters"]),
-            f"parameters, {parts.megabytes(found['file_bytes'])} on disk",
+            parts.millions(found.n_parameters),
+            f"parameters, {parts.megabytes(found.file_bytes)} on disk",
         ),
         (
             parts.megabytes(needed),
-            f"of memory needed in {found['dtype']}, {parts.megabytes(free)} free "
-            f"on {found['device']}",
+            f"of memory needed in {found.dtype}, {parts.megabytes(free)} free on {found.device}",
         ),
     ]
     bar = (
         f'<div class="cv-bar" role="img" aria-label="{100 * share:.0f} % of the free memory">'
         f'<i style="width:{max(1.0, 100 * share):.1f}%"></i></div>'
     )
-    licence = html.escape(found["licence"] or "none is stated in its folder")
+    licence = html.escape(found.licence or "none is stated in its folder")
     said = "" if embedded else f'<p class="cv-muted">Licence: {licence}</p>'
     return parts.facts(rows) + bar + said

@@ -1,17 +1,13 @@
-"""The bundle page's parts: what will be built, how it goes, what is built, how to use it."""
-
-from typing import Any
+"""What will be built of a cut, how it goes, and what is built."""
 
 import streamlit as st
 
-from chipviz.bundle import card
-from chipviz.errors import ChipvizError
 from chipviz.keys import Cut
 from chipviz.results.report import BundleKind, BundleReport, RunReport
 from chipviz.runs import scheduler
 from chipviz.runs.store import Job
 from chipviz.ui import cut as cut_widgets
-from chipviz.ui import live, parts, server, state
+from chipviz.ui import live, parts, state
 from chipviz.ui.plots.theme import chip_name
 
 _LOADS: dict[BundleKind, str] = {
@@ -60,29 +56,6 @@ def built(job: Job, cut: Cut) -> Job | None:
     return shown
 
 
-def use(job: Job, report: RunReport) -> None:
-    """Download, try and load one bundle."""
-    two = "{text_pair}" in report.task.template
-    bundle = job.bundle
-    assert bundle is not None
-    st.subheader(_name(bundle), anchor=False)
-    st.link_button(
-        f"Download ({parts.megabytes(bundle.folder_bytes)})",
-        server.bundle_link(state.store(), job),
-        type="primary",
-        icon=":material/download:",
-        key="download",
-        width="stretch",
-    )
-    st.caption("The same files lie in this folder:")
-    st.code(bundle.path, language=None, wrap_lines=True)
-    _try_it(bundle, two=two)
-    needs = "chipviz" if bundle.kind == "chipviz" else "torch and transformers alone"
-    st.markdown(f"**Load it** anywhere, with {needs}")
-    lines = card.use(bundle.kind, two=two).replace('"PATH"', repr(bundle.path))
-    st.code(lines, language="python")
-
-
 def _done(job: Job) -> list[Job]:
     """Finished bundles, newest first; of one folder only the newest."""
     by_folder: dict[str, Job] = {}
@@ -96,13 +69,14 @@ def _is_at(bundle: Job, cut: Cut) -> bool:
     return bundle.cut.cut == cut
 
 
-def _name(bundle: BundleReport) -> str:
+def name_of(bundle: BundleReport) -> str:
+    """What a bundle is called on the page."""
     return f"Layer {bundle.cut_layer}, {chip_name(bundle.key)}"
 
 
 def _ended_badly(job: Job) -> None:
     if job.status == "failed":
-        parts.show_trouble(job.message or "The build failed.", job.hint)
+        parts.show_failure(job.refusal)
     else:
         st.warning(f"The last build was {job.status}. Build it again.")
 
@@ -110,7 +84,7 @@ def _ended_badly(job: Job) -> None:
 def _built_row(job: Job, *, opened: bool) -> None:
     bundle = job.bundle
     assert bundle is not None
-    name = f"{_name(bundle)}: {parts.megabytes(bundle.folder_bytes)}"
+    name = f"{name_of(bundle)}: {parts.megabytes(bundle.folder_bytes)}"
     with st.expander(name, expanded=opened, icon=":material/verified:"):
         st.write(
             f"Verified in a fresh process: {bundle.n_verified} of {bundle.n_verified} texts agree, "
@@ -123,25 +97,3 @@ def _built_row(job: Job, *, opened: bool) -> None:
             },
             hide_index=True,
         )
-
-
-def _try_it(bundle: BundleReport, *, two: bool) -> None:
-    with st.form("try", border=False):
-        text = st.text_area("Try it on a text", max_chars=20_000, height=100, key="try_text")
-        pair = ""
-        if two:
-            pair = st.text_area("Second text", max_chars=20_000, height=100, key="try_pair")
-        asked = st.form_submit_button("Classify")
-    if not asked or not text.strip():
-        return
-    request: dict[str, Any] = {"op": "predict", "path": bundle.path, "texts": [text]}
-    if two:
-        request["text_pairs"] = [pair]
-    try:
-        with st.spinner("Reading the text. The first one takes longer: the bundle is loaded."):
-            answer = state.inference().ask(request)
-    except ChipvizError as error:
-        parts.show_error(error)
-        return
-    probabilities: dict[str, float] = answer["predictions"][0]["probabilities"]
-    parts.bars(sorted(probabilities.items(), key=lambda pair: -pair[1]))

@@ -7,7 +7,8 @@ import streamlit as st
 
 from chipviz import sources
 from chipviz.config import EXAMPLE
-from chipviz.errors import ChipvizError
+from chipviz.errors import ChipvizError, Refusal
+from chipviz.preview import Preview
 from chipviz.ui import lookups, parts, uploads
 
 MAX_BARS = 12
@@ -76,28 +77,30 @@ def _named(kind: str) -> str:
 def _columns(data: str) -> dict[str, str | None] | None:
     """Draw a box a role, the guess chosen; what differs from the guess is named in the run."""
     first = lookups.columns(data, None)
-    if lookups.trouble(first, data):
+    if isinstance(first, Refusal):
+        lookups.show_failure(first, data)
         return None
-    names: list[str] = first["columns"]
+    names = first.columns
     places = st.columns(4)
     with places[0]:
-        label = _box("Label column", "label", names, first["roles"].get("label"), data)
+        label = _box("label", names, first.roles.get("label"), data)
     if label is None:
-        st.warning(parts.plain(first["missing"]) + " Choose the one that holds the labels.")
+        st.warning(parts.plain(first.missing) + " Choose the one that holds the labels.")
         return None
-    named = None if label == first["roles"].get("label") else label
+    named = None if label == first.roles.get("label") else label
     found = lookups.columns(data, named) if named else first
-    guess: dict[str, str] = found.get("roles", {})
+    guess = {} if isinstance(found, Refusal) else found.roles
     rest = [name for name in names if name != label]
-    about = f"{data}\0{label}"
+    guessed_for = f"{data}\0{label}"
     with places[1]:
-        text = _box("Text column", "text", rest, guess.get("text"), about)
+        text = _box("text", rest, guess.get("text"), guessed_for)
     with places[2]:
-        pair = _box("Second text column", "text_pair", [None, *rest], guess.get("text_pair"), about)
+        pair = _box("text_pair", [None, *rest], guess.get("text_pair"), guessed_for)
     with places[3]:
-        choices = _box("Choices column", "choices", [None, *rest], guess.get("choices"), about)
+        choices = _box("choices", [None, *rest], guess.get("choices"), guessed_for)
     if text is None:
-        st.warning(parts.plain(found["missing"]) + " Choose the one that holds the texts.")
+        missing = found.message if isinstance(found, Refusal) else found.missing
+        st.warning(parts.plain(missing) + " Choose the one that holds the texts.")
         return None
     others = {"text": text, "text_pair": pair, "choices": choices}
     if others == {role: guess.get(role) for role in others}:
@@ -105,15 +108,15 @@ def _columns(data: str) -> dict[str, str | None] | None:
     return {"label": label} | others
 
 
-def _box(label: str, role: str, options: list[Any], guess: str | None, about: str) -> str | None:
-    """A box with the guess chosen and named as one; `about` is what the guess is for."""
+def _box(role: str, options: list[Any], guess: str | None, guessed_for: str) -> str | None:
+    """A box with the guess chosen and named as one; `guessed_for` names that table."""
     return st.selectbox(
-        label,
+        parts.label_of(role),
         options,
         index=options.index(guess) if guess in options else None,
         format_func=lambda name: _shown(name, guess),
         placeholder="Choose",
-        key=f"column_{role}_{hash(about)}",
+        key=f"column_{role}_{hash(guessed_for)}",
     )
 
 
@@ -123,27 +126,26 @@ def _shown(name: str | None, guess: str | None) -> str:
     return f"{name} (guessed)" if name == guess else name
 
 
-def show_rows(found: dict[str, Any]) -> None:
+def show_rows(found: Preview) -> None:
     """Draw the splits and the labels of a preview."""
-    splits: dict[str, dict[str, Any]] = found["splits"]
+    splits = found.splits
     sizes = ", ".join(
-        f"{rows['n']:,} {name}{' (made here)' * rows['made']}" for name, rows in splits.items()
+        f"{rows.n:,} {name}{' (made here)' * rows.made}" for name, rows in splits.items()
     )
-    cut = sum(rows["n_truncated"] for rows in splits.values())
-    shared = [f"{n:,} in {two.replace(', ', ' and ')}" for two, n in found["shared"].items() if n]
+    cut = sum(rows.n_truncated for rows in splits.values())
+    shared = [f"{n:,} in {two.replace(', ', ' and ')}" for two, n in found.shared.items() if n]
     where = f": {', '.join(shared)}" if shared else ""
     facts = [
-        (f"{sum(rows['n'] for rows in splits.values()):,}", f"texts: {sizes}"),
+        (f"{sum(rows.n for rows in splits.values()):,}", f"texts: {sizes}"),
         (f"{cut:,}", "texts that the length limit cuts"),
-        (f"{sum(found['shared'].values()):,}", f"texts that stand in two splits{where}"),
+        (f"{sum(found.shared.values()):,}", f"texts that stand in two splits{where}"),
     ]
     st.html(parts.facts(facts))
-    st.html(label_bars(splits))
+    st.html(label_bars(splits["train"].label_counts))
 
 
-def label_bars(splits: dict[str, dict[str, Any]]) -> str:
+def label_bars(counts: dict[str, int]) -> str:
     """How many training texts each label has, as bars; the largest first, in HTML."""
-    counts: dict[str, int] = splits["train"]["label_counts"]
     largest = sorted(counts.items(), key=lambda item: -item[1])
     most = max(1, largest[0][1])
     cells = "".join(

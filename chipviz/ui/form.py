@@ -6,7 +6,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from chipviz.config import EXAMPLE, RunConfig
-from chipviz.errors import ChipvizError
+from chipviz.errors import ChipvizError, Refusal
 from chipviz.runs import scheduler
 from chipviz.ui import backbone_step, data_step, lookups, nav, options, parts, prompt_step, state
 
@@ -58,13 +58,14 @@ def _looks_good(
         return True
     with read:
         found = lookups.preview(config)
-        if lookups.trouble(found, config.data, config.backbone):
+        if isinstance(found, Refusal):
+            lookups.show_failure(found, config.data, config.backbone)
             return False
         prompt_step.show(found)
     with rows:
         data_step.show_rows(found)
     with size:  # with the features of so many texts
-        return backbone_step.show_refusal(found["backbone"])
+        return backbone_step.show_refusal(found.backbone)
 
 
 def _start(config: RunConfig) -> None:

@@ -48,7 +48,7 @@ def stop_button(job: Job, key: str) -> None:
 def how_it_ended(job: Job) -> None:
     """Say in words why a job is not done."""
     if job.status == "failed":
-        parts.show_trouble(job.message or "The run failed.", job.hint)
+        parts.show_failure(job.refusal)
     elif job.status == "stopped":
         st.info("Stopped. What was read so far is kept: resume goes on from there.")
     elif job.status == "interrupted":

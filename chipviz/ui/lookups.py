@@ -1,46 +1,49 @@
 """What the Train page asks before a run starts: found by a process of its own, kept here.
 
-An answer that could not be had is an answer too, with `error` and `hint`: a page is drawn many
-times, and nothing is asked twice.
+A refusal is an answer too: a page is drawn many times, and nothing is asked twice.
 """
 
-import json
 import re
 from itertools import islice
-from typing import Any
+from typing import TypeVar
 
 import streamlit as st
 
 from chipviz import sources
 from chipviz.config import RunConfig
-from chipviz.errors import ChipvizError, JobError
+from chipviz.errors import ChipvizError, JobError, Refusal
+from chipviz.preview import BackbonePreview, ColumnsPreview, Preview
+from chipviz.runs.questions import (
+    LookAhead,
+    LookAtBackbone,
+    LookAtColumns,
+    Question,
+    line_of,
+)
 from chipviz.ui import parts, state
+
+A = TypeVar("A")
 
 WAIT_S = 1800.0
 """Fetching may take its time; what does not answer is given up by the process itself."""
 KEPT_S = 900
-_READ = {
-    *("backbone", "data", "template", "text", "text_pair", "label", "choices", "poolings"),
-    *("max_train", "max_validation", "max_test", "max_length", "preset", "seed"),
-    *("dtype", "device_map"),
-}
-"""Settings that change what a run reads, or the memory it takes."""
 
 
-def columns(data: str, label: str | None) -> dict[str, Any]:
-    """The columns of a table; see `chipviz.preview.ColumnsPreview`."""
-    return _answer(_line("columns", data=data, label=label), _stamp(data))
+def columns(data: str, label: str | None) -> ColumnsPreview | Refusal:
+    """The columns of a table."""
+    return _answer(LookAtColumns(data, label), ColumnsPreview, _stamp(data))
 
 
-def outlook(backbone: str, dtype: str | None) -> dict[str, Any]:
-    """The size of a backbone; see `chipviz.preview.BackbonePreview`."""
-    return _answer(_line("outlook", backbone=backbone, dtype=dtype), _stamp(backbone))
+def outlook(backbone: str, dtype: str | None) -> BackbonePreview | Refusal:
+    """The size of a backbone."""
+    return _answer(LookAtBackbone(backbone, dtype), BackbonePreview, _stamp(backbone))
 
 
-def preview(config: RunConfig) -> dict[str, Any]:
-    """What a run would read; see `chipviz.preview.Preview`."""
-    asked = config.model_dump(include=_READ)
-    return _answer(_line("preview", config=asked), (_stamp(config.data), _stamp(config.backbone)))
+def preview(config: RunConfig) -> Preview | Refusal:
+    """What a run would read. Settings that do not change that ask nothing anew."""
+    reads = RunConfig.checked(**config.model_dump(include=RunConfig.reads()))
+    stamp = (_stamp(config.data), _stamp(config.backbone))
+    return _answer(LookAhead(reads), Preview, stamp)
 
 
 def is_here(kind: str, source: str) -> bool:
@@ -74,50 +77,43 @@ def offer(kind: str, source: str) -> None:
     )
 
 
-def trouble(answer: dict[str, Any], *asked: str) -> bool:
-    """Show why there is no answer about the sources that were asked about; true if there is none.
+def show_failure(refusal: Refusal, *sources_asked: str) -> None:
+    """Show why there is no answer about the sources that were asked about.
 
     Files that change are looked at again by themselves; for others there is a button.
     """
-    if "error" not in answer:
-        return False
-    parts.show_trouble(answer["error"], answer["hint"])
-    if any(sources.on_disk(source) is None for source in asked):
+    parts.show_failure(refusal)
+    if any(sources.on_disk(source) is None for source in sources_asked):
         st.button(
             "Look again",
-            key=f"again_{len(asked)}_{asked[0]}",
+            key=f"again_{len(sources_asked)}_{sources_asked[0]}",
             icon=":material/refresh:",
             on_click=_ask.clear,
         )
-    return True
 
 
 def _wanted() -> set[str]:
     return st.session_state.setdefault("wanted", set())
 
 
-def _line(op: str, **asked: object) -> str:
-    return json.dumps({"op": op, **asked}, sort_keys=True)
-
-
-def _answer(request: str, stamp: object) -> dict[str, Any]:
+def _answer(question: Question, kind: type[A], stamp: object) -> A | Refusal:
     """What was found, or why nothing was; a process that broke down is asked anew the next time."""
     try:
-        return _ask(request, stamp)
+        return _ask(question, kind, line_of(question), stamp)
     except JobError as error:
-        return {"error": error.message, "hint": error.hint}
+        return error.refusal
 
 
 @st.cache_data(max_entries=128, ttl=KEPT_S, show_spinner="Looking …")
-def _ask(request: str, stamp: object) -> dict[str, Any]:
-    """`stamp` changes when the files that were asked about do."""
-    del stamp
+def _ask(_question: Question, _kind: type[A], line: str, stamp: object) -> A | Refusal:
+    """Kept by the question's `line` and by `stamp`, which changes with the files asked about."""
+    del line, stamp
     try:
-        return state.scout().ask(json.loads(request), WAIT_S)
+        return state.scout().ask(_question, _kind, WAIT_S)
     except JobError:
         raise
     except ChipvizError as error:
-        return {"error": error.message, "hint": error.hint}
+        return error.refusal
 
 
 def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:

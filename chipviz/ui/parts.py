@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
-from chipviz.errors import ChipvizError
+from chipviz.config import RunConfig
+from chipviz.errors import ChipvizError, Refusal
 from chipviz.runs.store import ACTIVE, Job
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:^=&])")
@@ -23,18 +24,6 @@ _WORDS = {
     "verifying": "verifying the bundle",
     "stalled": "stalled: no sign of life for 15 seconds",
 }
-_FIELDS = {
-    "--device-map auto": "Spread over devices",
-    "--dtype bfloat16": "computing in bfloat16",
-    "--text-pair": "Second text column",
-    "--text": "Text column",
-    "another --label column": "another label column",
-    "--label": "Label column",
-    "--choices": "Choices column",
-    "--max-length": "the length limit",
-    "--blocks": "Path of the blocks",
-}
-"""What options of the command line are called in the form; the longer name first."""
 _DOTS = {"done": "cv-done", "failed": "cv-bad", "interrupted": "cv-bad", "stalled": "cv-bad"}
 
 
@@ -45,15 +34,25 @@ def plain(text: str) -> str:
 
 def show_error(error: ChipvizError) -> None:
     """Say what happened and what to do next."""
-    show_trouble(error.message, error.hint)
+    show_failure(error.refusal)
 
 
-def show_trouble(message: str, hint: str) -> None:
-    """The same for a job that has ended with a message and a hint."""
-    for option, field in _FIELDS.items():
-        message, hint = message.replace(option, field), hint.replace(option, field)
+def show_failure(refusal: Refusal) -> None:
+    """Say what happened and what to do next; settings are named as in the form."""
+    labels = [label_of(field) for field in refusal.fields if field in RunConfig.model_fields]
+    hint = refusal.hint + f" See {' and '.join(labels)}." * bool(labels)
     tail = f"\n\n{plain(hint)}" if hint else ""
-    st.error(f"**{plain(message)}**{tail}", icon=":material/error:")
+    st.error(f"**{plain(refusal.message)}**{tail}", icon=":material/error:")
+
+
+def label_of(field: str) -> str:
+    """What a setting of `RunConfig` is called in the form."""
+    return RunConfig.model_fields[field].title or field
+
+
+def help_of(field: str) -> str:
+    """What a setting of `RunConfig` does, in a sentence or two."""
+    return RunConfig.model_fields[field].description or ""
 
 
 def act(call: Callable[..., object], *values: object) -> None:
@@ -61,14 +60,14 @@ def act(call: Callable[..., object], *values: object) -> None:
     try:
         call(*values)
     except ChipvizError as error:
-        st.session_state["trouble"] = (error.message, error.hint)
+        st.session_state["failure"] = error.refusal
 
 
-def show_kept_trouble() -> None:
+def show_kept_failure() -> None:
     """Show the error of the button that was pressed last, once."""
-    trouble = st.session_state.pop("trouble", None)
-    if trouble:
-        show_trouble(*trouble)
+    refusal = st.session_state.pop("failure", None)
+    if refusal:
+        show_failure(refusal)
 
 
 def percent(value: float) -> str:

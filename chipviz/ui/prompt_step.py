@@ -6,7 +6,8 @@ from typing import Any
 import streamlit as st
 
 from chipviz.config import EXAMPLE
-from chipviz.ui import state
+from chipviz.preview import Preview, PromptPreview
+from chipviz.ui import parts, state
 from chipviz.ui.plots import token_lengths
 
 MAX_SHOWN = 1_500
@@ -18,39 +19,38 @@ def choose(*, embedded: bool) -> dict[str, Any]:
     st.subheader("3 Prompt", anchor=False)
     left, right = st.columns([3, 1])
     template = left.text_area(
-        "Template",
+        parts.label_of("template"),
         str(EXAMPLE["template"]) if embedded else "",
         key=f"template_{embedded}",
         placeholder="Empty: the text alone; a question with options is asked as such.",
-        help="Where {text} stands, each text is put. What follows it decides what the last "
-        "token knows. {text_pair} is the second column, where there is one.",
+        help=parts.help_of("template"),
     )
     limit = right.number_input(
-        "Length limit, tokens",
+        parts.label_of("max_length"),
         min_value=1,
         max_value=32768,
         value=64 if embedded else 256,
         key=f"limit_{embedded}",
-        help="Of a whole prompt, template included.",
+        help=parts.help_of("max_length"),
     )
     return {"template": template or None, "max_length": limit}
 
 
-def show(found: dict[str, Any]) -> None:
+def show(found: Preview) -> None:
     """Draw the prompts and the lengths of a preview."""
     st.html(
         '<p class="cv-muted">Three training texts as they will be read, probed tokens marked</p>'
     )
-    st.html("".join(prompt_html(example) for example in found["examples"]))
-    pairs = found["lengths"]
-    over = f", {pairs['n_over']:,} over the limit" if pairs["n_over"] else ""
+    st.html("".join(prompt_html(example) for example in found.examples))
+    lengths = found.lengths
+    over = f", {lengths.n_over:,} over the limit" if lengths.n_over else ""
     st.plotly_chart(
         token_lengths.lengths_figure(
-            pairs["edges"],
-            pairs["counts"],
-            limit=found["max_length"],
-            subtitle=f"{pairs['n_measured']:,} prompts, median {pairs['median']:,}, "
-            f"longest {pairs['longest']:,} tokens{over}",
+            lengths.edges,
+            lengths.counts,
+            limit=found.max_length,
+            subtitle=f"{lengths.n_measured:,} prompts, median {lengths.median:,}, "
+            f"longest {lengths.longest:,} tokens{over}",
             look=state.look(),
         ),
         key="lengths",
@@ -60,11 +60,11 @@ def show(found: dict[str, Any]) -> None:
     )
 
 
-def prompt_html(example: dict[str, Any]) -> str:
+def prompt_html(example: PromptPreview) -> str:
     """One prompt as the model reads it, the probed tokens marked, in HTML; all text escaped."""
-    prompt, tokens = example["prompt"], example["tokens"]
+    prompt, tokens = example.prompt, example.tokens
     said, marks = [], {}
-    for pooling, (start, stop) in example["probed"].items():
+    for pooling, (start, stop) in example.probed.items():
         if stop - start > 1:
             said.append(f"{pooling} reads all {stop - start:,} tokens")
             continue
@@ -84,14 +84,14 @@ def prompt_html(example: dict[str, Any]) -> str:
         place = stop
     pieces.append(_folded(prompt[place:]))
     ends = "".join(
-        f'<div class="cv-left-out"><s>{html.escape(end["begins"])}</s>'
-        f"{' …' * (len(end['begins']) < end['n_chars'])} "
-        f'<span class="cv-muted">left out by the limit, {end["n_chars"]:,} characters</span></div>'
-        for end in example["left_out"]
+        f'<div class="cv-left-out"><s>{html.escape(end.begins)}</s>'
+        f"{' …' * (len(end.begins) < end.n_chars)} "
+        f'<span class="cv-muted">left out by the limit, {end.n_chars:,} characters</span></div>'
+        for end in example.left_out
     )
     return (
         f'<div class="cv-prompt"><div class="cv-read">{"".join(pieces)}</div>{ends}'
-        f'<div class="cv-muted">label <b>{html.escape(example["label"][:80])}</b> · '
+        f'<div class="cv-muted">label <b>{html.escape(example.label[:80])}</b> · '
         f"{' · '.join(said)}</div></div>"
     )
 

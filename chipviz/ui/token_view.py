@@ -2,12 +2,13 @@
 
 import html
 from collections.abc import Sequence
-from typing import Any
 
 import streamlit as st
 
 from chipviz.keys import Cut
+from chipviz.results.answers import TokenReading
 from chipviz.results.report import Example, RunReport
+from chipviz.runs.questions import ReadTokens
 from chipviz.runs.store import Job
 from chipviz.ui import parts, state, style
 from chipviz.ui.plots import heatmaps
@@ -40,40 +41,28 @@ def choose_text(job: Job, report: RunReport) -> tuple[str, str | None, int | Non
     return text, pair, example.label if unchanged else None
 
 
-def ask(run_id: str, text: str, text_pair: str | None, cut: Cut) -> dict[str, Any]:
+def ask(run_id: str, text: str, text_pair: str | None, cut: Cut) -> TokenReading:
     """What every layer's chip says at every token.
 
     Raises:
         ChipvizError: If the run or its backbone cannot be read, or no answer comes in time.
     """
-    return _ask(run_id, text, text_pair, cut.chip.name, cut.layer)
+    return _ask(ReadTokens(run_id, text, text_pair, cut), run_id, text, text_pair, cut.chip.name)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _ask(
-    run_id: str,
-    text: str,
-    text_pair: str | None,
-    chip: str,
-    _layer: int,
-) -> dict[str, Any]:
-    """The answer holds all layers, so a moved slider (`_layer`) is no new question."""
-    request = {
-        "op": "tokens",
-        "run_id": run_id,
-        "text": text,
-        "layer": _layer,
-        "chip": chip,
-    }
-    if text_pair is not None:
-        request["text_pair"] = text_pair
-    return state.inference().ask(request)
+    _question: ReadTokens, run_id: str, text: str, pair: str | None, chip: str
+) -> TokenReading:
+    """Kept by all of the question but its layer: the answer holds all layers."""
+    del run_id, text, pair, chip
+    return state.inference().ask(_question, TokenReading)
 
 
-def show(answer: dict[str, Any], text: str, cut: Cut, truth: int | None) -> None:
+def show(answer: TokenReading, text: str, cut: Cut, truth: int | None) -> None:
     """Draw words, answer, map and the layer at which the answer is settled."""
-    names: list[str] = answer["label_names"]
-    said = answer["by_layer"][cut.layer]
+    names = answer.label_names
+    said = answer.by_layer[cut.layer]
     best = max(range(len(names)), key=lambda c: said[c])
     slots = heatmaps.class_slots(len(names), answer=best, truth=truth)
     st.html(
@@ -82,7 +71,7 @@ def show(answer: dict[str, Any], text: str, cut: Cut, truth: int | None) -> None
     )
     st.html(_legend(names, slots))
     st.caption("A tint is what the chip says at that token, having read the text up to there.")
-    settled = answer["settled_layer"]
+    settled = answer.settled_layer
     where = "at or below the cut" if settled <= cut.layer else "above the cut"
     st.html(
         f'<div class="cv-big">Settled at layer <span class="cv-accent">{int(settled)}</span></div>'
@@ -91,9 +80,9 @@ def show(answer: dict[str, Any], text: str, cut: Cut, truth: int | None) -> None
     )
     st.plotly_chart(
         heatmaps.token_map_figure(
-            [token["text"] for token in answer["tokens"]],
-            answer["label_index"],
-            answer["confidence"],
+            [token.text for token in answer.tokens],
+            answer.label_index,
+            answer.confidence,
             names,
             cut_layer=cut.layer,
             slots=slots,
@@ -106,24 +95,22 @@ def show(answer: dict[str, Any], text: str, cut: Cut, truth: int | None) -> None
     )
 
 
-def coloured(answer: dict[str, Any], text: str, layer: int, slots: Sequence[int]) -> str:
+def coloured(answer: TokenReading, text: str, layer: int, slots: Sequence[int]) -> str:
     """The text as HTML: each token on its class tint, the template plain, what was cut off struck.
 
     Every piece of text is escaped; classes come from a fixed list.
     """
     pieces: list[str] = []
     place = 0
-    end_of_text = max((i for i, t in enumerate(answer["tokens"]) if t["in_text"]), default=-1)
-    rows = zip(
-        answer["tokens"], answer["label_index"][layer], answer["confidence"][layer], strict=True
-    )
+    end_of_text = max((i for i, t in enumerate(answer.tokens) if t.in_text), default=-1)
+    rows = zip(answer.tokens, answer.label_index[layer], answer.confidence[layer], strict=True)
     for i, (token, label, share) in enumerate(rows):
-        if not token["in_text"]:
-            pieces.append(_span("cv-frame", token["text"]))
+        if not token.in_text:
+            pieces.append(_span("cv-frame", token.text))
             continue
-        start, end = max(place, token["start"]), max(place, token["end"])
+        start, end = max(place, token.start), max(place, token.end)
         pieces.append(html.escape(text[place:start]))
-        title = f"{answer['label_names'][label]} {100 * share:.0f} %"
+        title = f"{answer.label_names[label]} {100 * share:.0f} %"
         pieces.append(
             _span(f"cv-t {style.tint_class(slots[label], share)}", text[start:end], title)
         )

@@ -55,7 +55,7 @@ def test_a_folder_without_a_config_is_no_backbone(tmp_path, home):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_backbone_that_is_not_there_is_refused_in_one_sentence_with_what_is(name, home):
-    with pytest.raises(SourceError, match="backbone|folder|file") as refused:
+    with pytest.raises(SourceError, match=r"backbone|folder|file") as refused:
         find_model(name, home)
     assert "\n" not in refused.value.message
     assert "smollm2-135m" in refused.value.hint

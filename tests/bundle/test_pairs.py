@@ -14,7 +14,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from chipviz.bundle import save
 from chipviz.errors import ConfigError
+from chipviz.keys import ChipKey, Cut
 from chipviz.runs.model_process import Answerer
+from chipviz.runs.questions import Predict, ReadTokens
 from tests.cli.test_cli import chipviz
 from tests.families import CLASSES, FILLER, NAMED, add_words
 
@@ -184,12 +186,12 @@ def test_a_file_without_the_columns_of_the_run_is_refused(decoder, tmp_path):
 def test_a_page_that_gives_no_second_text_gets_the_sentence(decoder):
     home, run, bundles = decoder
     answerer = Answerer(home)
-    asked = {"op": "predict", "path": str(bundles["max"][0]), "texts": ["x"]}
-    assert "second is missing" in answerer.answer(asked)["error"]
-    found = answerer.answer(asked | {"text_pairs": ["y"]})["predictions"]
-    assert set(found[0]["probabilities"]) == set(CLASSES)
-    asked = {"op": "tokens", "run_id": run["run_id"], "text": "x"}
-    asked |= {"layer": 1, "chip": "linear.last"}
-    assert "second is missing" in answerer.answer(asked)["error"]
+    path = str(bundles["max"][0])
+    cut = Cut(1, ChipKey.sound("last"))
+    for question in (Predict(path, ["x"], None), ReadTokens(run["run_id"], "x", None, cut)):
+        with pytest.raises(ConfigError, match="second is missing"):
+            answerer.answer(question)
+    (found,) = answerer.answer(Predict(path, ["x"], ["y"]))
+    assert set(found.probabilities) == set(CLASSES)
     with pytest.raises(ConfigError, match="1 texts and 2 second texts"):
         save.load(bundles["max"][0]).predict(["x"], ["y", "z"])

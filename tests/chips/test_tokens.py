@@ -10,6 +10,8 @@ from chipviz.data.task import Examples
 from chipviz.keys import ChipKey, Cut
 from tests.families import load_backbone
 
+NAMES = ["a", "b", "c"]
+
 
 @pytest.fixture(scope="module")
 def opened(tiny_backbone_folder):
@@ -31,29 +33,31 @@ def test_the_answer_for_the_text_is_the_chip_on_the_pooled_states(opened):
     states = backbone.model(input_ids=ids, output_hidden_states=True).hidden_states
     for pooling in ("last", "mean"):
         cut = Cut(1, ChipKey.sound(pooling))
-        read = read_tokens(backbone, prompt, chips, text, cut=cut)
+        read = read_tokens(backbone, prompt, chips, text, cut=cut, label_names=NAMES)
         normed = backbone.apply_final_norm(states[2])[0]
         pooled = normed[-1] if pooling == "last" else normed.mean(dim=0)
         truth = (chips.at(cut).weight @ pooled).softmax(dim=0)
-        torch.testing.assert_close(torch.tensor(read["by_layer"][1]), truth, atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.tensor(read.by_layer[1]), truth, atol=1e-4, rtol=0)
         at_token = (normed @ chips.at(cut).weight.T).softmax(dim=-1)
-        torch.testing.assert_close(torch.tensor(read["at_cut"]), at_token, atol=1e-4, rtol=0)
-        assert read["label_index"][1] == at_token.argmax(dim=-1).tolist()
+        torch.testing.assert_close(torch.tensor(read.at_cut), at_token, atol=1e-4, rtol=0)
+        assert read.label_index[1] == at_token.argmax(dim=-1).tolist()
     published = Cut(1, ChipKey.published("linear"))
-    raw = read_tokens(backbone, prompt, chips, text, cut=published)
+    raw = read_tokens(backbone, prompt, chips, text, cut=published, label_names=NAMES)
     truth = (chips.at(published).weight @ states[2][0, -1]).softmax(dim=0)
-    torch.testing.assert_close(torch.tensor(raw["by_layer"][1]), truth, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.tensor(raw.by_layer[1]), truth, atol=1e-4, rtol=0)
 
 
 def test_the_pieces_of_the_text_join_to_the_text_and_the_template_stands_around(opened):
     backbone, prompt, chips = opened
     text = "Résumé: <script>alert(1)</script> 汉字"
-    read = read_tokens(backbone, prompt, chips, text, cut=Cut(0, ChipKey.sound("last")))
-    inside = [t for t in read["tokens"] if t["in_text"]]
-    covered = sorted({i for t in inside for i in range(t["start"], t["end"])})
+    read = read_tokens(
+        backbone, prompt, chips, text, cut=Cut(0, ChipKey.sound("last")), label_names=NAMES
+    )
+    inside = [t for t in read.tokens if t.in_text]
+    covered = sorted({i for t in inside for i in range(t.start, t.end)})
     assert covered == list(range(len(text)))
-    assert all(t["text"] == text[t["start"] : t["end"]] for t in inside)
-    outside = "".join(t["text"] for t in read["tokens"] if not t["in_text"])
+    assert all(t.text == text[t.start : t.end] for t in inside)
+    outside = "".join(t.text for t in read.tokens if not t.in_text)
     assert outside.split() == ["say", "now"]
 
 

@@ -13,12 +13,13 @@ from unittest.mock import patch
 import pytest
 
 from chipviz.__main__ import run_command_line
+from chipviz.cli.options import flag
 from chipviz.config import CutSpec, Rule, RunConfig
 from chipviz.keys import ChipKey, Cut, fields_of
 from chipviz.results.report import BundleReport
 from chipviz.runs import worker
 from chipviz.runs.store import Store, summary
-from tests.example_run import CHIPS, finished_run, report_of
+from tests.example_run import CHIPS, at, finished_run, report_of, token_reading
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = "News: {text}\nTopic of this article:"
@@ -244,7 +245,7 @@ def train(home, tiny_backbone_folder, toy_csv):
         ({"data": "x" * 300}, "is no embedded data set"),
         ({"label": "topic"}, "no column 'topic'; columns are 'text', 'label'"),
         ({"template": "Topic:"}, "holds {text} 0 times, expected 1"),
-        ({"template": TEMPLATE, "max_length": 3}, "no room for text within --max-length 3"),
+        ({"template": TEMPLATE, "max_length": 3}, "no room for text within the length limit of 3"),
         ({"pooling": "median"}, "take last, mean, first or max"),
         ({"pooling": "last,raw"}, "preset published (got 'last, raw')"),
         ({"chip": "forest"}, "'linear' or 'mlp' (got 'forest')"),
@@ -512,19 +513,26 @@ def test_show_marks_nothing_as_published_where_nothing_is(drawn):
 
 
 def test_tokens_asks_the_chip_that_was_named(drawn, monkeypatch):
-    requests = []
+    questions = []
 
-    def answer(_self, request):
-        requests.append(request)
-        return {"tokens": [], "at_cut": [], "label_names": []}
+    def answer(_self, question):
+        questions.append(question)
+        return token_reading(question.text, question.cut.layer)
 
-    monkeypatch.setattr("chipviz.runs.model_process.Answerer.answer", answer)
+    monkeypatch.setattr("chipviz.runs.model_process.Answerer.read_tokens", answer)
     home, report = drawn
     start = ("tokens", report.run_id, "--text", "a match")
     assert chipviz(home, *start, "--layer", "4", "--pooling", "last", "--json").status == 0
     assert chipviz(home, *start, "--chip", "linear", "--json").status == 0
-    assert [(r["layer"], r["chip"]) for r in requests] == [
-        (4, "linear.last"),
-        (report.selection["within"].cut_layer, "linear.mean"),
+    assert [question.cut for question in questions] == [
+        at(4, "last"),
+        report.selection["within"].cut,
     ]
     assert "kind mlp" in chipviz(home, *start, "--chip", "mlp").refusal
+
+
+def test_the_options_of_a_run_are_the_settings_of_a_run(home):
+    said = " ".join(chipviz(home, "train", "--help").out.split())
+    for name in RunConfig.model_fields:
+        assert f" {flag(name)} " in said
+    assert "Default: 256." in said

@@ -201,12 +201,13 @@ def test_a_template_without_the_second_of_two_texts_is_refused(tokenizer):
 def test_a_limit_that_cannot_hold_the_template_is_refused_with_both_numbers(tokenizer):
     template = "News: {text}\nTopic of this article:"
     fixed = len(bake(tokenizer, template, 64, SAMPLE).encode([""])[0])
-    with pytest.raises(ConfigError, match=rf"takes {fixed} tokens, .* --max-length 3\b") as refused:
+    with pytest.raises(ConfigError, match=rf"takes {fixed} tokens, .* limit of 3\b") as refused:
         bake(tokenizer, template, 3, SAMPLE)
-    enough = int(refused.value.hint.split("--max-length ")[1].split()[0])
+    assert refused.value.fields == ("max_length", "template")
+    enough = int(refused.value.hint.split("Give ")[1].split()[0])
     assert bake(tokenizer, template, enough, SAMPLE).max_chars >= 1
     assert bake(tokenizer, template, fixed + 1, SAMPLE).max_chars >= 1
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="no room for text"):
         bake(tokenizer, template, fixed, SAMPLE)
 
 

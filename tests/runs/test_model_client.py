@@ -4,25 +4,38 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 
 import pytest
 
-from chipviz.errors import ChipvizError, JobError
+from chipviz.errors import ChipvizError, JobError, Refusal
 from chipviz.runs import model_client
 from chipviz.runs.model_client import Inference
+from chipviz.runs.questions import LookAtColumns
 
 FAKE_INFERENCE = """
 import json, os, sys, time
 print("a library says hello")
 for line in sys.stdin:
     request = json.loads(line)
-    if request["op"] == "die": os._exit(1)
-    if request["op"] == "sleep": time.sleep(60)
-    if request["op"] == "fail": answer = {"error": "No such layer.", "hint": "Take 0 to 2."}
-    else: answer = {"echo": request, "pid": os.getpid()}
+    if request["data"] == "die": os._exit(1)
+    if request["data"] == "sleep": time.sleep(60)
+    said, answer = "answer ", {"echo": request["data"], "pid": os.getpid()}
+    if request["data"] == "fail":
+        said, answer = "refused ", {"message": "No.", "hint": "Take 2.", "fields": ["blocks"]}
     print("noise", flush=True)
-    print(json.dumps(answer), flush=True)
+    print(said + json.dumps(answer), flush=True)
 """
+
+
+@dataclass(frozen=True)
+class Echo:
+    echo: str
+    pid: int
+
+
+def ask(inference, data, timeout_s=120.0):
+    return inference.ask(LookAtColumns(data, None), Echo, timeout_s)
 
 
 @pytest.fixture
@@ -36,49 +49,48 @@ def inference(tmp_path, monkeypatch):
 
 
 def test_inference_answers_in_one_process_and_passes_over_what_else_it_prints(inference):
-    first = inference.ask({"op": "predict", "texts": ["ä\n</script>"]})
-    second = inference.ask({"op": "predict"})
-    assert first["echo"] == {"op": "predict", "texts": ["ä\n</script>"]}
-    assert first["pid"] == second["pid"]
+    first = ask(inference, "ä\n</script>")
+    assert first.echo == "ä\n</script>"
+    assert first.pid == ask(inference, "x").pid
 
 
-def test_inference_passes_on_errors_and_lives_on(inference):
-    pid = inference.ask({"op": "predict"})["pid"]
-    with pytest.raises(ChipvizError, match="No such layer") as caught:
-        inference.ask({"op": "fail"})
-    assert caught.value.hint == "Take 0 to 2."
-    assert inference.ask({"op": "predict"})["pid"] == pid
+def test_inference_passes_on_refusals_and_lives_on(inference):
+    pid = ask(inference, "x").pid
+    with pytest.raises(ChipvizError, match="No") as caught:
+        ask(inference, "fail")
+    assert caught.value.refusal == Refusal("No.", "Take 2.", ("blocks",))
+    assert ask(inference, "x").pid == pid
 
 
 def test_inference_that_dies_says_so_and_starts_anew_for_the_next_question(inference):
-    pid = inference.ask({"op": "predict"})["pid"]
+    pid = ask(inference, "x").pid
     with pytest.raises(JobError, match="ended without an answer"):
-        inference.ask({"op": "die"})
-    assert inference.ask({"op": "predict"})["pid"] != pid
+        ask(inference, "die")
+    assert ask(inference, "x").pid != pid
 
 
 def test_inference_that_was_killed_between_questions_is_started_again_unseen(inference):
-    pid = inference.ask({"op": "predict"})["pid"]
+    pid = ask(inference, "x").pid
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet collected
-    assert inference.ask({"op": "predict"})["pid"] != pid
+    assert ask(inference, "x").pid != pid
 
 
 def test_inference_that_takes_too_long_is_ended_and_its_late_answer_never_seen(inference):
     with pytest.raises(JobError, match=r"No answer in 0\.5 s"):
-        inference.ask({"op": "sleep"}, timeout_s=0.5)
-    assert inference.ask({"op": "predict", "n": 2})["echo"] == {"op": "predict", "n": 2}
+        ask(inference, "sleep", timeout_s=0.5)
+    assert ask(inference, "2").echo == "2"
 
 
 def test_many_threads_each_get_the_answer_to_their_own_question(inference):
     answers = {}
 
-    def ask(n):
-        answers[n] = inference.ask({"op": "predict", "n": n})["echo"]["n"]
+    def one(n):
+        answers[n] = ask(inference, str(n)).echo
 
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(20)]
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert answers == {n: n for n in range(20)}
+    assert answers == {n: str(n) for n in range(20)}

@@ -218,14 +218,21 @@ def test_stopping_a_job_of_this_very_process_only_asks(store):
 @pytest.mark.parametrize("ending", ["done", "failed", "stopped"])
 def test_a_dead_worker_ends_as_it_wrote_with_its_last_act(store, ending):
     job = working(store, {"pid": 2**22 + 1, "pid_created": 1.0})
-    note = {"state": ending, "message": "m", "hint": "h", "result": None, "found": None}
+    note = {
+        "state": ending,
+        "message": "m",
+        "hint": "h",
+        "fields": [],
+        "result": None,
+        "found": None,
+    }
     store.exit_path(job).write_text(json.dumps(note | {"pid": job.pid, "pid_created": 1.0}))
     reconcile(store)
     ended = store.get(job.job_id)
     assert (ended.state, ended.message, ended.hint) == (ending, "m", "h")
 
 
-WORDS = '"message": "", "hint": "", "result": null, "found": null'
+WORDS = '"message": "", "hint": "", "fields": [], "result": null, "found": null'
 
 
 @pytest.mark.parametrize(

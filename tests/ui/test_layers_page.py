@@ -9,7 +9,7 @@ from chipviz.runs.model_client import Inference
 from chipviz.runs.store import Store
 from chipviz.ui import cut as cut_widgets
 from chipviz.ui import cut_summary, result_tabs, state
-from tests.example_run import active_run, finished_run, report_of, token_answer
+from tests.example_run import active_run, finished_run, report_of, token_reading
 from tests.example_run import at as cut
 from tests.page_driver import button, html_of, open_page, open_tab, text_of
 
@@ -211,7 +211,9 @@ def test_a_chip_fitted_once_has_no_learning_curve_and_says_so(store):
 
 
 def test_the_cut_follows_to_the_other_pages_and_back(store, monkeypatch):
-    monkeypatch.setattr(Inference, "ask", lambda _self, r: token_answer(r["text"], r["layer"]))
+    monkeypatch.setattr(
+        Inference, "ask", lambda _self, q, _kind: token_reading(q.text, q.cut.layer)
+    )
     job = finished_run(store)
     at = open_page("layers", run=job.run_id)
     at.slider(key="cut").set_value(15).run()

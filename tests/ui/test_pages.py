@@ -10,7 +10,9 @@ from chipviz import config
 from chipviz.config import RunConfig
 from chipviz.errors import ConfigError, JobError
 from chipviz.progress import Progress
+from chipviz.results.answers import Prediction
 from chipviz.runs.model_client import Inference
+from chipviz.runs.questions import Predict
 from chipviz.runs.store import Store
 from chipviz.ui import parts, token_view, uploads
 from tests.example_run import (
@@ -19,7 +21,7 @@ from tests.example_run import (
     active_run,
     built_bundle,
     finished_run,
-    token_answer,
+    token_reading,
 )
 from tests.example_run import at as cut
 from tests.page_driver import ROOT, button, html_of, open_page, text_of
@@ -38,12 +40,12 @@ def asked(monkeypatch):
     """Requests that reached the inference process, which answers at once."""
     requests = []
 
-    def answer(_self, request):
-        requests.append(request)
-        if request["op"] == "predict":
+    def answer(_self, question, _kind):
+        requests.append(question)
+        if question.op == "predict":
             shares = dict(zip(LABELS, [0.9, 0.04, 0.03, 0.02, 0.01], strict=True))
-            return {"predictions": [{"label": "business", "score": 0.9, "probabilities": shares}]}
-        return token_answer(request["text"], request["layer"])
+            return [Prediction("business", 0.9, shares)]
+        return token_reading(question.text, question.cut.layer)
 
     monkeypatch.setattr(Inference, "ask", answer)
     return requests
@@ -198,7 +200,7 @@ def test_the_first_test_text_is_shown_on_class_tints_with_its_label(store, asked
     job = finished_run(store)
     at = open_page("tokens", run=job.run_id)
     page = html_of(at)
-    assert asked[0]["text"].startswith("Shares rose")
+    assert asked[0].text.startswith("Shares rose")
     assert re.search(r'class="cv-t cv-c0-\d" title="business \d+ %">Shares<', page)
     assert "business</span>80.0 %, which is right" in page
     assert 'Settled at layer <span class="cv-accent">7</span>' in page
@@ -207,9 +209,9 @@ def test_the_first_test_text_is_shown_on_class_tints_with_its_label(store, asked
 def test_the_words_are_asked_of_the_chip_at_the_cut(store, asked):
     job = finished_run(store, chips=CHIPS)
     open_page("tokens", run=job.run_id, cut="4", pooling="mean", chip="mlp")
-    assert asked[0]["chip"] == "mlp.mean"
+    assert asked[0].cut.chip.name == "mlp.mean"
     open_page("tokens", run=job.run_id, cut="4", pooling="mean")
-    assert asked[1]["chip"] == "linear.mean"
+    assert asked[1].cut.chip.name == "linear.mean"
 
 
 def test_moving_the_cut_recolours_without_asking_again(store, asked):
@@ -225,14 +227,14 @@ def test_another_text_is_asked_about_and_an_empty_one_is_not(store, asked):
     job = finished_run(store)
     at = open_page("tokens", run=job.run_id)
     at.text_area[0].set_value("A new text").run()
-    assert asked[-1]["text"] == "A new text"
+    assert asked[-1].text == "A new text"
     at.text_area[0].set_value("  ").run()
     assert "Write or paste a text" in text_of(at)
     assert len(asked) == 2
 
 
 def test_an_error_of_the_inference_process_is_shown_as_message_and_hint(store, monkeypatch):
-    def refuse(_self, _request):
+    def refuse(_self, _question, _kind):
         raise JobError("The backbone is gone.", "Fetch it again.")
 
     monkeypatch.setattr(Inference, "ask", refuse)
@@ -266,7 +268,7 @@ def test_a_hostile_name_of_a_data_file_shows_as_written(store):
 
 def test_words_keep_the_text_whole_and_strike_what_was_not_read():
     text = "one two <b>three</b> four"
-    answer = token_answer("one two <b>three</b>", 8)
+    answer = token_reading("one two <b>three</b>", 8)
     shown = token_view.coloured(answer, text, 8, list(range(5)))
     bare = re.sub(r"<[^>]+>", "", shown)
     assert "one two &lt;b&gt;three&lt;/b&gt; four" in bare
@@ -346,7 +348,7 @@ def test_a_text_is_classified_by_the_bundle_itself(store, asked):
     at = open_page("bundle", run=job.run_id)
     at.text_area(key="try_text").set_value("Shares rose")
     next(b for b in at.button if b.label == "Classify").click().run()
-    assert asked[-1] == {"op": "predict", "path": bundle.bundle.path, "texts": ["Shares rose"]}
+    assert asked[-1] == Predict(bundle.bundle.path, ["Shares rose"], None)
     assert "90.0 %" in html_of(at)
 
 
@@ -361,7 +363,7 @@ def test_a_bundle_of_two_texts_asks_for_both_and_says_how_they_are_given(store, 
     at.text_area(key="try_text").set_value("Shares rose")
     at.text_area(key="try_pair").set_value("They fell")
     next(b for b in at.button if b.label == "Classify").click().run()
-    assert (asked[-1]["texts"], asked[-1]["text_pairs"]) == (["Shares rose"], ["They fell"])
+    assert (asked[-1].texts, asked[-1].text_pairs) == (["Shares rose"], ["They fell"])
 
 
 # rules for all pages

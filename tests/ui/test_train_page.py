@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 import re
 
 import pytest
 
-from chipviz.errors import ChipvizError, JobError
+from chipviz.errors import JobError
+from chipviz.preview import LeftOut, PromptPreview
 from chipviz.runs.model_client import Inference
 from chipviz.runs.model_process import Answerer
 from chipviz.runs.store import Store
@@ -30,12 +30,9 @@ def asked(store, monkeypatch):
     """What was asked; the answers are the real ones, found in this process."""
     seen, answerer = [], Answerer(store.home)
 
-    def ask(_self, request, _timeout_s=0):
-        seen.append(request["op"])
-        answer = json.loads(json.dumps(answerer.answer(request)))
-        if "error" in answer:
-            raise ChipvizError(answer["error"], answer["hint"])
-        return answer
+    def ask(_self, question, _kind, _timeout_s=0):
+        seen.append(question.op)
+        return answerer.answer(question)
 
     monkeypatch.setattr(Inference, "ask", ask)
     lookups._ask.clear()
@@ -170,7 +167,7 @@ def test_a_backbone_too_large_for_memory_is_refused_unless_it_is_spread(form, mo
     at = upload(form, "toy.csv", table(("row", "text", "label")))
     said = text_of(at).replace("\\", "")
     assert "needs about" in said
-    assert "Spread over devices spreads it" in said
+    assert "See Spread over devices" in said
     assert button(at, "start").disabled
     at.toggle(key="spread").set_value(True).run()
     assert not button(at, "start").disabled
@@ -188,7 +185,7 @@ def test_what_must_be_fetched_is_looked_at_only_when_asked_for(asked):
 
 
 def test_a_process_that_broke_down_is_asked_anew_and_a_refusal_is_not(form, asked, monkeypatch):
-    def die(_self, _request, _timeout_s=0):
+    def die(_self, _question, _kind, _timeout_s=0):
         raise JobError("It ended.", "Try again.")
 
     with monkeypatch.context() as broken:
@@ -250,9 +247,8 @@ def test_a_token_of_white_space_and_a_piece_of_a_word_are_marked_visibly():
     def drawn(prompt, tokens, *ends):
         last = len(tokens) - 1
         probed = {"last": (last, last + 1), "mean": (0, last + 1)}
-        example = {"prompt": prompt, "tokens": tokens, "probed": probed}
-        left_out = [{"begins": end[:20], "n_chars": len(end)} for end in ends]
-        return prompt_step.prompt_html({**example, "label": "a", "left_out": left_out})
+        left_out = tuple(LeftOut(end[:20], len(end)) for end in ends)
+        return prompt_step.prompt_html(PromptPreview(prompt, tokens, probed, "a", left_out))
 
     assert ">⏎</mark>" in drawn("one\n", ["one", "\n"])
     assert "token</mark>" not in drawn("tokenise", ["token", "##ise"])
@@ -270,7 +266,7 @@ def test_a_token_of_white_space_and_a_piece_of_a_word_are_marked_visibly():
 
 def test_many_labels_are_counted_rather_than_drawn():
     counts = {f"label {i}": i for i in range(40)}
-    drawn = data_step.label_bars({"train": {"label_counts": counts}})
+    drawn = data_step.label_bars(counts)
     assert drawn.count('cv-bar"') == data_step.MAX_BARS
     assert drawn.index("label 39") < drawn.index("label 38")
     assert "28 labels more" in drawn

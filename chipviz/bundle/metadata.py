@@ -1,0 +1,101 @@
+"""The `chip.json` of a bundle: what was cut from what, with which scores, and how it was verified.
+
+Loads no torch: the command line reads it before it knows whether there is anything to load.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+from chipviz import __version__
+from chipviz.config import CutSpec, Preset
+from chipviz.errors import BundleError
+from chipviz.results.report import BundleKind, RunReport, TaskInfo
+
+FORMAT = 1
+METADATA = "chip.json"
+FILES = {".safetensors", ".json", ".md", ".txt", ".model"}
+"""What a bundle may hold, beside SHA256SUMS."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The `chip.json` of a bundle, read and checked."""
+
+    kind: BundleKind
+    preset: Preset
+    cut: CutSpec
+    task: TaskInfo
+    blocks: str | None
+    """Place of the backbone's blocks, if the run had to be told."""
+    everything: dict[str, Any]
+
+    @property
+    def takes_pair(self) -> bool:
+        """Whether the bundle reads two texts."""
+        return "{text_pair}" in self.task.template
+
+
+def describe(cut: CutSpec, report: RunReport, kind: BundleKind) -> dict[str, Any]:
+    """What was cut from what; its verification is yet to come."""
+    cost = report.cost_at(cut.cut)
+    scores = [report.score_at(cut.cut, split).model_dump() for split in ("validation", "test")]
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "run_id": report.run_id,
+        "preset": report.preset,
+        "cut": cut.model_dump(),
+        "backbone": report.backbone.model_dump(),
+        "task": report.task.model_dump(),
+        "cost": cost.model_dump(),
+        "dense": report.dense.model_dump(),
+        "scores": scores,
+        "versions": {
+            "chipviz": __version__,
+            **{name: version(name) for name in ("transformers", "torch")},
+        },
+    }
+
+
+def write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
+    """Write the `chip.json` of a bundle."""
+    text = json.dumps(metadata, indent=2, ensure_ascii=False)
+    (folder / METADATA).write_text(text, "utf-8")
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The `chip.json` of a bundle.
+
+    Raises:
+        BundleError: If the folder is no bundle, or holds what a bundle may not hold.
+    """
+    if not (path / METADATA).is_file():
+        raise BundleError(
+            f"{path} is no bundle: it has no chip.json.", "Give a folder written by `chipviz cut`."
+        )
+    for file in path.iterdir():
+        if file.name != "SHA256SUMS" and (file.suffix not in FILES or not file.is_file()):
+            raise BundleError(
+                f"{path.name} holds {file.name}, which no bundle has.",
+                "Remove it, or do not trust it.",
+            )
+    try:
+        found = json.loads((path / METADATA).read_text("utf-8"))
+        config = json.loads((path / "config.json").read_text("utf-8"))
+        known = found["format"] == FORMAT and found["kind"] in get_args(BundleKind)
+        known = known and found["preset"] in get_args(Preset)
+        cut, task = CutSpec.model_validate(found["cut"]), TaskInfo.model_validate(found["task"])
+        blocks = found.get("backbone", {}).get("blocks")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BundleError(
+            f"{path.name} has an unreadable chip.json or config.json.", "Build the bundle again."
+        ) from None
+    if not known or "auto_map" in config:
+        raise BundleError(
+            f"{path.name} has a format this version of chipviz does not read.",
+            "Update chipviz, or build the bundle again.",
+        )
+    return Metadata(found["kind"], found["preset"], cut, task, blocks, found)

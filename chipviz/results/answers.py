@@ -1,0 +1,47 @@
+"""What chips say of texts, as plain data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one text."""
+
+    label: str
+    score: float
+    """Probability of that label, in [0, 1]."""
+    probabilities: dict[str, float]
+    """Probability per label name."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as it stands in the prompt."""
+
+    text: str
+    start: int
+    end: int
+    """Span in characters of the text that the token is in; 0 and 0 in the template."""
+    in_text: bool
+    in_pair: bool
+    """Whether it belongs to the first text, or to the second; the template's belong to neither."""
+
+
+@dataclass(frozen=True)
+class TokenReading:
+    """What the chip of every layer says at every token of one text."""
+
+    tokens: list[Token]
+    layer: int
+    """Layer whose probabilities are given in full."""
+    label_index: list[list[int]]
+    """Class per layer and token, shape (L, T)."""
+    confidence: list[list[float]]
+    """Probability of that class, shape (L, T)."""
+    at_cut: list[list[float]]
+    """Probabilities per token at `layer`, shape (T, C)."""
+    by_layer: list[list[float]]
+    """Probabilities for the whole text per layer, shape (L, C)."""
+    settled_layer: int
+    """Shallowest layer from which on every layer gives the last layer's answer."""
+    label_names: list[str]

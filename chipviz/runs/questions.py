@@ -1,0 +1,72 @@
+"""What pages ask the process that keeps models loaded; each question names the type of its answer.
+
+A question is one line of JSON. Its answer is one line too: `answer` and JSON, or `refused` and the
+JSON of a `Refusal`. Whatever a library prints beside begins otherwise.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from chipviz.config import RunConfig
+from chipviz.keys import Cut
+
+ANSWER = "answer "
+REFUSED = "refused "
+
+
+@dataclass(frozen=True)
+class LookAtColumns:
+    """Which columns a table has: a `preview.ColumnsPreview`."""
+
+    data: str
+    label: str | None
+    op: Literal["columns"] = "columns"
+
+
+@dataclass(frozen=True)
+class LookAtBackbone:
+    """What a backbone is and takes: a `preview.BackbonePreview`."""
+
+    backbone: str
+    dtype: str | None
+    op: Literal["backbone"] = "backbone"
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """What a run would read: a `preview.Preview`."""
+
+    config: RunConfig
+    op: Literal["preview"] = "preview"
+
+
+@dataclass(frozen=True)
+class ReadTokens:
+    """What a run's chips say at each token of a text: a `TokenReading`."""
+
+    run_id: str
+    text: str
+    text_pair: str | None
+    cut: Cut
+    op: Literal["tokens"] = "tokens"
+
+
+@dataclass(frozen=True)
+class Predict:
+    """What a bundle says of some texts: a list of `Prediction`."""
+
+    path: str
+    texts: list[str]
+    text_pairs: list[str] | None
+    op: Literal["predict"] = "predict"
+
+
+Question = LookAtColumns | LookAtBackbone | LookAhead | ReadTokens | Predict
+QUESTION = TypeAdapter[Question](Annotated[Question, Field(discriminator="op")])
+
+
+def line_of(question: Question) -> str:
+    """The question as it is sent: one line of JSON, the same for the same question."""
+    return QUESTION.dump_json(question).decode()
