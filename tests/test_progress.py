@@ -3,7 +3,7 @@
 import pytest
 
 from chipviz import progress
-from chipviz.progress import Cancelled, Meter, Progress, silent
+from chipviz.progress import Cancelled, Meter, Progress
 
 
 @pytest.fixture
@@ -55,7 +55,3 @@ def test_a_listener_that_cancels_stops_the_work():
 
     with pytest.raises(Cancelled):
         Meter("fitting", 2, stop).advance(1, "fitting")
-
-
-def test_nobody_hears_a_silent_report():
-    assert silent(Progress("loading", "x")) is None

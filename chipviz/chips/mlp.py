@@ -33,6 +33,8 @@ def fit_mlp(
     *,
     seed: int,
     row_weight: Tensor | None = None,
+    patience: int = PATIENCE,
+    block_rows: int = BLOCK_ROWS,
     on_epoch: Callable[[], None] = lambda: None,
 ) -> Chip:
     """Fit one MLP chip on each of K layers.
@@ -45,13 +47,15 @@ def fit_mlp(
         n_classes: C.
         seed: Of the initial weights and the order of rows.
         row_weight: What each row counts, 1 on average, shape (N,); None counts all alike.
+        patience: Epochs without a better validation loss after which a layer is done.
+        block_rows: Maximum rows held in memory at once.
         on_epoch: Called after every epoch; may raise to stop.
 
     Returns:
         A stack of K chips that read plain features: the scaling inside is folded into them.
     """
     random = torch.Generator().manual_seed(seed)
-    mean, scale = _standard(read, len(labels))
+    mean, scale = _standard(read, len(labels), block_rows)
     parameters = initial(mean.shape[0], mean.shape[-1], HIDDEN, n_classes, random, mean.device)
     for tensor in parameters:
         tensor.requires_grad_()
@@ -63,8 +67,8 @@ def fit_mlp(
     since = torch.zeros(len(mean), dtype=torch.int64, device=mean.device)
     held_out = (read_validation(0, len(validation)) - mean) / scale
     for _ in range(MAX_EPOCHS):
-        for start in _shuffled(range(0, len(labels), BLOCK_ROWS), random):
-            stop = min(start + BLOCK_ROWS, len(labels))
+        for start in _shuffled(range(0, len(labels), block_rows), random):
+            stop = min(start + block_rows, len(labels))
             block = (read(start, stop) - mean) / scale
             for rows in torch.randperm(stop - start, generator=random).split(BATCH):
                 where = (rows + start).to(labels.device)
@@ -82,7 +86,7 @@ def fit_mlp(
             for kept, tensor in zip(best, parameters, strict=True):
                 kept[better] = tensor[better]
         on_epoch()
-        if bool((since >= PATIENCE).all()):
+        if bool((since >= patience).all()):
             break
     return _unscaled(_chip(best), mean, scale)
 
@@ -119,14 +123,14 @@ def _losses(chip: Chip, features: Tensor, labels: Tensor) -> Tensor:
     return fn.cross_entropy(logits.mT, target, reduction="none")
 
 
-def _standard(read: Read, n_rows: int) -> tuple[Tensor, Tensor]:
+def _standard(read: Read, n_rows: int, block_rows: int) -> tuple[Tensor, Tensor]:
     """Mean and spread of the training features, each (K, 1, D)."""
     total, square, n = 0.0, 0.0, float(n_rows)
-    for start in range(0, n_rows, BLOCK_ROWS):
-        total = total + read(start, min(start + BLOCK_ROWS, n_rows)).double().sum(1, keepdim=True)
+    for start in range(0, n_rows, block_rows):
+        total = total + read(start, min(start + block_rows, n_rows)).double().sum(1, keepdim=True)
     mean = torch.as_tensor(total / n).float()
-    for start in range(0, n_rows, BLOCK_ROWS):
-        block = read(start, min(start + BLOCK_ROWS, n_rows)) - mean
+    for start in range(0, n_rows, block_rows):
+        block = read(start, min(start + block_rows, n_rows)) - mean
         square = square + block.square_().sum(1, keepdim=True)
     return mean, torch.as_tensor(square / n).sqrt().clamp_min(1e-6)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
@@ -24,8 +25,15 @@ A = TypeVar("A")
 class Inference:
     """Asks one such process, which it starts when it is first needed."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, command: Sequence[str] | None = None) -> None:
+        """Nothing is started yet.
+
+        Args:
+            home: The folder of the runs that it answers about.
+            command: What starts the process; None is `python -m chipviz.runs.model_process`.
+        """
+        own = [sys.executable, "-m", "chipviz.runs.model_process", "--home", str(home)]
+        self.home, self._command = home, command or own
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
@@ -93,7 +101,7 @@ class Inference:
     def _begin(self) -> subprocess.Popen[str]:
         with (self.home / "inference.log").open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
-                inference_command(self.home),
+                self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -118,11 +126,6 @@ class Inference:
         assert process.stdin is not None
         with suppress(OSError):  # what was still to be written has no reader
             process.stdin.close()
-
-
-def inference_command(home: Path) -> list[str]:
-    """The command line of the process that keeps models loaded."""
-    return [sys.executable, "-m", "chipviz.runs.model_process", "--home", str(home)]
 
 
 def _read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:

@@ -88,7 +88,7 @@ def stop(store: Store, job_id: str) -> None:
         _signal(job, signal.SIGTERM)
 
 
-def reconcile(store: Store) -> None:
+def reconcile(store: Store, *, kill_after_s: float = KILL_AFTER_S) -> None:
     """Bring the store in line with the processes that really live.
 
     A working job without its process ends as the process wrote with its last act; without such
@@ -97,7 +97,7 @@ def reconcile(store: Store) -> None:
     for job in store.active():
         if _process(job) is None:
             _bury(store, job)
-        elif job.stop_at is not None and time.time() - job.stop_at > KILL_AFTER_S:
+        elif job.stop_at is not None and time.time() - job.stop_at > kill_after_s:
             _signal(job, signal.SIGKILL)
 
 
@@ -203,8 +203,9 @@ class Scheduler:
     another takes over within a second or two.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, *, tick_s: float = TICK_S) -> None:
+        """A scheduler that looks at the queue every `tick_s` seconds, once it is started."""
+        self.store, self._tick_s = store, tick_s
         self.leads = False
         """Whether this scheduler holds the lock."""
         self._lock = FileLock(store.home / "scheduler.lock")
@@ -243,7 +244,7 @@ class Scheduler:
             while not self._closing.is_set():
                 if self.leads or self._take_lock():
                     self._tick_safely()
-                self._closing.wait(TICK_S)
+                self._closing.wait(self._tick_s)
         finally:
             self.leads = False
             self._lock.release()

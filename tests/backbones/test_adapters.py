@@ -266,7 +266,7 @@ def test_a_broken_gguf_file_is_refused_and_leaves_nothing(
     path.write_bytes(content[:keep])
     if keep == -1:
         path.write_bytes(content[:8] + b"\xff" * 16 + content[24:])
-    with pytest.raises((BackboneError, SourceError)) as refused:
+    with pytest.raises((BackboneError, SourceError), match=r"GGUF|gguf") as refused:
         find_model(str(path), home)
     assert "\n" not in refused.value.message
     assert [f.suffix for f in (home / "backbones").iterdir()] == [".lock"]

@@ -145,7 +145,7 @@ def test_the_token_comes_from_the_environment_alone(server, home, monkeypatch, t
     assert {token for _, token in server.seen} == {None}
     server.seen.clear()
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with pytest.raises(SourceError) as refused:
+    with pytest.raises(SourceError, match="owner/missing") as refused:
         find_model("owner/missing", home, silent)
     assert {token for _, token in server.seen} == {"Bearer hf_secret"}
     assert "hf_secret" not in refused.value.message + refused.value.hint

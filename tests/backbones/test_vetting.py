@@ -96,7 +96,7 @@ def test_a_model_that_is_only_code_is_refused(folder, canary):
         auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]},
         tokenizer_class="Evil",
     )
-    with pytest.raises(ChipvizError):
+    with pytest.raises(ChipvizError, match="No tokenizer can be loaded"):
         load_tokenizer(folder)
     assert not canary.exists()
 
@@ -148,7 +148,7 @@ def test_weights_that_are_listed_but_not_beside_the_list_are_refused(folder, nam
 )
 def test_a_config_that_is_none_is_refused(folder, config):
     (folder / "config.json").write_text(config)
-    with pytest.raises(BackboneError) as refused:
+    with pytest.raises(BackboneError, match=r"config\.json|layers") as refused:
         vet(folder)
     assert "\n" not in refused.value.message
 
@@ -268,6 +268,9 @@ HOSTILE = [
 ]
 
 
+REFUSED = "There is no folder or file|is no embedded backbone|is no GGUF file|holds no config.json"
+
+
 @pytest.fixture(scope="module")
 def watched():
     """Every file opened, host asked and process started, while the switch is on."""
@@ -292,7 +295,7 @@ def test_a_hostile_id_or_path_is_refused_before_anything_is_touched(
     seen.clear()
     on[0] = True
     try:
-        with pytest.raises(ChipvizError) as refused:
+        with pytest.raises(ChipvizError, match=REFUSED) as refused:
             find_model(source, home)
     finally:
         on[0] = False
@@ -305,12 +308,8 @@ def test_a_hostile_id_or_path_is_refused_before_anything_is_touched(
 @pytest.mark.parametrize("source", ["\\\\host\\x", "//host/x", "file://host/x", "http://host/x"])
 def test_names_of_other_machines_are_not_even_looked_for(source, home, monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda _: pytest.fail("looked for"))
-    with pytest.raises(ChipvizError):
+    with pytest.raises(ChipvizError, match=REFUSED):
         find_model(source, home)
-
-
-def test_the_hostile_names_are_many():
-    assert len(set(HOSTILE)) >= 60
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link to a device", "text"])

@@ -53,13 +53,12 @@ def test_layers_fitted_side_by_side_do_not_touch_each_other():
     assert said == pytest.approx(0.5, abs=0.1)
 
 
-def test_the_weights_kept_are_those_of_the_best_validation_loss(monkeypatch):
+def test_the_weights_kept_are_those_of_the_best_validation_loss():
     """More epochs than the best one needs change nothing: the snapshot stays."""
     train, validation = ring(40, 0, width=40), ring(100, 1, width=40)  # few rows: it overfits
     epochs = []
     short = fit(train, validation, on_epoch=lambda: epochs.append(1))
-    monkeypatch.setattr(mlp, "PATIENCE", 20)
-    long = fit(train, validation)
+    long = fit(train, validation, patience=20)
     loss = torch.nn.functional.cross_entropy(long.logits(validation[0])[0], validation[1])
     other = torch.nn.functional.cross_entropy(short.logits(validation[0])[0], validation[1])
     assert loss <= other + 1e-6
@@ -88,9 +87,8 @@ def test_rows_of_no_weight_do_not_count():
     assert accuracy(chip, rows, truth).item() > 0.9
 
 
-def test_blocks_of_rows_are_enough(monkeypatch):
-    monkeypatch.setattr(mlp, "BLOCK_ROWS", 100)
-    chip = fit(ring(600, 0), ring(200, 1))
+def test_blocks_of_rows_are_enough():
+    chip = fit(ring(600, 0), ring(200, 1), block_rows=100)
     features, labels = ring(500, 2)
     assert accuracy(chip, features, labels).item() > 0.95
 

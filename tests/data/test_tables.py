@@ -41,7 +41,7 @@ def test_bbc_news_is_what_it_is_said_to_be(home):
 
 @pytest.mark.parametrize("name", [*NAMES, "nosuch.csv"])
 def test_data_that_is_not_there_is_refused_in_one_sentence_with_what_is(name, home):
-    with pytest.raises(SourceError) as refused:
+    with pytest.raises(SourceError, match=r"data set|file|folder|table") as refused:
         read_table(name, home)
     assert "\n" not in refused.value.message
     assert "bbc-news" in refused.value.hint

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pytest
 
 from chipviz.errors import ChipvizError, JobError, Refusal
-from chipviz.runs import model_client
 from chipviz.runs.model_client import Inference
 from chipviz.runs.questions import LookAtColumns
 
@@ -39,11 +38,8 @@ def ask(inference, data, timeout_s=120.0):
 
 
 @pytest.fixture
-def inference(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        model_client, "inference_command", lambda _home: [sys.executable, "-c", FAKE_INFERENCE]
-    )
-    client = Inference(tmp_path)
+def inference(tmp_path):
+    client = Inference(tmp_path, [sys.executable, "-c", FAKE_INFERENCE])
     yield client
     client.close()
 

@@ -186,15 +186,14 @@ def test_a_job_at_work_that_is_stopped_ends_as_stopped_with_its_last_words(store
 
 
 @pytest.mark.usefixtures("fake_worker")
-def test_a_job_that_does_not_listen_is_killed_and_counts_as_stopped(store, monkeypatch):
+def test_a_job_that_does_not_listen_is_killed_and_counts_as_stopped(store):
     job = store.create_run(toy(data="deaf"))
     process = jobs.start(store, job)
     until((store.home / "starts.txt").exists)
     stop(store, job.job_id)
     reconcile(store)
     assert process.poll() is None
-    monkeypatch.setattr(jobs, "KILL_AFTER_S", 0.0)
-    reconcile(store)
+    reconcile(store, kill_after_s=0.0)
     assert process.wait(timeout=30) == -signal.SIGKILL
     reconcile(store)
     assert state(store, job) == "stopped"
@@ -286,12 +285,9 @@ def test_a_bundle_is_queued_only_for_a_run_that_is_done_and_once_a_cut(store):
         resume(store, first.job_id)
 
 
-def test_two_schedulers_start_each_job_exactly_once_one_at_a_time_in_order(
-    store, fake_worker, monkeypatch
-):
-    monkeypatch.setattr(jobs, "TICK_S", 0.05)
+def test_two_schedulers_start_each_job_exactly_once_one_at_a_time_in_order(store, fake_worker):
     queued = [jobs.enqueue_run(store, toy()).job_id for _ in range(3)]
-    schedulers = [Scheduler(store), Scheduler(Store(store.home))]
+    schedulers = [Scheduler(store, tick_s=0.05), Scheduler(Store(store.home), tick_s=0.05)]
     for scheduler in schedulers:
         scheduler.start()
     until(lambda: sum(scheduler.leads for scheduler in schedulers) == 1)
@@ -303,9 +299,8 @@ def test_two_schedulers_start_each_job_exactly_once_one_at_a_time_in_order(
     assert len(fake_worker) == 3
 
 
-def test_when_the_leading_server_goes_the_other_takes_over(store, monkeypatch):
-    monkeypatch.setattr(jobs, "TICK_S", 0.05)
-    first, second = Scheduler(store), Scheduler(store)
+def test_when_the_leading_server_goes_the_other_takes_over(store):
+    first, second = Scheduler(store, tick_s=0.05), Scheduler(store, tick_s=0.05)
     first.start()
     until(lambda: first.leads)
     second.start()
@@ -350,7 +345,7 @@ def test_a_worker_that_cannot_start_fails_its_job_in_words_and_the_queue_goes_on
 
 
 def test_a_worker_that_dies_before_it_takes_its_job_fails_it_and_is_not_started_again(
-    store, fake_worker, monkeypatch
+    store, fake_worker
 ):
     monkeypatch.setattr(jobs, "worker_command", lambda *_: [sys.executable, "-c", "exit(7)"])
     job = jobs.enqueue_run(store, toy())
@@ -366,9 +361,8 @@ def test_a_job_deleted_under_the_scheduler_does_not_end_the_scheduler(store, mon
         store.delete(job.run_id)
         raise FileNotFoundError("its folder went")
 
-    monkeypatch.setattr(jobs, "TICK_S", 0.01)
     monkeypatch.setattr(jobs, "start", start)
-    scheduler = Scheduler(store)
+    scheduler = Scheduler(store, tick_s=0.01)
     scheduler.start()
     jobs.enqueue_run(store, toy())
     until(lambda: store.runs() == [])

@@ -284,7 +284,7 @@ def test_deleting_a_run_takes_its_curve_its_bundles_and_its_folder_and_no_others
     assert store.points(other.run_id) == [point(1)]
     assert not store.folder(run.run_id).path.exists()
     assert store.folder(other.run_id).path.exists()
-    with pytest.raises(JobError):
+    with pytest.raises(JobError, match="There is no run"):
         store.get(bundle.job_id)
 
 
