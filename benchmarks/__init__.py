@@ -1,1 +1,1 @@
-"""Side-by-side measurements of chipviz against its peers; prints one table, asserts no time."""
+"""Side-by-side measurements of chipviz against its peers. Prints one table, asserts no time."""

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write.
 
     Returns:
-        0 when every row was measured, whether it holds or not; 1 when one could not be.
+        0 when every row was measured, whether it holds or not. 1 when one could not be.
     """
     options = _options(arguments)
     rows: list[Row] = []

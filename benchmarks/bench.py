@@ -99,7 +99,7 @@ class Bench:
         return find_model(self.backbone, self.home)
 
     def open(self, dtype: torch.dtype | None = None, **values: object) -> Work:
-        """Load backbone and texts; `values` are further fields of the config."""
+        """Load backbone and texts. `values` are further fields of the config."""
         config = self.config(**values)
         folder = self.folder()
         task = load_task(config, self.home, silent)

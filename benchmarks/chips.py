@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Fits:
-    """Both sides on the same stored features; weights are kept in turned coordinates."""
+    """Both sides on the same stored features. Weights are kept in turned coordinates."""
 
     features: Features
     work: Work

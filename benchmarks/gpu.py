@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: a model of Llama-2-7B's shape on a GPU; prints one JSON object.
+"""`python -m benchmarks.gpu`: a model of Llama-2-7B's shape on a GPU. Prints one JSON object.
 
 Weights are random and made on the device: nothing is fetched, and the time of a forward pass does
 not depend on their values. Texts are random tokens of one length.
@@ -64,7 +64,7 @@ def full(n_texts: int, length: int) -> Shape:
 
 
 def tiny() -> Shape:
-    """The same code on a CPU in seconds; its figures mean nothing."""
+    """The same code on a CPU in seconds. Its figures mean nothing."""
     config = LlamaConfig(
         vocab_size=512,
         hidden_size=32,

@@ -1,4 +1,4 @@
-"""Timing two ways of one work in turns, and the rows of the table; knows no model."""
+"""Timing two ways of one work in turns, and the rows of the table. Knows no model."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ class Row:
 
     name: str
     ratio: float | None
-    """The figure held against `goal`, in `unit`: a median over repeats; None if not measured."""
+    """The figure held against `goal`, in `unit`: a median over repeats. None if not measured."""
     low: float | None
     high: float | None
     """Its smallest and largest value over the repeats."""
@@ -54,8 +54,8 @@ class Ratio:
 
         Args:
             name: What was done, against what.
-            goal: How many times faster ours is meant to be; None where nothing is promised.
-            right: Whether both sides also computed the same; a fast wrong answer never holds.
+            goal: How many times faster ours is meant to be. None where nothing is promised.
+            right: Whether both sides also computed the same. A fast wrong answer never holds.
             note: What a reader must know to judge the figure.
         """
         return figure_row(
@@ -82,7 +82,7 @@ def figure_row(
     measured_in: str = "s",
     note: str = "",
 ) -> Row:
-    """A line from one figure a repeat; see `Row` and `Ratio.row` for the rest."""
+    """A line from one figure a repeat. See `Row` and `Ratio.row` for the rest."""
     value = median(values)
     if goal is None:
         holds = None
@@ -109,7 +109,7 @@ def figure_row(
 
 
 def missing_row(name: str, goal: float | None, note: str) -> Row:
-    """A line that could not be measured, and why; with a goal, it does not hold."""
+    """A line that could not be measured, and why. With a goal, it does not hold."""
     holds = None if goal is None else False
     return Row(name, None, None, None, goal, holds, None, None, repeats=0, note=note)
 
@@ -127,7 +127,7 @@ def alternate(
     repeats: int,
     between: Callable[[], object] = lambda: None,
 ) -> Ratio:
-    """Time both in turns, so that a slow minute of the machine meets both; `between` is untimed."""
+    """Time both in turns, so that a slow minute of the machine meets both. `between` is untimed."""
     times: tuple[list[float], list[float]] = ([], [])
     for i in range(repeats):
         # Who goes first changes, so that a warm cache favours nobody.

@@ -1,7 +1,7 @@
 """Peak memory against the number of texts, each measured in a process of its own.
 
 As a program (`python -m benchmarks.memory HOME BACKBONE DATA N`) it extracts the features of N
-texts and ends; `benchmarks.peak` asks the system how much memory it ever held.
+texts and ends. `benchmarks.peak` asks the system how much memory it ever held.
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 """Open the page of layers of a finished run, move its slider, print how long each rerun took.
 
-`python -m benchmarks.moves RUN_ID MOVES`, home in CHIPVIZ_HOME; prints milliseconds as JSON. A
+`python -m benchmarks.moves RUN_ID MOVES`, home in CHIPVIZ_HOME. Prints milliseconds as JSON. A
 program of its own, without torch, just as the server is.
 """
 

@@ -46,7 +46,7 @@ class PaperChips(nn.Module):
         )
 
     def forward(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """Logits (B, C) of all linear, then of all MLP chips; one state (B, D) a layer."""
+        """Logits (B, C) of all linear, then of all MLP chips. One state (B, D) a layer."""
         chips = [*zip(self.linear, states, strict=True), *zip(self.mlp, states, strict=True)]
         return [chip(state) for chip, state in chips]
 
@@ -60,7 +60,7 @@ def last_states(model: Any, ids: Sequence[int]) -> list[Tensor]:
 
 
 def train(model: Any, ids: Sequence[Sequence[int]], labels: Tensor, chips: PaperChips) -> None:
-    """One epoch in the given order, one row a step; changes `chips` in place."""
+    """One epoch in the given order, one row a step. Changes `chips` in place."""
     optimizer = torch.optim.AdamW(
         chips.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY
     )
@@ -134,7 +134,7 @@ def _note(ours: Outcome, theirs: Outcome, what: str) -> str:
 
 
 class _Sound:
-    """Chipviz's sound preset; the test texts are not read."""
+    """Chipviz's sound preset. The test texts are not read."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -148,7 +148,7 @@ class _Sound:
             self.chips = Trainer(part.task, config, CPU, pool, *nobody).fit(found.features)
 
     def outcome(self, features: Features) -> Outcome:
-        """Of the chips trained last, on features of all splits."""
+        """Accuracies of the chips trained last, on features of all splits."""
         assert self.chips is not None
         found = []
         for key, stack in self.chips.stacks.items():
@@ -180,7 +180,7 @@ class _Paper:
 
     @torch.no_grad()
     def outcome(self, features: Features) -> Outcome:
-        """Of the chips trained last, on raw features of the test texts."""
+        """Accuracies of the chips trained last, on raw features of the test texts."""
         backbone, found = self.work.backbone, []
         validation = iter(self.validation)
         for kind, modules in (("linear", self.chips.linear), ("mlp", self.chips.mlp)):

@@ -10,7 +10,7 @@ import sys
 
 
 def main(command: list[str]) -> int:
-    """Run a command to its end; its exit status."""
+    """Run a command to its end and return its exit status."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -77,7 +77,7 @@ def _run(config: RunConfig, home: Path, run_id: str) -> RunReport:
 
 
 def embedded_example(bench: Bench) -> list[Row]:
-    """From Start to the first point of the curve, and to the end; backbone and data cached."""
+    """From Start to the first point of the curve, and to the end. Backbone and data cached."""
     runs = [start_and_wait(bench) for _ in range(bench.pick(2, 0))] + [example(bench)]
     first, total = [run.first_point_s for run in runs], [run.total_s for run in runs]
     return [
@@ -121,7 +121,7 @@ def start_and_wait(bench: Bench) -> Started:
 
 @contextmanager
 def computing(bench: Bench, home: Path, n_texts: int) -> Iterator[tuple[Store, str]]:
-    """A worker that reads `n_texts` texts as long as the block lasts; gives its store and job.
+    """A worker that reads `n_texts` texts as long as the block lasts. Gives its store and job.
 
     Raises:
         JobError: If it ends before it begins to read.

@@ -67,7 +67,7 @@ def inspect(context: typer.Context, config: RunConfig, as_json: bool) -> None:
 
 @app.command()
 def resume(context: typer.Context, run: options.RunId, as_json: options.AsJson = False) -> None:
-    """Go on with a stopped, failed or interrupted run; ends like train."""
+    """Go on with a stopped, failed or interrupted run. Ends like train."""
     store = Store(context.obj)
     scheduler.reconcile(store)
     job = scheduler.resume(store, run)
@@ -270,7 +270,7 @@ def fetch(
 
 
 def _help(config: RunConfig, home: Path) -> None:
-    """Read texts for the leader of this launch; what goes wrong is the leader's to say."""
+    """Read texts for the leader of this launch. The leader reports what goes wrong."""
     from chipviz import experiment
 
     with suppress(ChipvizError):
@@ -296,7 +296,7 @@ def _work(store: Store, job: Job, as_json: bool) -> None:
 
 
 def run_command_line() -> int:
-    """Run the command line; an error a user can mend is two lines and status 1."""
+    """Run the command line. An error that the user can mend gives two lines and status 1."""
     try:
         app(prog_name="chipviz", standalone_mode=True)
     except ChipvizError as error:

@@ -1,4 +1,4 @@
-"""What a run is asked to do: checked once at the door, then trusted; to and from JSON."""
+"""What a run is asked to do: checked once at the door, then trusted, and kept as JSON."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from chipviz.errors import ConfigError
 from chipviz.keys import RAW, ChipKey, ChipKind, ChipRecord, Cut, Pooling, Recipe, Vector, fields_of
 
 Preset = Recipe
-"""*sound* trains chips of this project's recipe; *published* trains the paper's beside them."""
+"""*sound* trains chips of this project's recipe. *published* trains the paper's beside them."""
 Rule = Literal["validate", "within", "non-inferior", "elbow", "budget", "fixed", "oracle", "manual"]
 ClassWeight = Literal["none", "balanced"]
 
@@ -57,30 +57,30 @@ class RunConfig(BaseModel):
     decides what the last token knows. Without one the text is read alone, and a question with
     options is asked as such."""
     text: str | None = Field(default=None, title="Text column")
-    """Column of the texts; guessed if not named."""
+    """Column of the texts. Guessed if not named."""
     text_pair: str | None = Field(default=None, title="Second text column")
-    """Column of the second texts, where a task has two; guessed if not named."""
+    """Column of the second texts, where a task has two. Guessed if not named."""
     label: str | None = Field(default=None, title="Label column")
-    """Column of the labels; guessed if not named."""
+    """Column of the labels. Guessed if not named."""
     choices: str | None = Field(default=None, title="Choices column")
-    """Column of the options of multiple choice; guessed if not named."""
+    """Column of the options of multiple choice. Guessed if not named."""
     poolings: tuple[Pooling, ...] = Field(default=(), title="Poolings")
     """States of a text that chips read: last (its last token), mean (over all tokens), first (its
     first token), max (largest value of each dimension). None named: mean, and the last token of a
     decoder or the first of an encoder."""
     chips: tuple[ChipKind, ...] = Field(default=("linear",), title="Chips", json_schema_extra=_FIT)
-    """Kinds of chip: linear fits in seconds and becomes part of a stock model; mlp may find what is
+    """Kinds of chip: linear fits in seconds and becomes part of a stock model, mlp may find what is
     not linear."""
     max_train: int | None = Field(default=None, ge=2, title="Training texts at most")
-    """Maximum training texts, drawn by class; all if not given."""
+    """Maximum training texts, drawn by class. All if not given."""
     max_validation: int | None = Field(default=None, ge=2, title="Validation texts at most")
-    """Maximum validation texts, drawn by class; all if not given."""
+    """Maximum validation texts, drawn by class. All if not given."""
     max_test: int | None = Field(default=None, ge=2, title="Test texts at most")
-    """Maximum test texts, drawn by class; all if not given."""
+    """Maximum test texts, drawn by class. All if not given."""
     max_length: int = Field(default=256, ge=1, title="Length limit, tokens")
     """Maximum tokens of a prompt, template included."""
     preset: Preset = Field(default="sound", title="Recipe")
-    """How chips are trained: sound is this project's way; published adds the paper's own training
+    """How chips are trained: sound is this project's way, published adds the paper's own training
     of linear and MLP chips on raw last-token states."""
     class_weight: ClassWeight = Field(default="none", title="Class weight", json_schema_extra=_FIT)
     """Weight of a class in training: none weighs every text the same, balanced every class,
@@ -91,8 +91,8 @@ class RunConfig(BaseModel):
     device_map: Literal["auto"] | None = Field(default=None, title="Spread over devices")
     """auto spreads a model too large for one device over all devices, memory and disk."""
     dtype: Literal["float32", "bfloat16"] | None = Field(default=None, title="Compute in")
-    """Number format of the forward pass; without it the one that is fast here. bfloat16 takes half
-    the memory of float32."""
+    """Number format of the forward pass. If not given, the one that is fast here. bfloat16 takes
+    half the memory of float32."""
     blocks: str | None = Field(
         default=None, max_length=200, title="Path of the blocks", json_schema_extra=_FIT
     )
@@ -129,7 +129,7 @@ class RunConfig(BaseModel):
     def resolved(self, *, causal: bool) -> Self:
         """With the poolings that suit a backbone, where the user named none.
 
-        The last token of a causal model has read the whole text; where tokens read both ways, the
+        The last token of a causal model has read the whole text. Where tokens read both ways, the
         first is the one that training prepared for it.
         """
         if self.poolings:

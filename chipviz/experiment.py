@@ -1,6 +1,6 @@
 """The line: task -> backbone -> features -> chips -> scores -> selection -> cut -> bundle.
 
-The file to open first. Knows the order of the steps; every step is another module's. Tells its
+The file to open first. Knows the order of the steps. Every step is another module's. Tells its
 caller what happens and never asks who that is.
 """
 
@@ -31,14 +31,14 @@ def run(
     progress: ProgressFn,
     on_points: PointsFn,
 ) -> RunReport:
-    """Train chips on every layer and report; all that was found is left in `folder`.
+    """Train chips on every layer and report. All that was found is left in `folder`.
 
     Args:
         config: What to do.
         home: The folder of shared backbones, data and features.
         run_id: Named in the report.
         folder: This run's own folder.
-        progress: Told often; raising `Cancelled` from it stops at a safe point.
+        progress: Told often. Raising `Cancelled` from it stops at a safe point.
         on_points: Told the validation accuracies of all layers each time they are known anew.
 
     Raises:

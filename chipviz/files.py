@@ -40,7 +40,7 @@ def write_atomic(path: Path, text: str) -> None:
 def publish(final: Path) -> Iterator[Path]:
     """Give a temporary folder to fill, and rename it to `final` when the block ends well.
 
-    A crash, a full disk or a cancel leaves nothing at `final`; leftovers are swept the next time.
+    A crash, a full disk or a cancel leaves nothing at `final`. Leftovers are swept the next time.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     # Exactly what mkdtemp makes of this name: `.bundle.1.abcdefgh` is not a leftover of `bundle`.
@@ -66,7 +66,7 @@ def made_once(final: Path, make: Callable[[Path], None]) -> Path:
     """A folder that several runs may need at the same moment, made by the first of them.
 
     Args:
-        final: Its place; what is there already is taken as it is.
+        final: Where it belongs. A folder that is there already is taken as it is.
         make: Fills the temporary folder that it is given.
     """
     final.parent.mkdir(parents=True, exist_ok=True)

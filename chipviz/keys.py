@@ -18,7 +18,7 @@ Split = Literal["train", "validation", "test"]
 """*train* fits chips, *validation* chooses everything, *test* is scored once, for the report."""
 
 EMBEDDING_LAYER = -1
-"""Layer number of the control that reads the embedding output; never a layer."""
+"""Layer number of the control that reads the embedding output. Never a layer."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Cut:
 
 
 class ChipRecord(BaseModel):
-    """Stored fields that name a chip; the base of every record about one."""
+    """Stored fields that name a chip. The base of every record about one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MAX_BESIDE = 8
-"""Maximum pieces at work at once; Python's lock leaves little to more of them."""
+"""Maximum pieces at work at once. Python's lock leaves little to more of them."""
 
 
 def n_beside(device: "torch.device") -> int:

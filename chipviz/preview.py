@@ -29,7 +29,7 @@ N_MEASURED = 1_000
 """Texts of each split whose tokens are counted."""
 N_BINS = 20
 SHOWN_CHARS = 200
-"""Of what the length limit removes: a text may be millions of characters long."""
+"""Maximum characters shown of what the length limit removes from a text."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LeftOut:
     begins: str
     """Its first characters."""
     n_chars: int
-    """Of all of it."""
+    """Characters of the whole end."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Lengths:
     """Tokens of whole prompts, template included and over-long texts cut."""
 
     edges: tuple[int, ...]
-    """Of the bins; bin i counts lengths from edges[i] up to, not including, edges[i + 1]."""
+    """Edges of the bins. Bin i counts lengths from edges[i] up to, not including, edges[i + 1]."""
     counts: tuple[int, ...]
     n_measured: int
     """Prompts counted: the first of every split, which are a fair sample."""
@@ -85,7 +85,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class BackbonePreview:
-    """A backbone from its configuration alone; see `chipviz.backbones.memory`."""
+    """A backbone from its configuration alone. See `chipviz.backbones.memory`."""
 
     name: str
     n_layers: int
@@ -143,7 +143,7 @@ class ColumnsPreview:
     columns: list[str]
     """All names, in order."""
     roles: dict[str, str]
-    """The guess: role (text, text_pair, choices, label) -> column; empty where there is none."""
+    """The guess: role (text, text_pair, choices, label) -> column. Empty where there is none."""
     missing: str = ""
     """Why there is no guess."""
 
@@ -214,7 +214,7 @@ def inspect(config: RunConfig, *, home: Path, progress: ProgressFn = silent) -> 
 def look_at_backbone(
     config: RunConfig, folder: "ModelFolder", *, home: Path, n_texts: int = 0
 ) -> BackbonePreview:
-    """What loading the backbone would take; a refusal is a fact like others.
+    """What loading the backbone would take. A refusal is a fact like others.
 
     Args:
         config: The run's settings.
@@ -286,7 +286,7 @@ def preview(
 
 
 def in_words(found: Preview) -> list[str]:
-    """The preview as lines for a terminal; texts are quoted, control characters and all."""
+    """The preview as lines for a terminal. Texts are quoted, control characters and all."""
     lines = [f"{found.name}: {say_columns(found.columns, found.guessed)}"]
     for split, rows in found.splits.items():
         counts = [f"{name[:40]!r} {n}" for name, n in rows.label_counts.items()]

@@ -13,12 +13,12 @@ class Progress:
     """One report from a running stage."""
 
     stage: Stage
-    """Which step of the line is at work; also the state of its job."""
+    """Which step of the line is at work. Also the state of its job."""
     label: str
     """The step in words, for people: `reading 640 of 1,400 texts`."""
     done: int = 0
     total: int = 0
-    """Units of work done and in all; a total of 0 means the length is not known."""
+    """Units of work done and in all. A total of 0 means the length is not known."""
     rate: float | None = None
     """Tokens a second (extracting) or bytes a second (fetching), where it is known."""
     eta_s: float | None = None
@@ -30,7 +30,7 @@ ProgressFn = Callable[[Progress], None]
 
 
 class Cancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
-    """The user asked to stop; what is on disk stays readable."""
+    """The user asked to stop. What is on disk stays readable."""
 
 
 def silent(_: Progress) -> None:
@@ -54,7 +54,7 @@ class Meter:
         self.done += units
 
     def advance(self, units: int, label: str, weight: int = 0) -> None:
-        """Count `units` of work done now; `weight` is what the rate counts (tokens, bytes)."""
+        """Count `units` of work done now. `weight` is what the rate counts (tokens, bytes)."""
         self.done += units
         self._worked += units
         self._weight += weight

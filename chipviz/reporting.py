@@ -145,7 +145,7 @@ def _timing(clock: Clock, n_tokens: int) -> Timing:
 
 
 def _controls(found: Findings, split: Split, tfidf: float) -> Controls:
-    """Reference accuracies; the embedding control is on the pooling that validation prefers."""
+    """Reference accuracies. The embedding control is on the pooling that validation prefers."""
     embedding = [s for s in found.trained.scores if s.layer == EMBEDDING_LAYER]
     best = max((s for s in embedding if s.split == "validation"), key=lambda s: s.accuracy)
     same = next(s for s in embedding if s.split == split and s.key.vector == best.key.vector)

@@ -48,7 +48,7 @@ ADAPTER = "adapter_config.json"
 
 
 def absolute(source: str, embedded: Collection[str]) -> str:
-    """A path the user typed, valid from any folder; embedded names and Hub ids stay as they are."""
+    """A path the user typed, valid from any folder. Embedded names and Hub ids stay as they are."""
     path = None if source in embedded else on_disk(source)
     return str(path.absolute()) if path else source
 

@@ -60,7 +60,7 @@ class Adapter:
 
 
 def open_adapter(path: Path) -> Adapter:
-    """Read an adapter's settings and look at its weights; none is loaded.
+    """Read an adapter's settings and look at its weights. None is loaded.
 
     Raises:
         BackboneError: If it is no LoRA adapter, or one that cannot be merged here.

@@ -51,7 +51,7 @@ class Backbone:
     model: nn.Module
     blocks: nn.ModuleList
     final_norm: nn.Module | None
-    """Applied after the last block; None where the family has none (most encoders)."""
+    """Applied after the last block. None where the family has none (most encoders)."""
     causal: bool = True
     """Whether a token reads only what stands before it (decoders), or the whole text (encoders)."""
     sep: int | None = None
@@ -97,24 +97,25 @@ class Backbone:
         return self.final_norm(hidden if home.type == "meta" else hidden.to(home))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> None:
-        """Run all blocks and drop the output; what is wanted is taken by `watch_layers`."""
+        """Run all blocks and drop the output. What is wanted is taken by `watch_layers`."""
         which = segments(self.config, input_ids, self.sep)
         self.model(input_ids=input_ids, attention_mask=attention_mask, **which, use_cache=False)
 
 
 def segments(config: Any, input_ids: Tensor, sep: int | None) -> dict[str, Tensor]:
-    """What tells an encoder of BERT's kind the second of two texts from the first.
+    """Inputs that tell an encoder of BERT's kind the second of two texts from the first.
 
     As the tokenizer says it, found anew from the tokens, so that features, fingerprints and files
     hold tokens alone: a text cannot hold a control token, so the first `sep` ends the first text.
 
     Args:
-        config: The model's; most families have no such input.
+        config: The model's. Most families have no such input.
         input_ids: Shape (B, T).
-        sep: The token that ends the first text; None where the prompt does not tell.
+        sep: The token that ends the first text. None where the prompt does not tell.
 
     Returns:
-        `token_type_ids`, shape (B, T), 0 up to the first `sep` and 1 from there on; or nothing.
+        `token_type_ids`, shape (B, T), 0 up to the first `sep` and 1 after it. Empty for a model
+        without such an input.
     """
     if sep is None or (getattr(config.get_text_config(), "type_vocab_size", None) or 0) < 2:
         return {}
@@ -138,7 +139,7 @@ def load_backbone(
         dtype: What to compute in; "auto" is what the files hold.
         device: None takes CUDA, then MPS, then the CPU.
         device_map: For a model too large for one device: "auto", or where each part goes, as
-            accelerate reads it; what fits nowhere is read from disk for every pass.
+            accelerate reads it. What fits nowhere is read from disk for every pass.
         blocks_path: Where the blocks are (such as `transformer.h`), for a model whose structure
             does not tell.
         sep: The prompt's `segment_break`.
@@ -181,7 +182,7 @@ def _unloadable(name: str, error: Exception) -> BackboneError:
 
 
 def _refuse_missing(missing: Iterable[str], model: nn.Module, name: str) -> None:
-    """Weights that are not in the files are random; only a pooler's may be: no chip reads it."""
+    """Weights that are not in the files are random. Only a pooler's may be: no chip reads it."""
     own = tuple(key for key in model.state_dict() if not key.startswith("pooler."))
     lost = sorted(key for key in missing if key.endswith(own))
     if lost:
@@ -217,7 +218,7 @@ def fast_dtype(device: torch.device, home: Path) -> torch.dtype:
 
 
 def _measure_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where this device multiplies it clearly faster than float32; in 0.1 s."""
+    """The fast dtype of a device: bfloat16 where its products are clearly faster. Takes 0.1 s."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
     dtypes = (torch.float32, torch.bfloat16)
@@ -239,7 +240,7 @@ def _measure_dtype(device: torch.device) -> torch.dtype:
 def watch_layers(backbone: Backbone, on_hidden: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call `on_hidden(layer, hidden)` for every layer of every forward pass inside the block.
 
-    `hidden` is the output of the layer before the final norm, shape (B, T, D); layer -1 is the
+    `hidden` is the output of the layer before the final norm, shape (B, T, D). Layer -1 is the
     embedding output. What it does not keep is freed at once.
     """
 
@@ -287,7 +288,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 def pad(
     ids: Sequence[Sequence[int] | NDArray[np.int32]], pad_id: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, padded on the right; both (B, T), int64."""
+    """Token ids and attention mask, padded on the right, both of shape (B, T), int64."""
     longest = max(len(row) for row in ids)
     tokens = torch.full((len(ids), longest), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(ids), longest), dtype=torch.int64)

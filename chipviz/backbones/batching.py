@@ -23,7 +23,7 @@ SHORTEST = 16
 be written, however short it is, and several batches wait at once."""
 FIRST_BATCHES, CHUNK_BATCHES, MOST_BATCHES = 4, 8, 32
 """Full batches of a split's first chunk, of the next, and of the largest. Texts are sorted by
-length within a chunk, so large ones are read faster; but the live curve waits for the first, and
+length within a chunk, so large ones are read faster. But the live curve waits for the first, and
 what a killed run has to do again is half of what it had done, or little."""
 
 
@@ -55,7 +55,7 @@ def plan(split: Split, ids: Sequence[Sized], batch: int) -> list[Chunk]:
     Args:
         split: Whose rows they are.
         ids: Token ids of each row.
-        batch: Tokens of a full batch; a chunk has as many as the constants above say, and what is
+        batch: Tokens of a full batch. A chunk has as many as the constants above say, and what is
             left of less than half a chunk goes with the last one.
     """
     chunks: list[Chunk] = []
@@ -79,9 +79,9 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         budget: Rows x longest (or `SHORTEST`) stays within it, unless a row alone is longer.
 
     Returns:
-        Row numbers by batch; every row in exactly one, longest first.
+        Row numbers by batch. Every row in exactly one, longest first.
 
-    Source: ours; the shortest path through the rows in order of length.
+    Source: ours. The shortest path through the rows in order of length.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     n_rows = len(order)

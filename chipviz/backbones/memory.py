@@ -22,24 +22,24 @@ class Outlook:
     n_layers: int
     hidden_size: int
     n_parameters: int
-    """Of the published model, LM head included."""
+    """Parameters of the published model, LM head included."""
     n_loaded: int
-    """Of the part that is loaded, without its LM head."""
+    """Parameters of the part that is loaded, without the LM head."""
     file_bytes: int
-    """Of the weight files."""
+    """Bytes of the weight files."""
     licence: str | None
     """As the model card says."""
     dtype: str
     """What would be computed in."""
     device: str
     weight_bytes: int
-    """Of the loaded part, in that dtype."""
+    """Bytes of the loaded part in that dtype."""
     activation_bytes: int
-    """Of the batches on their way through a block."""
+    """Bytes of the batches on their way through a block."""
     feature_bytes: int
-    """Of the pooled states of all texts, on disk; one layer of them at a time is in memory."""
+    """Bytes of the pooled states of all texts on disk. Memory holds one layer at a time."""
     free_bytes: int
-    """Of memory on the device, now."""
+    """Bytes of memory that are free on the device now."""
 
     @property
     def memory_bytes(self) -> int:
@@ -77,7 +77,7 @@ def look_ahead(folder: ModelFolder, config: RunConfig, *, home: Path, n_texts: i
 
     Args:
         folder: The backbone.
-        config: The run's settings; a run that names no pooling keeps two of them.
+        config: The run's settings. A run that names no pooling keeps two of them.
         home: Where the fast dtype is remembered.
         n_texts: Texts that will be read.
     """

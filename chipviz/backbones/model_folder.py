@@ -20,7 +20,7 @@ from chipviz.errors import BackboneError
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A vetted folder of a saved model; made by `open_folder`, never examined again."""
+    """A vetted folder of a saved model. Made by `open_folder`, never examined again."""
 
     path: Path
     name: str
@@ -49,7 +49,7 @@ class ModelFolder:
 
 
 def open_folder(path: Path, name: str) -> ModelFolder:
-    """Look at a model folder; no weight is loaded.
+    """Look at a model folder. No weight is loaded.
 
     Args:
         path: The folder, as written by `save_pretrained`.
@@ -114,7 +114,7 @@ def _fingerprint(
 ) -> str:
     """Hash of the configuration and of samples spread over every weight file.
 
-    Sampling keeps a model of 100 GB at a second; a fine-tune changes all of its matrices.
+    Sampling keeps a model of 100 GB at a second. A fine-tune changes all of its matrices.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in files:

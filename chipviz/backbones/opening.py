@@ -30,10 +30,10 @@ def open_backbone(
 
     Args:
         config: The run's settings.
-        task: Its texts; the prompt is baked for the training ones.
+        task: Its texts. The prompt is baked for the training ones.
         home: The folder that holds `backbones/`.
         progress: Told each step.
-        dtype: What to compute in; None takes the user's choice, or what is fast here.
+        dtype: What to compute in. None takes the user's choice, or what is fast here.
 
     Raises:
         ChipvizError: If the backbone cannot be had, read or held in memory, or the template does
@@ -87,6 +87,6 @@ def reopen(
 
 
 def _pinned(source: str, report: RunReport) -> str:
-    """The very commit that a run read; a branch of the Hub may have moved on."""
+    """The very commit that a run read. A branch of the Hub may have moved on."""
     revision = report.backbone.revision
     return f"{source.partition('@')[0]}@{revision}" if revision else source

@@ -13,7 +13,7 @@ def last_positions(mask: Tensor) -> Tensor:
     """Position of the last real token of each text.
 
     Args:
-        mask: 1 where a token is real, padding on either side; shape (B, T).
+        mask: 1 where a token is real, padding on either side. Shape (B, T).
 
     Returns:
         Shape (B,), int64.
@@ -32,7 +32,7 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 
     Args:
         hidden: Shape (B, T, D).
-        mask: 1 where a token is real; shape (B, T).
+        mask: 1 where a token is real. Shape (B, T).
         pooling: *last* takes the last real token, *first* the first, *mean* averages over the real
             tokens, *max* takes each dimension's largest value among them.
 

@@ -1,6 +1,6 @@
 """What a model folder may hold, looked at before any library opens it.
 
-Reads JSON and the headers of weight files; runs nothing and loads no weight. Folders come from
+Reads JSON and the headers of weight files. Runs nothing and loads no weight. Folders come from
 strangers: `transformers` may be asked by a config alone to fetch and run attention kernels, and a
 list of weight files may name a pickled one.
 """
@@ -144,7 +144,7 @@ def _all_text(listed: dict[str, Any]) -> bool:
 
 
 def vet_weights(file: Path) -> None:
-    """Check that a safetensors file is whole and says one thing only; no weight is read.
+    """Check that a safetensors file is whole and means one thing only. Reads no weight.
 
     The library checks offsets, sizes, dtypes, holes and overlaps. It takes a name that is given
     twice, keeping the last, and reads a header of 100 MB.

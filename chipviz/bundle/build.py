@@ -28,7 +28,7 @@ def build(
         folder: The run's folder.
         spec: Where to cut, and the rule that chose it.
         home: The folder that holds `backbones/`.
-        out: The bundle's folder; must not exist, or be an older bundle.
+        out: The bundle's folder. Must not exist, or be an older bundle.
         progress: Told each step.
 
     Raises:

@@ -1,6 +1,6 @@
 """A bundle at work: read its folder, load what it holds, classify raw texts.
 
-Reads safetensors and JSON alone; nothing in a folder is ever run, and a folder that holds what no
+Reads safetensors and JSON alone. Nothing in a folder is ever run, and a folder that holds what no
 bundle has is refused.
 """
 
@@ -27,7 +27,7 @@ from chipviz.errors import BackboneError, BundleError
 from chipviz.results.answers import Prediction
 
 CHIP_FILE = "chip.safetensors"
-"""Where kind *chipviz* keeps its chip; the stock kinds keep it in the model."""
+"""Where kind *chipviz* keeps its chip. The stock kinds keep it in the model."""
 _CLASSES: dict[str, Any] = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,

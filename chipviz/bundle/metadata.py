@@ -39,7 +39,7 @@ class Metadata:
 
 
 def describe(cut: CutSpec, report: RunReport, kind: BundleKind) -> dict[str, Any]:
-    """What was cut from what; its verification is yet to come."""
+    """What was cut from what. Its verification is yet to come."""
     cost = report.cost_at(cut.cut)
     scores = [report.score_at(cut.cut, split).model_dump() for split in ("validation", "test")]
     return {

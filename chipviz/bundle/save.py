@@ -1,7 +1,7 @@
 """A pruned classifier as a folder: write it, and verify it in a fresh process.
 
-Only safetensors and JSON, a tokenizer, a card and checksums; nothing in it is ever run. Two kinds
-are stock classes of `transformers`, which loads them without chipviz; the third holds what those
+Only safetensors and JSON, a tokenizer, a card and checksums. Nothing in it is ever run. Two kinds
+are stock classes of `transformers`, which loads them without chipviz. The third holds what those
 cannot: other poolings, chips with more than one matrix, families whose class has layers of its own.
 """
 
@@ -57,7 +57,7 @@ def kind_of(backbone: Backbone, vector: Vector, chip: Chip) -> BundleKind:
     """Which class can hold a chip: the stock one that computes the same, else our own.
 
     Args:
-        backbone: What is cut; its family may have no such class, or one with layers of its own.
+        backbone: What is cut. Its family may have no such class, or one with layers of its own.
         vector: What the chip reads.
         chip: One chip, or a stack of them.
     """
@@ -90,12 +90,12 @@ def save(
         chip: What reads the last layer kept.
         cut: What to keep.
         report: The run the chip comes from.
-        out: The bundle's folder; must not exist, or be an older bundle.
+        out: The bundle's folder. Must not exist, or be an older bundle.
         check: Validation texts (and second texts).
         expected: Probabilities of the run's own chip for them, in float32, shape (N, C).
 
     Raises:
-        BundleError: If `out` is in the way, or the verification finds a difference; nothing is left
+        BundleError: If `out` is in the way, or the verification finds a difference. Nothing is left
             at `out` then.
     """
     _refuse_in_the_way(out)
@@ -196,7 +196,7 @@ def _write_model(
 
 
 def _empty_model(backbone: Backbone, config: Any, kind: BundleKind) -> Any:
-    """A model of this kind without its weights; None where the family has no such class."""
+    """A model of this kind without its weights. None where the family has no such class."""
     family: Any = {
         "sequence": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
         "token": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
@@ -260,7 +260,7 @@ def _compare(
 def _in_fresh_process(
     folder: Path, kind: BundleKind, check: Sequence[tuple[str, str | None]]
 ) -> list[list[float]]:
-    """Probabilities by class of texts; of the stock kinds, without a line of chipviz."""
+    """Probabilities by class of texts. Of the stock kinds, without a line of chipviz."""
     environment = dict(os.environ)
     if kind == "chipviz":  # which may not be installed, only be at hand
         places = [str(PROJECT), os.environ.get("PYTHONPATH", "")]

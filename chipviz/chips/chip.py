@@ -1,4 +1,4 @@
-"""Chips: the small classifiers on the layers, as fitted; safetensors on disk.
+"""Chips: the fitted small classifiers on the layers, in memory and as safetensors.
 
 A chip reads pooled hidden states and gives class logits. Knows neither models nor training.
 """
@@ -79,14 +79,14 @@ class Chips:
     """The fitted chips of all layers."""
 
     stacks: dict[ChipKey, Chip]
-    """L + 1 chips per curve, float32; the first reads the embedding output."""
+    """L + 1 chips per curve, float32. The first reads the embedding output."""
     strengths: dict[ChipKey, list[float]] = field(default_factory=dict)
     """Penalty that validation chose for linear chips, per layer, embedding first."""
     repeats: dict[ChipKey, list[Chip]] = field(default_factory=dict)
-    """The same chips fitted again on bootstrap samples, for the band; not kept on disk."""
+    """The same chips fitted again on bootstrap samples, for the band. Not kept on disk."""
 
     def at(self, cut: Cut) -> Chip:
-        """The chip of one layer; layer -1 reads the embedding output.
+        """The chip of one layer. Layer -1 reads the embedding output.
 
         Raises:
             IndexError: If there is no such layer.
@@ -101,7 +101,7 @@ class Chips:
 
         Args:
             path: The final name.
-            fingerprint: Of the backbone the chips belong to.
+            fingerprint: Fingerprint of the backbone that the chips belong to.
         """
         tensors = {}
         for key, stack in self.stacks.items():

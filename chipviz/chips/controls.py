@@ -1,4 +1,4 @@
-"""Reference classifiers a chip has to beat; knows texts and labels only."""
+"""Reference classifiers a chip has to beat. Knows texts and labels only."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def tfidf(train: Examples, validation: Examples, test: Examples) -> tuple[float,
     """Accuracy of TF-IDF words with logistic regression, its C chosen on validation.
 
     Returns:
-        Accuracy on validation and on test; that of the commonest class where no text has a word.
+        Accuracy on validation and on test. Where no text has a word, that of the commonest class.
     """
     vectorizer = TfidfVectorizer(sublinear_tf=True)
     try:

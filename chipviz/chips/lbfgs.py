@@ -40,7 +40,7 @@ def minimise(
     Returns:
         Shape (K, G, n).
 
-    Source: Nocedal and Wright, Numerical Optimization, section 7.2; directions in the compact form
+    Source: Nocedal and Wright, Numerical Optimization, section 7.2. Directions in the compact form
     of Byrd, Nocedal and Schnabel 1994, theorem 2.2: two products with the whole memory instead of
     forty with its vectors.
     """
@@ -88,7 +88,7 @@ class _Memory:
     pairs: Tensor
     """Steps, then gradient changes: shape (K, G, 2 M, n)."""
     step_change: Numbers
-    """step_i . change_j, shape (K, G, M, M); zero where a pair has no curvature."""
+    """step_i . change_j, shape (K, G, M, M). Zero where a pair has no curvature."""
     change_change: Numbers
     """change_i . change_j, shape (K, G, M, M)."""
     along: Numbers
@@ -117,7 +117,7 @@ class _Memory:
         )
 
     def add(self, x: Tensor, x_before: Tensor, gradient: Tensor, gradient_before: Tensor) -> None:
-        """Remember a step and what it did to the gradient; the oldest pair goes."""
+        """Remember a step and what it did to the gradient. The oldest pair goes."""
         slot = self.n_added % MEMORY
         self.n_added += 1
         step, change = self.pairs[:, :, slot], self.pairs[:, :, MEMORY + slot]

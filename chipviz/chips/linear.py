@@ -1,6 +1,6 @@
 """Linear chips: multinomial logistic regression with L2, to convergence.
 
-Fitting happens in turned coordinates (`Turn`); what comes out is a plain weight that reads pooled
+Fitting happens in turned coordinates (`Turn`). What comes out is a plain weight that reads pooled
 hidden states and needs no bias. Knows features and labels, not models.
 """
 
@@ -28,7 +28,7 @@ CURVATURE = 0.1
 CACHE_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 """Rows of one block, at most: on a CPU both products of a block find it in the cache."""
 MEMORY_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
-"""Centred features up to this size stay in memory; larger ones are read anew for every step, which
+"""Centred features up to this size stay in memory. Larger ones are read anew for every step, which
 costs a CPU a tenth more time and spares a worker's memory."""
 
 Read = Callable[[int, int], Tensor]
@@ -46,7 +46,7 @@ class Turn:
     """
 
     mean: Tensor
-    """Of the training features, shape (K, 1, D)."""
+    """Mean of the training features, shape (K, 1, D)."""
     scale: Tensor
     """Per-feature spread of the training features, shape (K, 1, D)."""
     direction: Tensor
@@ -73,7 +73,7 @@ class Turn:
         return cls(mean, scale, (scaled / length).mT, length)
 
     def into(self, features: Tensor) -> Tensor:
-        """Features (K, N, D) -> turned features (K, N, D + 1); the last column plays the bias."""
+        """Features (K, N, D) -> turned features (K, N, D + 1). The last column plays the bias."""
         scaled = features / self.scale
         along = scaled @ self.direction
         rest = scaled - along * self.direction.mT
@@ -117,7 +117,7 @@ class Problem:
     penalty: Tensor
     """Factor of |W|^2 / 2, shape (K, G)."""
     row_weight: Tensor | None = None
-    """What each row counts, of sum 1 over the rows, shape (G, N); None is 1 / N."""
+    """Weight per row, of sum 1 over the rows, shape (G, N). None weighs each row 1 / N."""
 
     def __call__(self, x: Tensor, columns: list[int]) -> tuple[Numbers, Tensor]:
         """Penalised mean log-loss of some of the G columns, and its gradient.
@@ -198,7 +198,7 @@ class Flattened:
 
     W = P V with P = H^(-1/2), H = 0.1 X'X / N + penalty I, X'X taken as its leading directions
     and a multiple of the identity. Where a few directions hold most of the spread, as in the first
-    layers, the same minimum is reached in a fourth of the steps; P costs two thin products.
+    layers, the same minimum is reached in a fourth of the steps. P costs two thin products.
 
     Source: Halko, Martinsson and Tropp 2011, algorithm 4.4, for the directions.
     """
@@ -260,13 +260,13 @@ def fit_linear(
         labels: Class indices, shape (N,).
         n_classes: C.
         strengths: scikit-learn's C, G of them (or K x G): they share every read of the features.
-        row_weight: What each row counts, 1 on average, shape (N,) or (G, N); None counts all alike.
-        start: Weights to begin from, shape (K, C, D); None begins at zero.
+        row_weight: Weight per row, 1 on average, shape (N,) or (G, N). None weighs all the same.
+        start: Weights to begin from, shape (K, C, D). None begins at zero.
         tolerance: See `chipviz.chips.lbfgs.minimise`.
         max_steps: See there.
 
     Returns:
-        Weights on plain features, shape (K, G, C, D); no bias is needed.
+        Weights on plain features, shape (K, G, C, D). No bias is needed.
     """
     n_rows = len(labels)
     turn = Turn.of(read, n_rows)
@@ -295,7 +295,7 @@ def fit_linear(
 
 
 def choose_strength(weights: Tensor, features: Tensor, labels: Tensor) -> int:
-    """The strength whose chip has the lowest validation log-loss; ties to the stronger penalty.
+    """The strength whose chip has the lowest validation log-loss. Ties to the stronger penalty.
 
     Args:
         weights: Shape (G, C, D), strongest penalty first.

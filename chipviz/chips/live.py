@@ -61,7 +61,7 @@ class LiveCurve:
                 self._draw(Rows(features, self.task, self.device), n_rows)
 
     def _draw(self, rows: Rows, n_rows: int) -> None:
-        """Fit the first training texts; points of every pooling as they come."""
+        """Fit the first training texts and tell the points of each pooling as they come."""
         validation = rows.labels("validation")[: self._n_checked]
         label = f"drawing the curve after {n_rows} of {len(self.task.splits['train'])} texts"
         for key in self.config.chip_keys:
@@ -101,7 +101,7 @@ class LiveCurve:
 
 
 def live_sizes(n_train: int) -> list[int]:
-    """Numbers of training texts at which the live curve is drawn, ascending; all of them last."""
+    """Numbers of training texts at which the live curve is drawn, ascending up to all texts."""
     sizes = [n_train]
     while (fewer := round(sizes[-1] / LIVE_GROWTH)) >= LIVE_FEWEST:
         sizes.append(fewer)

@@ -1,4 +1,4 @@
-"""MLP chips: one hidden layer of 256, AdamW, stopped early by validation; K layers at once.
+"""MLP chips: one hidden layer of 256, AdamW, stopped early by validation. K layers at once.
 
 Knows features and labels, not models.
 """
@@ -21,7 +21,7 @@ PATIENCE = 6
 """Epochs without a better validation log-loss after which a layer is done."""
 MAX_EPOCHS = 60
 BLOCK_ROWS = 16_384
-"""Rows held in memory at once; more are shuffled block by block."""
+"""Maximum rows held in memory at once. More are shuffled block by block."""
 
 
 def fit_mlp(
@@ -45,11 +45,11 @@ def fit_mlp(
         read_validation: Pooled validation features of the same layers.
         validation: Class indices, shape (M,).
         n_classes: C.
-        seed: Of the initial weights and the order of rows.
-        row_weight: What each row counts, 1 on average, shape (N,); None counts all alike.
+        seed: Seed of the initial weights and of the order of rows.
+        row_weight: Weight per row, 1 on average, shape (N,). None weighs all the same.
         patience: Epochs without a better validation loss after which a layer is done.
         block_rows: Maximum rows held in memory at once.
-        on_epoch: Called after every epoch; may raise to stop.
+        on_epoch: Called after every epoch. May raise to stop.
 
     Returns:
         A stack of K chips that read plain features: the scaling inside is folded into them.
@@ -99,7 +99,7 @@ def initial(
     random: torch.Generator,
     device: torch.device,
 ) -> list[Tensor]:
-    """V, c, W, b of K chips as `torch.nn.Linear` begins; `hidden` 0 gives W and b alone."""
+    """V, c, W, b of K chips as `torch.nn.Linear` begins. `hidden` 0 gives W and b alone."""
 
     def uniform(fan_in: int, *shape: int) -> Tensor:
         bound = fan_in**-0.5

@@ -4,7 +4,7 @@ Raw last-token states, no normalisation, batches of one row, one epoch in the gi
 Two things of the public code are named and not repeated: its *validate* draws the validation rows
 from the evaluation split, and its *optimal* layer is chosen on the test split (here: rule oracle).
 
-Source: arXiv:2410.06541, section 4.1 and table 5; its public code for betas and order.
+Source: arXiv:2410.06541, section 4.1 and table 5. Betas and order are those of its public code.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ LEARNING_RATE = 1e-5
 BETAS = (0.9, 0.99)
 WEIGHT_DECAY = 0.01
 BLOCK_ROWS = 1_024
-"""Maximum rows read at once; they are still trained on one by one."""
+"""Maximum rows read at once. They are still trained on one by one."""
 N_LOOKS = 8
-"""Minimum number of parts in which the rows are read; the chip can be looked at after each."""
+"""Minimum number of parts in which the rows are read. The chip can be looked at after each."""
 
 
 def fit_published(
@@ -43,7 +43,7 @@ def fit_published(
     Args:
         kind: *linear*, or *mlp* with 256 hidden units.
         read: Raw last-token features of K layers.
-        labels: Class indices, shape (N,); rows beyond `max_rows` are not used.
+        labels: Class indices, shape (N,). Rows beyond `max_rows` are not used.
         n_classes: C.
         seed: Seed of the initial weights (the public code leaves them to chance).
         max_rows: Maximum rows to train on.

@@ -51,7 +51,7 @@ class Fitted:
     chip: Chip
     """One chip per layer."""
     strengths: list[float] = field(default_factory=list)
-    """Penalty that validation chose, per layer; none where a recipe chooses none."""
+    """Penalty that validation chose, per layer. None where a recipe chooses none."""
     repeats: list[Chip] = field(default_factory=list)
     """The same chips fitted again on bootstrap samples of the training texts."""
     history: list[CurvePoint] = field(default_factory=list)
@@ -74,7 +74,7 @@ def sound(block: Block) -> Fitted:
 
 
 def published(block: Block) -> Fitted:
-    """The paper's chips, and what they knew on their way; one run in one order has no band."""
+    """The paper's chips, and what they knew on their way. One run in one order has no band."""
     key, labels = block.key, block.labels("train")
     n_rows = min(len(labels), PUBLISHED_MAX_TRAIN)
     history: list[CurvePoint] = []
@@ -117,7 +117,7 @@ def _linear(block: Block, row_weight: Tensor | None) -> tuple[Chip, list[float]]
 
 
 def _mlp(block: Block, row_weight: Tensor | None, seed: int, *, tell: bool = False) -> Chip:
-    """One MLP chip per layer; `tell` says so to the meter after each epoch."""
+    """One MLP chip per layer. `tell` says so to the meter after each epoch."""
     label = f"fitting {block.key.vector.name} MLP chips"
     return fit_mlp(
         block.read("train"),
@@ -157,12 +157,12 @@ def _again(
 
 
 def _chip(weight: Tensor, *, bias: bool) -> Chip:
-    """Chips of fitted weights; with `bias` the last column of a weight is the chip's bias."""
+    """Chips of fitted weights. With `bias` the last column of a weight is the chip's bias."""
     return Chip(weight[..., :-1], weight[..., -1]) if bias else Chip(weight)
 
 
 def _class_weights(block: Block) -> Tensor | None:
-    """Weight per training row, 1 on average; None where all weigh the same."""
+    """Weight per training row, 1 on average. None where all weigh the same."""
     if block.config.class_weight == "none":
         return None
     labels = block.labels("train")

@@ -28,7 +28,7 @@ def read_tokens(
 ) -> TokenReading:
     """Read one text, or two, with the chips of all layers, token by token.
 
-    In a causal model the answer at a token has seen only the text up to it; a chip on the mean was
+    In a causal model the answer at a token has seen only the text up to it. A chip on the mean was
     trained on whole texts, so its answer at one token is an extrapolation.
 
     Args:
@@ -78,7 +78,7 @@ def read_tokens(
 
 
 def settled_layer(answers: Tensor) -> int:
-    """The shallowest layer from which on every answer is the last one; answers of shape (L,)."""
+    """The shallowest layer from which on every answer (L,) is the last one."""
     differs = (answers != answers[-1]).nonzero()
     return int(differs[-1]) + 1 if len(differs) else 0
 
@@ -88,7 +88,7 @@ def _rounded(values: Tensor) -> list[Any]:
 
 
 def _pieces(tokenizer: Any, encoding: Any, texts: list[str]) -> list[Token]:
-    """Every token as it stands in the prompt; those of the template have no place in a text."""
+    """Every token as it stands in the prompt. Those of the template have no place in a text."""
     pieces = []
     spans = zip(
         encoding["input_ids"], encoding["offset_mapping"], encoding.sequence_ids(0), strict=True

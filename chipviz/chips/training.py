@@ -22,7 +22,7 @@ from chipviz.results.run_folder import Predictions
 
 TOGETHER_BYTES = {"cpu": 0, "cuda": 8 << 30}
 """Maximum bytes of features of layers that are fitted as one problem, one layer at least. A GPU is
-only full with many; a CPU's cache only holds one."""
+only full with many. A CPU's cache only holds one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Trainer:
         )
 
     def fit(self, features: Features) -> Chips:
-        """Fit the chips of all layers on all training texts; validation chooses what is chosen.
+        """Fit the chips of all layers on all training texts. Validation makes every choice.
 
         Every fit begins anew, so the result depends on the features alone, not on the way there.
         """
@@ -90,7 +90,7 @@ class Trainer:
         return fitted
 
     def score(self, features: Features, chips: Chips) -> Trained:
-        """Score every chip on validation and, once, on test; give back what each predicted too."""
+        """Score every chip on validation and, once, on test."""
         rows = Rows(features, self.task, self.device)
         scores: list[Score] = []
         predictions = Predictions({}, {})

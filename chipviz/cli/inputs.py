@@ -36,7 +36,7 @@ class Asked:
 def from_options(
     texts: Sequence[str], pairs: Sequence[str] | None, choices: Sequence[str] | None
 ) -> Asked:
-    """Rows from the command line; the options of a question are parted by bars.
+    """Rows from the command line. Bars part the options of a question.
 
     Raises:
         ConfigError: If there are not as many of one as of the other.
@@ -56,7 +56,7 @@ def from_options(
 
 
 def from_file(file: Path, home: Path) -> Asked:
-    """Rows from a table; or from any other file, one text a line, and from a JSON list of texts.
+    """Rows from a table, from a JSON list of texts, or from any other file with one text per line.
 
     Raises:
         ChipvizError: If it cannot be read, or holds nothing.
@@ -84,8 +84,8 @@ def in_fields(asked: Asked, task: TaskInfo, preset: Preset) -> tuple[list[str], 
 
     Args:
         asked: What was given.
-        task: Of the run; its columns say what each text was.
-        preset: Of the run.
+        task: The run's task. Its columns say what each text is.
+        preset: The run's preset.
 
     Raises:
         ChipvizError: If a text is missing or has no place, or a value is none.

@@ -48,7 +48,7 @@ def takes_run(command: Callable[[typer.Context, RunConfig, bool], None]) -> Call
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    """One setting as typer takes it; what is not given stays None, so that the default holds."""
+    """One setting as typer takes it. What is not given stays None, so that the default holds."""
     required, several = field.is_required(), isinstance(field.default, tuple)
     default = ", ".join(field.default) if several else field.default
     kind = int if int in (field.annotation, *get_args(field.annotation)) else str
@@ -82,7 +82,7 @@ def _run_config(given: dict[str, Any]) -> RunConfig:
 def choose(
     report: RunReport, name: str, folder: RunFolder, named: dict[str, Any]
 ) -> tuple[Rule, SelectionInfo]:
-    """Apply the rule a user named; a number that belongs to another rule is refused."""
+    """Apply the rule a user named. A number that belongs to another rule is refused."""
     rule: Rule | None = next((rule for rule in get_args(Rule) if rule == name), None)
     if rule is None:
         raise ConfigError(f"There is no rule {name!r}.", f"Rules: {RULES}.")

@@ -63,7 +63,7 @@ def print_run(store: Store, job: Job) -> None:
 
 
 def _print_curves(report: RunReport) -> None:
-    """One column a chip; embedding first."""
+    """A table of accuracies: one column per chip, one row per layer, the embedding first."""
     chips = list(dict.fromkeys(score.key for score in report.scores))
     published = [key for key in chips if key.recipe == "published"]
     heads = [f"{key.vector.name}{'*' * (key in published)} {key.kind}" for key in chips]
@@ -117,7 +117,7 @@ def printer() -> ProgressFn:
 
 
 def refuse(refusal: Refusal) -> int:
-    """Two lines, whatever a path or a value in them holds; settings are named as options."""
+    """Two lines, whatever a path or a value in them holds. Settings are named as options."""
     end_progress()
     options = " and ".join(flag(field) for field in refusal.fields)
     hint = f"{refusal.hint} See {options}." if options else refusal.hint

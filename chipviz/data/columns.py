@@ -35,7 +35,7 @@ def find_columns(frame: pd.DataFrame, config: RunConfig) -> Columns:
 
     Args:
         frame: The training rows.
-        config: What the user named; naming a text turns guessing of its partner off.
+        config: What the user named. Naming a text turns guessing of its partner off.
 
     Raises:
         TaskError: If a named column is not there, or no label or text column can be guessed.

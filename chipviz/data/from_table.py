@@ -30,7 +30,7 @@ TEST_SHARE = 0.2
 """Shares of the training rows that a source without these splits gives up."""
 
 MAX_CLASSES = 1_000
-"""Maximum number of classes; more different labels are numbers or texts."""
+"""Maximum number of classes. More different labels are numbers or texts."""
 
 
 def load_task(config: RunConfig, home: Path, progress: ProgressFn) -> Task:
@@ -108,7 +108,7 @@ def _template(columns: Columns, config: RunConfig) -> str | None:
 
 @dataclass(frozen=True)
 class _Rows:
-    """One split's texts and raw labels; of multiple choice the labels are indices already."""
+    """One split's texts and raw labels. In multiple choice the labels are indices already."""
 
     texts: list[str]
     pairs: list[str] | None
@@ -161,7 +161,7 @@ def read_fields(
         frame: Its label column, if it has one, is not looked at.
         split: For messages; "all" is a table without splits.
         columns: Which column is what.
-        preset: Of the run: questions without a passage begin otherwise as *published*.
+        preset: The run's preset: as *published*, questions without a passage begin otherwise.
 
     Returns:
         First texts; second texts, options below the question, or None where one text is read; and
@@ -230,7 +230,7 @@ def _what_is_wrong(value: Any) -> tuple[str, str] | None:
 
 
 def _plain(value: Any) -> Any:
-    """A label without its library's clothes; a whole number is no fraction."""
+    """A label as a plain Python value. A whole number is an integer."""
     value = value.item() if isinstance(value, np.generic) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -262,7 +262,7 @@ def _label_names(rows: dict[str, _Rows], columns: Columns, declared: list[str] |
 
 
 def _examples(found: _Rows, split: str, names: list[str], *, numbered: bool) -> Examples:
-    """Class indices from values; integers are class numbers where the source declares names."""
+    """Class indices from values. Integers are class numbers where the source declares names."""
     index = {name: i for i, name in enumerate(names)}
     if numbered and all(isinstance(label, int) for label in found.labels):
         labels = np.array(found.labels, dtype=object)
@@ -311,8 +311,8 @@ def _make_splits(found: dict[str, Examples], rng: np.random.Generator) -> dict[S
 def stratified_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """A random order of which every prefix holds the classes nearly in their shares.
 
-    Of two classes, each is within one row of its share; of more, each may add one to the others.
-    Each class's rows are spread evenly over [0, 1) with a random phase; sorting mixes them.
+    Each of two classes is within one row of its share. Each further class may add one row.
+    Each class's rows are spread evenly over [0, 1) with a random phase. Sorting mixes them.
     """
     order = rng.permutation(len(labels))
     at = np.empty(len(labels))

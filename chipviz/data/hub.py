@@ -1,7 +1,7 @@
 """Data sets of the Hub: brought as Parquet splits by a process of their own that can be stopped.
 
-`python -m chipviz.data.hub REPO SUBSET REVISION FOLDER` is that process; see `chipviz.download`.
-Only data files are read; a data set that is a program is refused.
+`python -m chipviz.data.hub REPO SUBSET REVISION FOLDER` is that process. See `chipviz.download`.
+Only data files are read. A data set that is a program is refused.
 """
 
 import os
@@ -33,16 +33,16 @@ SPLIT_NAMES = {
     "dev": "validation",
     "test": "test",
 }
-"""What sources call their splits; anything else is one table to be split."""
+"""What sources call their splits. Anything else is one table to be split."""
 
 
 def fetch_hub_data(source: str, home: Path, progress: ProgressFn) -> Path:
-    """Bring a data set into the cache; the folder of one commit, with a Parquet file a split.
+    """Bring a data set into the cache: a folder per commit, with one Parquet file per split.
 
     Args:
         source: `owner/name`, `owner/name:subset`, each also with `@revision`.
         home: The folder that holds `data/`.
-        progress: Told that it goes on; a cancel ends the process.
+        progress: Told that it goes on. A cancel ends the process.
 
     Raises:
         SourceError: One sentence for each way in which the Hub says no, or nothing.
@@ -108,7 +108,7 @@ def _fetch(repo: str, subset: str, revision: str, place: str) -> None:
 def _bring(
     repo: str, subset: str, sha: str, token: str | bool, final: Path
 ) -> dict[str, str] | None:
-    """Write one Parquet file a split, class names and all; why not, if not."""
+    """Write one Parquet file per split, class names and all. Returns why not, if not."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
@@ -129,7 +129,7 @@ def _bring(
 
 
 def _splits(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Our split and the source's name of it; without one for training, the first is the table."""
+    """Our splits and the source's names of them. Without a training split the first is all."""
     found: dict[str, str] = {}
     for name in map(str, names):
         split = SPLIT_NAMES.get(name.lower())

@@ -17,7 +17,7 @@ from chipviz.errors import TaskError
 
 BOOLQ = "{text}\n\nQuestion: {text_pair}\nAnswer:"
 READING = "Article: {text}\n\nQuestion: {text_pair}\nAnswer:"
-"""Of RACE and C3: the second text is the question with its options."""
+"""The prompt of RACE and C3: the second text is the question with its options."""
 EXAM = "The following are multiple choice questions (with answers)"
 """How MMLU begins."""
 LETTERS = ascii_uppercase
@@ -31,7 +31,7 @@ def template_for(preset: Preset, *, passage: bool, options: bool) -> str:
     Args:
         preset: *published* is the paper's exact string.
         passage: Whether there is a text that the question is about.
-        options: Whether there are options; else it is a question of yes or no.
+        options: Whether there are options. Otherwise the answer is yes or no.
     """
     published = preset == "published"
     if passage:
@@ -64,7 +64,7 @@ def is_options(pair: str) -> bool:
 def answer_indices(answers: Sequence[Any], options: Sequence[Sequence[str]]) -> list[int | None]:
     """Which option each answer means: by number from 0, by letter, or by its own words.
 
-    One way is taken for a whole column, the first that fits every row; an answer "2" is an index
+    One way is taken for a whole column, the first that fits every row. An answer "2" is an index
     where all answers are, even if an option reads "2" too. Where none fits every row, the way that
     fits most rows is taken, and the others come back as None.
     """

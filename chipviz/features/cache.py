@@ -1,6 +1,6 @@
 """Which runs use which features: runs share one copy, and the last one to go takes it along.
 
-Features lie in `features/KEY` of the home folder; a run's own folder names the key that it uses.
+Features lie in `features/KEY` of the home folder. A run's own folder names the key that it uses.
 """
 
 import re
@@ -27,12 +27,12 @@ def folder_of(home: Path, key: str) -> Path:
 
 
 def lock_of(folder: Path) -> FileLock:
-    """Held by whoever writes or removes these features; its file stays behind."""
+    """Held by whoever writes or removes these features. Its file stays behind."""
     return FileLock(folder.parent / f"{folder.name}.lock")
 
 
 def used_by(run: RunFolder) -> str | None:
-    """The key that a run uses; None if it came to none."""
+    """The key that a run uses. None if it came to none."""
     try:
         found = _KEY.fullmatch(run.features_note.read_text("utf-8"))
     except (OSError, ValueError):

@@ -24,7 +24,7 @@ class Team:
         return self.rank == 0
 
     def share(self, value: Any = None) -> Any:
-        """Give the leader's value to everybody; every process calls it at the same place.
+        """Give the leader's value to everybody. Every process calls it at the same place.
 
         Raises:
             JobError: If another process of the run is gone.
@@ -41,7 +41,7 @@ class Team:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Collect everybody's value at the leader, by rank; the others get an empty list.
+        """Collect everybody's value at the leader, by rank. The others get an empty list.
 
         Raises:
             JobError: If another process of the run is gone.
@@ -63,7 +63,7 @@ ALONE = Team()
 
 
 def is_helper() -> bool:
-    """Whether a launcher started this process beside a leader; asks the environment alone."""
+    """Whether a launcher started this process beside a leader, by the environment alone."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
 
 

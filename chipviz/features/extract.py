@@ -1,6 +1,6 @@
 """Backbone + task -> pooled hidden states of every layer, streamed to disk, resumable.
 
-Batches go through the backbone in one stream without a pause between chunks; the leader of a run
+Batches go through the backbone in one stream without a pause between chunks. The leader of a run
 writes what has arrived while the next batches are computed.
 """
 
@@ -32,7 +32,7 @@ from chipviz.progress import Meter, Progress, ProgressFn, silent
 FORMAT = 3
 ORDER: tuple[Split, ...] = ("validation", "train", "test")
 ENCODE_ROWS = 1_000
-"""Maximum texts tokenised at once; a tokenizer at work holds a hundred times what it gives."""
+"""Maximum texts tokenised at once. A tokenizer at work holds a hundred times what it gives."""
 
 States = list[NDArray[np.float32]]
 """States of some rows, one array per vector, shape (L + 1, R, width)."""
@@ -115,11 +115,11 @@ def extract(
         home: The folder that holds `features/`. Runs with the same backbone, texts and prompt
             share one copy there, whatever vectors each of them wants.
         vectors: Which vectors to keep per text and layer.
-        pool: Where passes are computed beside each other; None makes threads for this call.
-        progress: Told after every batch; raising `Cancelled` from it stops between batches.
+        pool: Where passes are computed beside each other. None makes threads for this call.
+        progress: Told after every batch. Raising `Cancelled` from it stops between batches.
         on_key: Told the key of these features (`sharing`) before they are looked for.
         on_chunk: Called after each chunk, also for those that were there already, in order.
-        team: The processes that share the work; all call this with the same task.
+        team: The processes that share the work. All call this with the same task.
 
     Returns:
         All features of the task. In a helper's process they may be out of reach.
@@ -177,7 +177,7 @@ def _write(writer: Writer, chunk: Chunk, wanted: Sequence[Vector], parts: Iterat
 
 
 def _lead(team: Team, digest: str, reading: _Reading, todo: Sequence[Chunk]) -> Generator[Part]:
-    """The rows of each chunk to do, in order; the helpers compute their share beside."""
+    """The rows of each chunk to do, in order. The helpers compute their share beside."""
     team.share((digest, todo))
     with closing(reading.read(todo[:: team.size])) as own:
         for first in range(0, len(todo), team.size):
@@ -233,7 +233,7 @@ def _encode(prompt: Prompt, rows: Examples) -> list[NDArray[np.int32]]:
 
 @contextmanager
 def _alone_in(folder: Path, progress: ProgressFn) -> Iterator[None]:
-    """Hold the folder; a run that needs the same features waits here and then reads them."""
+    """Hold the folder. A run that needs the same features waits here and then reads them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = cache.lock_of(folder)
     while True:

@@ -24,7 +24,7 @@ def pooling_pass(
     """A function that pools every layer as it leaves its block, on the device.
 
     It takes the token ids of one batch and returns one tensor per vector, shape (L + 1, B, width),
-    float32, on the device; row 0 of the layers is the embedding. Several threads may call it at the
+    float32, on the device. Row 0 of the layers is the embedding. Several threads may call it at the
     same time.
     """
     normed_whole = any(v.site == "block" and v.pooling not in AT_ONE_TOKEN for v in vectors)

@@ -32,14 +32,14 @@ class Features:
     vectors: tuple[Vector, ...]
     n_layers: int
     widths: dict[Site, int]
-    """Numbers per vector; each site has its own."""
+    """Numbers per vector. Each site has its own."""
     sizes: dict[Split, int]
     """Texts per split."""
 
     def read(
         self, split: Split, vector: Vector, layer: int, start: int = 0, stop: int | None = None
     ) -> Tensor:
-        """Rows `start` to `stop` of one layer; layer -1 is the embedding output.
+        """Rows `start` to `stop` of one layer. Layer -1 is the embedding output.
 
         Returns:
             Shape (stop - start, width), float32. Read, not mapped: the pages of a mapping would
@@ -63,7 +63,7 @@ class Features:
         return self.folder / f"{split}-{vector.name}.npy"
 
     def checksum(self, chunk: Chunk, vector: Vector) -> int:
-        """CRC-32 of one chunk's bytes; catches truncated and flipped files."""
+        """CRC-32 of one chunk's bytes. Catches truncated and flipped files."""
         crc = 0
         for layer in range(EMBEDDING_LAYER, self.n_layers):
             rows = self.read(chunk.split, vector, layer, chunk.start, chunk.stop)
@@ -72,14 +72,14 @@ class Features:
 
 
 class Writer:
-    """The writing side of `Features`; only who holds the folder's lock may have one."""
+    """The writing side of `Features`. Only who holds the folder's lock may have one."""
 
     def __init__(self, features: Features, identity: dict[str, Any]) -> None:
         """Make sure every array is there, and see which chunks are done.
 
         Args:
             features: What is to be written.
-            identity: All that the numbers depend on; chunks of another identity are not done.
+            identity: All that the numbers depend on. Chunks of another identity are not done.
         """
         self._features = features
         self._identity = identity

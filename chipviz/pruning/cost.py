@@ -23,7 +23,7 @@ TYPICAL_ROWS = 1_000
 """Maximum prompts whose median length is the typical one."""
 REPEATS = (3, 9)
 REPEATS_S = 1.0
-"""Timed passes, fewest and most; between them they go on until this many seconds are spent."""
+"""Minimum and maximum timed passes, and the seconds after which no further one begins."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Measurement:
     """What the forward passes of one backbone took, dense and cut at every layer."""
 
     latency_s: list[float]
-    """Of each cut, without its chip (one product of a vector with C rows): shape (L,)."""
+    """Seconds per cut, without its chip (one product of a vector with C rows), shape (L,)."""
     peak_bytes: list[int]
-    """Of each cut, without its chip: shape (L,)."""
+    """Bytes per cut, without its chip, shape (L,)."""
     dense_latency_s: float
     dense_peak_bytes: int
     how: Measured
@@ -71,7 +71,7 @@ def dense_cost(backbone: Backbone, max_length: int, measurement: Measurement) ->
 
     Args:
         backbone: The frozen model.
-        max_length: Tokens a prompt may have; attention grows with it.
+        max_length: Tokens a prompt may have. Attention grows with it.
         measurement: Latency and memory of this backbone.
     """
     config = backbone.config.get_text_config()
@@ -130,7 +130,7 @@ def layer_cost(
         backbone: The frozen model.
         cut: Where it is cut.
         chip: The chip of one layer.
-        bundle: What it is kept as; the class of *token* has a bias (of zeros) beside the chip.
+        bundle: What it is kept as. The class of *token* has a bias (of zeros) beside the chip.
         max_length: Tokens a prompt may have.
         measurement: Latency and memory of this backbone.
     """
@@ -204,13 +204,13 @@ def measure(backbone: Backbone, n_tokens: int, *, batch: int = 1) -> Measurement
     """Measure the dense model and every cut of it together.
 
     One pass through all blocks gives a time stamp at the output of each, so it times every cut at
-    once; a cut also pays what the model does after its last block (the final norm). The dense model
+    once. A cut also pays what the model does after its last block (the final norm). The dense model
     is the published one as it classifies or begins to generate: all blocks, and its LM head on the
     last position of each text. The backbone has no head here, so a product of the same size, with
     the token table, stands for it.
 
     Peak memory is what the weights of the parts kept take, in the dtype computed in, and the most
-    that tensors made on the way held at once; scratch memory inside a kernel is not seen.
+    that tensors made on the way held at once. Scratch memory inside a kernel is not seen.
 
     Args:
         backbone: In the dtype and on the device that the run uses.

@@ -1,1 +1,1 @@
-"""Scores, rules and the record of a run; never loads torch."""
+"""Scores, rules and the record of a run. Never loads torch."""

@@ -21,10 +21,10 @@ class Token:
     text: str
     start: int
     end: int
-    """Span in characters of the text that the token is in; 0 and 0 in the template."""
+    """Span in characters of the text that the token is in. 0 and 0 in the template."""
     in_text: bool
     in_pair: bool
-    """Whether it belongs to the first text, or to the second; the template's belong to neither."""
+    """Whether it belongs to the first text, or to the second. The template's belong to neither."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """How good a chip is: accuracy, macro-F1, log-loss and calibration, with intervals.
 
-Knows labels and probabilities only; nothing of models, layers' meaning or files.
+Knows labels and probabilities, neither models nor files.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Score(ChipRecord):
     """Expected calibration error over 15 equal-width bins of confidence."""
     ece_low: float
     ece_high: float
-    """Percentile bootstrap 95 % intervals over texts; the ECE's leans upwards, as the ECE does."""
+    """Percentile bootstrap 95 % intervals over texts. The ECE's leans upwards, as the ECE does."""
     repeats: tuple[float, ...] = ()
     """Accuracies of the same chip fitted again on bootstrap samples of the training texts."""
 
@@ -74,7 +74,7 @@ class Score(ChipRecord):
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """95 % interval of a proportion.
 
-    Source: Wilson 1927; behaves at 0 and 1, where the normal interval has no width.
+    Source: Wilson 1927. Behaves at 0 and 1, where the normal interval has no width.
     """
     p = correct / n
     z2 = Z_95**2
@@ -84,7 +84,7 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
 
 
 def macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> float:
-    """Mean F1 over the classes that occur in `labels` or `predicted`; both of shape (N,)."""
+    """Mean F1 over the classes that occur in `labels` or `predicted`. Both of shape (N,)."""
     confusion = confusion_matrix(labels, predicted, n_classes)
     hits = np.diag(confusion)
     either = confusion.sum(axis=0) + confusion.sum(axis=1)
@@ -189,7 +189,7 @@ def score(
         labels: Shape (N,).
         cut: The chip and its layer, written into the score, like `split` and `repeats`.
         split: See `cut`.
-        resamples: Bootstrap samples of this split; None draws them.
+        resamples: Bootstrap samples of this split. None draws them.
         repeats: See `cut`.
     """
     n, n_classes = probabilities.shape

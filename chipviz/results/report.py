@@ -38,7 +38,7 @@ class BackboneInfo(_Record):
     n_layers: int
     hidden_size: int
     n_parameters: int
-    """Of the published model, LM head included (a tied head counts once)."""
+    """Parameters of the published model, LM head included (a tied head counts once)."""
     dtype: str
     """What the forward pass computed in."""
     device: str
@@ -110,13 +110,13 @@ class CutCost(_Record):
     flops_per_token: int
     """Multiply-adds x 2 of the matrix products of one token at the run's length limit."""
     latency_s: float | None = None
-    """Seconds of one forward pass, as `Measured` describes it; None where nothing was measured."""
+    """Seconds of one forward pass, as `Measured` describes it. None where nothing was measured."""
     peak_bytes: int | None = None
     """Most bytes held at once in that pass: weights in the dtype computed in, and activations."""
 
 
 class Parts(_Record):
-    """Parameters of the published model by part; they sum to its `n_parameters`.
+    """Parameters of the published model by part. They sum to its `n_parameters`.
 
     A part takes `dense.weight_bytes / dense.n_parameters` bytes a parameter.
     """
@@ -127,7 +127,7 @@ class Parts(_Record):
     """By layer."""
     final_norm: int
     lm_head: int
-    """What the head adds; nothing but a bias or a norm, or 0, where it is tied."""
+    """What the head adds. Nothing but a bias or a norm, or 0, where it is tied."""
     other: int
     """The rest, such as the norm of an embedding."""
     tied: bool
@@ -139,9 +139,9 @@ class Measured(_Record):
 
     batch: int
     n_tokens: int
-    """Of each text, no padding: the median prompt of the validation split."""
+    """Tokens of each text, without padding: the median prompt of the validation split."""
     repeats: int
-    """Timed passes, after a warm-up; the latency is their median."""
+    """Timed passes, after a warm-up. The latency is their median."""
     device: str
     dtype: str
 
@@ -207,7 +207,7 @@ class RunReport(_Record):
         return in_order(score.key for score in self.scores)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A changed copy; what was looked up in this report is not that of the copy."""
+        """A changed copy, without what was looked up in this report."""
         copy = super().model_copy(update=update, deep=deep)
         for name in ("chips", "_scores_by_cut", "_costs_by_cut"):
             vars(copy).pop(name, None)
@@ -242,11 +242,11 @@ class RunReport(_Record):
 
         Args:
             rule: Its name.
-            pooling: Look only at chips on this pooling (`raw` is the published recipe's); None
+            pooling: Look only at chips on this pooling (`raw` is the published recipe's). None
                 looks at all.
-            chip: Look only at chips of this kind; None looks at all.
+            chip: Look only at chips of this kind. None looks at all.
             budget: For rule *budget*: `parameters=50%`, `parameters=80M`, `memory=300MB` or
-                `latency=20ms`; None is half of the published parameters.
+                `latency=20ms`. None is half of the published parameters.
             options: See `chipviz.results.selection.select`.
 
         Raises:
@@ -297,7 +297,7 @@ class RunReport(_Record):
 
 
 def _amounts(cost: CutCost) -> dict[Quantity, float | None]:
-    """What a budget limits; a report without measured memory still knows its weights."""
+    """What a budget limits. A report without measured memory still knows its weights."""
     return {
         "parameters": cost.n_parameters,
         "memory": cost.weight_bytes if cost.peak_bytes is None else cost.peak_bytes,

@@ -1,4 +1,4 @@
-"""Every file of a run by name; nobody else spells one.
+"""Every file of a run by name. No other module spells one.
 
 Reads what pages need without torch. Who computes a run writes the files under these names.
 """
@@ -68,7 +68,7 @@ class RunFolder:
 
     @property
     def predictions(self) -> Path:
-        """Classes that the chips predicted; see `read_predictions`."""
+        """Classes that the chips predicted. See `read_predictions`."""
         return self.path / "predictions.safetensors"
 
     @property
@@ -123,7 +123,7 @@ class RunFolder:
         return RunReport.model_validate_json(self.report.read_text("utf-8"))
 
     def read_examples(self, split: Split) -> list[Example]:
-        """Texts kept of a split, in the order of its predictions; none before the run is done."""
+        """Texts kept of a split, in the order of its predictions. None before the run is done."""
         path = self.examples(split)
         if not path.exists():
             return []

@@ -1,6 +1,6 @@
 """Score table + rule -> cut layer and a sentence why.
 
-Looks only at validation; the one exception, *oracle*, says so. Never recomputes a score.
+Looks only at validation. The one exception, *oracle*, says so. Never recomputes a score.
 """
 
 import re
@@ -66,8 +66,8 @@ def parse_budget(text: str, dense: Mapping[Quantity, float | None]) -> Budget:
     """Read a budget such as `parameters=80M`, `memory=300MB`, `latency=20ms` or `latency=50%`.
 
     Args:
-        text: What the user wrote; units in any case, a share is one of the published model's cost.
-        dense: That cost; None where it was not measured.
+        text: What the user wrote. Units in any case, a share is one of the published model's cost.
+        dense: That cost. None where it was not measured.
 
     Raises:
         ConfigError: If it cannot be read, or limits what was not measured.
@@ -104,7 +104,7 @@ def select(
     budget: Budget | None = None,
     costs: Mapping[Cut, float] | None = None,
 ) -> Selection:
-    """Apply one rule to the scores of all layers; ties go to the shallower layer.
+    """Apply one rule to the scores of all layers. Ties go to the shallower layer.
 
     - *validate*: the best score.
     - *within*: the shallowest layer at most `tolerance` below the best.
@@ -115,14 +115,14 @@ def select(
       at or above lowest + 0.9 (best - lowest). There the drastic change is over.
     - *budget*: the best score among the cuts that cost at most `budget`.
     - *fixed*: the paper's 5/8 depth.
-    - *oracle*: the best score on the test split; for comparison only, never a choice.
+    - *oracle*: the best score on the test split. For comparison only, never a choice.
     - *manual*: the given `layer`.
 
     Args:
-        scores: The score table; the embedding control is passed over.
+        scores: The score table. The embedding control is passed over.
         rule: See above.
-        layer: The user's layer; rule *manual* alone takes one.
-        chips: Look only at these; None looks at all.
+        layer: The user's layer. Rule *manual* alone takes one.
+        chips: Look only at these. None looks at all.
         tolerance: Accuracy given up for depth, in [0, 1).
         margin: Accuracy that must not be lost, in [0, 1).
         correct: For rule *non-inferior*.
@@ -133,7 +133,7 @@ def select(
         ConfigError: If no score fits, `tolerance` or `margin` is out of range, there is no such
             layer, or the rule lacks what it needs.
 
-    Source: *validate*, *fixed* and *oracle* arXiv:2410.06541, sections 4.1 and 5.2; the rest ours.
+    Source: *validate*, *fixed* and *oracle* arXiv:2410.06541, sections 4.1 and 5.2. The rest ours.
     """
     rows = list(scores)
     table = _table(rows, "validation", chips)
@@ -178,10 +178,10 @@ def paired_lower_bound(
     Args:
         correct: Which texts a chip got right, shape (N,).
         best: Which the best chip did, shape (N,).
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
-        In [-1, 1]; exactly 0 where both chips got the same texts right.
+        In [-1, 1]. Exactly 0 where both chips got the same texts right.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13 (percentile).
     """
@@ -278,7 +278,7 @@ def _oracle(table: Sequence[Score], test: Sequence[Score]) -> tuple[Score, str]:
 
 
 def _best(table: Sequence[Score]) -> Score:
-    """Highest accuracy; ties to the shallower layer, the lower log-loss, the simpler chip."""
+    """Highest accuracy. Ties to the shallower layer, the lower log-loss, the simpler chip."""
     return min(table, key=lambda s: (-s.accuracy, s.layer, s.log_loss, s.key.name))
 
 

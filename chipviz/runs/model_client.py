@@ -30,7 +30,7 @@ class Inference:
 
         Args:
             home: The folder of the runs that it answers about.
-            command: What starts the process; None is `python -m chipviz.runs.model_process`.
+            command: What starts the process. None is `python -m chipviz.runs.model_process`.
         """
         own = [sys.executable, "-m", "chipviz.runs.model_process", "--home", str(home)]
         self.home, self._command = home, command or own
@@ -39,7 +39,7 @@ class Inference:
         self._answers: queue.Queue[str | None] = queue.Queue()
 
     def ask(self, question: Question, kind: type[A], timeout_s: float = 120.0) -> A:
-        """Send one question and wait for its answer; one at a time, others wait their turn.
+        """Send one question and wait for its answer. One at a time, others wait their turn.
 
         Args:
             question: What to ask.
@@ -68,7 +68,7 @@ class Inference:
             self._end()
 
     def _exchange(self, line: str, deadline: float, timeout_s: float) -> str:
-        """The line that answers; others were printed by a library on the way."""
+        """The line that answers. Others were printed by a library on the way."""
         process = self._living()
         assert process.stdin is not None
         try:

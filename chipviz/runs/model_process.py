@@ -1,6 +1,6 @@
 """The process that answers pages: what a run would read, tokens of a text, predictions of a bundle.
 
-Reads questions on standard input and answers on standard output, see `questions`; ends when its
+Reads questions on standard input and answers on standard output, see `questions`. Ends when its
 input closes. Keeps the last run and the last bundle loaded. What loads models is imported by the
 questions that need it: a page that only asks for columns waits for nothing else.
 """
@@ -90,7 +90,7 @@ def _open_bundle(path: Path) -> Any:
 
 
 def reply(answerer: Answerer, line: str) -> str:
-    """The line that answers a question; what the user can mend is refused in words."""
+    """The line that answers a question. What the user can mend is refused in words."""
     try:
         answer = answerer.answer(QUESTION.validate_json(line))
     except ChipvizError as error:

@@ -1,4 +1,4 @@
-"""What pages ask the process that keeps models loaded; each question names the type of its answer.
+"""What pages ask the process that keeps models loaded. Each question names the type of its answer.
 
 A question is one line of JSON. Its answer is one line too: `answer` and JSON, or `refused` and the
 JSON of a `Refusal`. Whatever a library prints beside begins otherwise.

@@ -1,4 +1,4 @@
-"""Queue, start, watch, stop and resume the processes that compute; knows nothing of what they do.
+"""Queue, start, watch, stop and resume the processes that compute.
 
 Any number of pages, servers and command lines may call this at once: the store decides.
 """
@@ -34,12 +34,12 @@ _log = logging.getLogger("chipviz")
 
 
 def enqueue_run(store: Store, config: RunConfig) -> Job:
-    """Queue a training run; the scheduler starts it when its turn comes."""
+    """Queue a training run. The scheduler starts it when its turn comes."""
     return store.create_run(config)
 
 
 def enqueue_bundle(store: Store, run_id: str, cut: CutSpec) -> Job:
-    """Queue the build of a bundle; a second click returns the build that is under way.
+    """Queue the build of a bundle. A second click returns the build that is under way.
 
     Raises:
         JobError: If the run is unknown or not done.
@@ -54,7 +54,7 @@ def enqueue_bundle(store: Store, run_id: str, cut: CutSpec) -> Job:
 
 
 def resume(store: Store, run_id: str) -> Job:
-    """Queue a run that ended too early; what it has on disk already is not computed again.
+    """Queue a run that ended too early. What it has on disk already is not computed again.
 
     Raises:
         JobError: If it is unknown, at work, waiting or done.
@@ -72,7 +72,7 @@ def resume(store: Store, run_id: str) -> Job:
 
 
 def stop(store: Store, job_id: str) -> None:
-    """Ask a job to stop and return at once; one that has ended is left alone.
+    """Ask a job to stop and return at once. One that has ended is left alone.
 
     The process gets a request to stop, and is killed after `KILL_AFTER_S` by whoever reconciles.
 
@@ -91,7 +91,7 @@ def stop(store: Store, job_id: str) -> None:
 def reconcile(store: Store, *, kill_after_s: float = KILL_AFTER_S) -> None:
     """Bring the store in line with the processes that really live.
 
-    A working job without its process ends as the process wrote with its last act; without such
+    A working job without its process ends as the process wrote with its last act. Without such
     a note it is *interrupted*, or *stopped* if somebody had asked for that.
     """
     for job in store.active():
@@ -128,7 +128,7 @@ def _bury(store: Store, job: Job) -> None:
 
 
 def _exit_note(store: Store, job: Job) -> dict[str, Any] | None:
-    """The last words of exactly this job's process; None if it left none, or torn ones."""
+    """The last words of exactly this job's process. None if it left none, or torn ones."""
     try:
         note = json.loads(store.exit_path(job).read_text("utf-8"))
         same = (note["pid"], note["pid_created"]) == (job.pid, job.pid_created)
@@ -139,7 +139,7 @@ def _exit_note(store: Store, job: Job) -> dict[str, Any] | None:
 
 
 def _process(job: Job) -> psutil.Process | None:
-    """The living process of a job; never another program that was given its pid later."""
+    """The living process of a job. Never another program that was given its pid later."""
     if job.pid is None or job.pid_created is None:
         return None
     try:
@@ -152,7 +152,7 @@ def _process(job: Job) -> psutil.Process | None:
 
 
 def _signal(job: Job, number: signal.Signals) -> None:
-    """Signal a job's process and, where it leads one, its group; but never this very process."""
+    """Signal a job's process and, where it leads one, its group. But never this very process."""
     process = _process(job)
     if process is None or process.pid == os.getpid():
         return
@@ -199,7 +199,7 @@ class _Child:
 class Scheduler:
     """A thread that starts queued jobs, one run and one bundle at a time.
 
-    Of several servers on one home only the one that holds a lock schedules; when it goes,
+    Only one of several servers on one home schedules, the one that holds a lock. When it goes,
     another takes over within a second or two.
     """
 
@@ -223,7 +223,7 @@ class Scheduler:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking; processes that work go on, the next server finds them."""
+        """Stop looking. Processes at work go on, and the next server finds them."""
         self._closing.set()
         if self.alive:
             self._thread.join()

@@ -1,6 +1,6 @@
 """Runs, bundle builds and live curves in one SQLite file: the only truth about what happened.
 
-Knows states and who may change them; nothing of processes or of what a run computes. Every
+Knows states and who may change them, neither processes nor what a run computes. Every
 change of state is a compare-and-set, so that a page, a worker and two servers can act at once.
 """
 
@@ -99,10 +99,10 @@ class Job:
     """One row: a training run, or the build of one bundle of a run. Times are unix seconds."""
 
     job_id: str
-    """Of a training run: the run id."""
+    """Id of the job; a training run's is its run id."""
     kind: Kind
     run_id: str
-    """The run that a bundle belongs to; of a training run, its own id."""
+    """The run that a bundle belongs to; a training run's own id."""
     name: str
     created: float
     spec: str
@@ -116,7 +116,7 @@ class Job:
     eta_s: float | None = None
     message: str = ""
     hint: str = ""
-    """Why a job failed or was interrupted, and what to do; empty otherwise."""
+    """Why a job failed or was interrupted, and what to do. Empty otherwise."""
     fields: str = ""
     """Settings of `RunConfig` that the hint is about, parted by commas."""
     pid: int | None = None
@@ -125,7 +125,7 @@ class Job:
     heartbeat: float | None = None
     finished: float | None = None
     result: str | None = None
-    """JSON of a `BundleReport`, for a bundle; a run's report lies in its folder."""
+    """JSON of a `BundleReport`, for a bundle. A run's report lies in its folder."""
     test_accuracy: float | None = None
     """Test accuracy in [0, 1] of a finished run's cut by rule *within*."""
     cut_layer: int | None = None
@@ -164,7 +164,7 @@ class Job:
 
     @cached_property
     def bundle(self) -> BundleReport | None:
-        """What a bundle job built; None before it is done."""
+        """What a bundle job built. None before it is done."""
         return BundleReport.model_validate_json(self.result) if self.result else None
 
 
@@ -172,10 +172,10 @@ _COLUMNS = frozenset(field.name for field in fields(Job)) - {"stop_requested"}
 
 
 class Store:
-    """All jobs under one home folder; safe to use from many threads and processes at once."""
+    """All jobs under one home folder. Safe to use from many threads and processes at once."""
 
     def __init__(self, home: Path) -> None:
-        """Open the store of `home`, or make a new one; one of an earlier version is brought up.
+        """Open the store of `home`, or make a new one. An earlier version is migrated.
 
         Raises:
             JobError: If the folder cannot be written, or a newer chipviz wrote the store.
@@ -238,7 +238,7 @@ class Store:
         """Change the state if it still is one of `expect`, together with the given columns.
 
         Returns:
-            Whether this call made the change; False means somebody else was faster.
+            Whether this call made the change. False means somebody else was faster.
         """
         values = {"state": to} | values
         if to == "queued":
@@ -248,7 +248,7 @@ class Store:
         )
 
     def claim(self, job_id: str) -> bool:
-        """Take a queued job for this process; of many that try, exactly one hears True."""
+        """Take a queued job for this process. Exactly one of many that try hears True."""
         changed = self._update(
             _owned_by_this_process() | {"state": "loading"},
             "job_id = ? AND kind = 'train' AND state = 'queued'",
@@ -272,11 +272,11 @@ class Store:
         return self._update_active(job_id, values)
 
     def beat(self, job_id: str) -> bool:
-        """Say that the process of a working job is alive; False if the job works no more."""
+        """Say that the process of a working job is alive. False if the job works no more."""
         return self._update_active(job_id, {"heartbeat": time.time()})
 
     def request_stop(self, job_id: str) -> bool:
-        """Ask a working job to stop; the first request's time stays."""
+        """Ask a working job to stop. The first request's time stays."""
         return self._update_active(job_id, {"stop_at": time.time()}, " AND stop_at IS NULL")
 
     def stop_requested(self, job_id: str) -> bool:
@@ -296,7 +296,7 @@ class Store:
         found: dict[str, Any] | None = None,
         pid: int | None = None,
     ) -> bool:
-        """End a working job; False if it had already ended, or is not the job of `pid`.
+        """End a working job. False if it had already ended, or is not the job of `pid`.
 
         Args:
             job_id: The job.
@@ -306,7 +306,7 @@ class Store:
             fields: Settings of `RunConfig` that the hint is about.
             result: JSON of a `BundleReport`, for a bundle.
             found: `summary` of a run's report, for a run.
-            pid: The process that ends it; None is somebody who may end any.
+            pid: The process that ends it. None is somebody who may end any.
         """
         values: dict[str, Any] = {"state": to, "message": message, "hint": hint, "eta_s": None}
         values["fields"] = ",".join(fields)
@@ -317,7 +317,7 @@ class Store:
         return self._update_active(job_id, values | {"finished": time.time()}, owner)
 
     def add_points(self, run_id: str, points: Sequence[CurvePoint]) -> None:
-        """Add points to a live curve; one that is there already is replaced."""
+        """Add points to a live curve. One that is there already is replaced."""
         rows = [
             (
                 run_id,
@@ -350,7 +350,7 @@ class Store:
         ]
 
     def report(self, run_id: str) -> RunReport:
-        """What a finished run found; parsed once for all who ask, as long as its file is the same.
+        """What a finished run found. Parsed once for all who ask, as long as its file is the same.
 
         Raises:
             JobError: If it is not done, or its report is gone.
@@ -449,7 +449,7 @@ class Store:
             )
 
     def _move_reports(self, db: sqlite3.Connection) -> None:
-        """Bring a store of version 1 up: reports move to the run folders, the list's columns come.
+        """Migrate a store of version 1: reports move to the run folders, new columns are filled.
 
         Killed at any moment, it is done again: a report is written before its row forgets it.
         """

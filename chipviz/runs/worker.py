@@ -82,10 +82,10 @@ def work(store: Store, job: Job, *, watch: ProgressFn = silent) -> Job:
     Args:
         store: Where the job lives.
         job: A working job owned by this process (`Store.claim`, or `create_run(claim=True)`).
-        watch: Hears every progress report too; the command line draws its bar with it.
+        watch: Hears every progress report too. The command line draws its bar with it.
 
     Returns:
-        The job as it ended: done, failed or stopped; errors are in its message and hint.
+        The job as it ended: done, failed or stopped. Errors are in its message and hint.
 
     Raises:
         KeyboardInterrupt: After the run was left readable, as *stopped*.

@@ -1,1 +1,1 @@
-"""The pages' shared parts: state, links, status lines, drawings; nothing here loads torch."""
+"""The pages' shared parts: state, links, status lines, drawings. Nothing here loads torch."""

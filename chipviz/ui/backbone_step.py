@@ -18,7 +18,7 @@ EMBEDDED = {
 
 
 def choose() -> dict[str, Any]:
-    """Draw the step; `backbone` is empty where none is named yet."""
+    """Draw the step. `backbone` is empty where none is named yet."""
     st.subheader("2 Backbone", anchor=False)
     kind = st.segmented_control(
         "Where the language model comes from",
@@ -74,7 +74,7 @@ def show_outlook(values: dict[str, Any]) -> bool:
 
 
 def show_refusal(found: BackbonePreview) -> bool:
-    """Say why a backbone would be refused; true if it would not."""
+    """Say why a backbone would be refused. True if it would not."""
     if found.refused:
         parts.show_failure(Refusal(found.refused, found.hint, found.fields))
     return not found.refused

@@ -42,7 +42,7 @@ def plan(job: Job, report: RunReport, cut: Cut) -> None:
 
 
 def built(job: Job, cut: Cut) -> Job | None:
-    """List what was built; the newest bundle at this cut (else the newest of all) is opened."""
+    """List what was built. The newest bundle at this cut (else the newest of all) is opened."""
     bundles = state.store().bundles(job.run_id)
     if bundles and bundles[0].status in ("failed", "stopped", "interrupted"):
         _ended_badly(bundles[0])
@@ -57,7 +57,7 @@ def built(job: Job, cut: Cut) -> Job | None:
 
 
 def _done(job: Job) -> list[Job]:
-    """Finished bundles, newest first; of one folder only the newest."""
+    """Finished bundles, newest first, only the newest per folder."""
     by_folder: dict[str, Job] = {}
     for bundle in state.store().bundles(job.run_id):
         if bundle.bundle:

@@ -17,15 +17,15 @@ RULE_NAMES: dict[Rule, str] = {
     "budget": "Half the size",
     "fixed": "Fixed 5/8",
 }
-"""What people call the rules that a cut may be chosen by; *oracle* is none of them."""
+"""What people call the rules that a cut may be chosen by. *oracle* is none of them."""
 SIDE_BY_SIDE = 24
-"""Letters of all chips' names, up to which each has its button; longer ones are a list to open."""
+"""Maximum letters of all chips' names together for which each chip gets a button."""
 
 
 def controls(report: RunReport) -> Cut:
-    """Draw slider and, where there are several, the chips; both are views of the kept cut.
+    """Draw slider and, where there are several, the chips. Both are views of the kept cut.
 
-    A widget that is new on this page starts at the kept cut; one that is here already is moved.
+    A widget that is new on this page starts at the kept cut. One that is here already is moved.
     """
     cut = state.current_cut(report)
     last = report.backbone.n_layers - 1
@@ -40,7 +40,7 @@ def controls(report: RunReport) -> Cut:
 
 
 def rule_buttons(report: RunReport, cut: Cut) -> None:
-    """One button a rule; those that say the present cut are filled."""
+    """One button per rule. Those that say the present cut are filled."""
     with st.container(horizontal=True, gap="small"):
         for rule, name in RULE_NAMES.items():
             choice = report.selection.get(rule)
@@ -95,7 +95,7 @@ def spec_of(report: RunReport, cut: Cut) -> CutSpec:
 
 
 def curve(report: RunReport, cut: Cut) -> None:
-    """Draw the curve; a click on a point cuts there.
+    """Draw the curve. A click on a point cuts there.
 
     The cut is part of the figure, so each new cut makes a new chart and drops the old selection:
     a point can be clicked again later.

@@ -57,7 +57,7 @@ def _interval(score: Score) -> str:
 
 
 def savings(report: RunReport, cut: Cut) -> list[tuple[str, str]]:
-    """Figures and their meaning, cut against dense; what was not measured is left out."""
+    """Figures and their meaning, cut against dense. What was not measured is left out."""
     cost, dense = report.cost_at(cut), report.dense
     kept = cost.n_parameters / dense.n_parameters
     rows = [

@@ -12,14 +12,14 @@ from chipviz.preview import Preview
 from chipviz.ui import lookups, parts, uploads
 
 MAX_BARS = 12
-"""Classes drawn; of the others there is a count."""
+"""Maximum classes drawn. The others are counted."""
 
 
 def choose() -> dict[str, Any] | None:
     """Draw the step.
 
     Returns:
-        Fields of `RunConfig`, `data` empty where nothing is named yet; None if what is named cannot
+        Fields of `RunConfig`, `data` empty where nothing is named yet. None if what is named cannot
         be used, which has been said.
     """
     st.subheader("1 Data", anchor=False)
@@ -75,7 +75,7 @@ def _named(kind: str) -> str:
 
 
 def _columns(data: str) -> dict[str, str | None] | None:
-    """Draw a box a role, the guess chosen; what differs from the guess is named in the run."""
+    """Draw one box per role with the guess chosen. The run names what differs from the guess."""
     first = lookups.columns(data, None)
     if isinstance(first, Refusal):
         lookups.show_failure(first, data)
@@ -109,7 +109,7 @@ def _columns(data: str) -> dict[str, str | None] | None:
 
 
 def _box(role: str, options: list[Any], guess: str | None, guessed_for: str) -> str | None:
-    """A box with the guess chosen and named as one; `guessed_for` names that table."""
+    """A box with the guess chosen and named as one. `guessed_for` names that table."""
     return st.selectbox(
         parts.label_of(role),
         options,
@@ -145,7 +145,7 @@ def show_rows(found: Preview) -> None:
 
 
 def label_bars(counts: dict[str, int]) -> str:
-    """How many training texts each label has, as bars; the largest first, in HTML."""
+    """How many training texts each label has, as bars. The largest first, in HTML."""
     largest = sorted(counts.items(), key=lambda item: -item[1])
     most = max(1, largest[0][1])
     cells = "".join(

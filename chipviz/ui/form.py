@@ -1,4 +1,4 @@
-"""The form of a new run: data, backbone, prompt; beside each what it comes to; the rest folded."""
+"""The form of a new run: data, backbone and prompt, what each comes to, and folded options."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def show() -> None:
 
 
 def _config(values: dict[str, Any]) -> RunConfig | None:
-    """The settings, checked; None where something is missing or wrong, which is said."""
+    """The settings, checked. None where something is missing or wrong, which is said."""
     missing = [f"step {n}" for n, name in ((1, "data"), (2, "backbone")) if not values[name]]
     if missing:
         st.caption(f"Fill in {' and '.join(missing)} first.")
@@ -51,7 +51,7 @@ def _config(values: dict[str, Any]) -> RunConfig | None:
 def _looks_good(
     config: RunConfig, rows: DeltaGenerator, size: DeltaGenerator, read: DeltaGenerator
 ) -> bool:
-    """Draw what the run would read, where that can be known now; whether nothing is wrong."""
+    """Draw what the run would read, where that can be known now. Returns whether it can start."""
     if not lookups.is_here("data", config.data) or not lookups.is_here(
         "backbones", config.backbone
     ):

@@ -22,7 +22,7 @@ def watch_run(job: Job) -> None:
 
 
 def watch_bundle(job: Job) -> None:
-    """Show a bundle build while it works; the page is drawn anew when it ends."""
+    """Show a bundle build while it works. The page is drawn anew when it ends."""
     st.button("Stop", icon=":material/stop:", key="stop_build", on_click=_stop, args=(job.job_id,))
     st.fragment(_bundle_view, run_every=EVERY_S)(job.job_id)
 
@@ -33,7 +33,7 @@ def resume_button(job: Job, key: str) -> None:
 
 
 def stop_button(job: Job, key: str) -> None:
-    """Offer to stop a run; what it has on disk stays readable."""
+    """Offer to stop a run. What it has on disk stays readable."""
     label = "Stopping" if job.stop_requested else "Stop"
     st.button(
         label,

@@ -25,7 +25,7 @@ from chipviz.ui import parts, state
 A = TypeVar("A")
 
 WAIT_S = 1800.0
-"""Fetching may take its time; what does not answer is given up by the process itself."""
+"""Fetching may take its time. What does not answer is given up by the process itself."""
 KEPT_S = 900
 
 
@@ -65,7 +65,7 @@ def is_here(kind: str, source: str) -> bool:
 
 
 def offer(kind: str, source: str) -> None:
-    """Offer to bring a source here and look at it now; otherwise the run does it when it starts."""
+    """Offer to bring a source here and look at it now. Otherwise the run does it when it starts."""
     st.button(
         "Prepare and look",
         key=f"prepare_{kind}",
@@ -80,7 +80,7 @@ def offer(kind: str, source: str) -> None:
 def show_failure(refusal: Refusal, *sources_asked: str) -> None:
     """Show why there is no answer about the sources that were asked about.
 
-    Files that change are looked at again by themselves; for others there is a button.
+    Files that change are looked at again by themselves. For others there is a button.
     """
     parts.show_failure(refusal)
     if any(sources.on_disk(source) is None for source in sources_asked):
@@ -97,7 +97,7 @@ def _wanted() -> set[str]:
 
 
 def _answer(question: Question, kind: type[A], stamp: object) -> A | Refusal:
-    """What was found, or why nothing was; a process that broke down is asked anew the next time."""
+    """What was found, or why nothing was. A process that broke down is asked anew the next time."""
     try:
         return _ask(question, kind, line_of(question), stamp)
     except JobError as error:

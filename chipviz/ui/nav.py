@@ -1,4 +1,4 @@
-"""The pages and the links between them; a link keeps the run and its cut."""
+"""The pages and the links between them. A link keeps the run and its cut."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ _PAGES: dict[PageName, tuple[str, str]] = {
 
 
 def pages() -> "dict[PageName, StreamlitPage]":
-    """All pages, in the order of the work; addresses stay the same across versions."""
+    """All pages, in the order of the work. Addresses are the same in every version."""
     return {
         name: st.Page(
             _FOLDER / f"{name}.py",
@@ -38,7 +38,7 @@ def pages() -> "dict[PageName, StreamlitPage]":
 def link(
     name: PageName, label: str, params: Mapping[str, str] | None = None, icon: str | None = None
 ) -> None:
-    """Draw a link to a page; `label` is ours, never text from data."""
+    """Draw a link to a page. `label` is ours, never text from data."""
     st.page_link(pages()[name], label=label, icon=icon, query_params=dict(params or {}))
 
 

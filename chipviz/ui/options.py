@@ -15,7 +15,7 @@ MAX_FITS = 10
 
 
 def choose(*, embedded: bool) -> dict[str, Any]:
-    """Draw them, folded; the example has its own sizes.
+    """Draw them, folded. The example has its own sizes.
 
     Returns:
         Fields of `RunConfig`.

@@ -38,7 +38,7 @@ def show_error(error: ChipvizError) -> None:
 
 
 def show_failure(refusal: Refusal) -> None:
-    """Say what happened and what to do next; settings are named as in the form."""
+    """Say what happened and what to do next. Settings are named as in the form."""
     labels = [label_of(field) for field in refusal.fields if field in RunConfig.model_fields]
     hint = refusal.hint + f" See {' and '.join(labels)}." * bool(labels)
     tail = f"\n\n{plain(hint)}" if hint else ""
@@ -56,7 +56,7 @@ def help_of(field: str) -> str:
 
 
 def act(call: Callable[..., object], *values: object) -> None:
-    """Run a button's action; its error is shown at the top of the page that follows."""
+    """Run a button's action. Its error is shown at the top of the page that follows."""
     try:
         call(*values)
     except ChipvizError as error:
@@ -129,13 +129,13 @@ def pace_words(job: Job) -> str:
 
 
 def dot(job: Job) -> str:
-    """The status mark as HTML; its words stand beside it, so colour says nothing alone."""
+    """The status mark as HTML. Its words stand beside it, so colour says nothing alone."""
     name = _DOTS.get(job.status, "cv-work" if job.state in ACTIVE else "")
     return f'<span class="cv-dot {name}" aria-hidden="true"></span>'
 
 
 def progress(job: Job) -> None:
-    """One line: stage in words, rate, time left; under it a bar where the length is known."""
+    """One line: stage in words, rate, time left. Under it a bar where the length is known."""
     words = html.escape(stage_words(job))
     pace = html.escape(pace_words(job))
     st.html(

@@ -15,7 +15,7 @@ MAX_SHOWN = 1_500
 
 
 def choose(*, embedded: bool) -> dict[str, Any]:
-    """Draw the step; the example has its own prompt and limit."""
+    """Draw the step. The example has its own prompt and limit."""
     st.subheader("3 Prompt", anchor=False)
     left, right = st.columns([3, 1])
     template = left.text_area(
@@ -61,7 +61,7 @@ def show(found: Preview) -> None:
 
 
 def prompt_html(example: PromptPreview) -> str:
-    """One prompt as the model reads it, the probed tokens marked, in HTML; all text escaped."""
+    """One prompt as the model reads it, the probed tokens marked, in HTML. All text escaped."""
     prompt, tokens = example.prompt, example.tokens
     said, marks = [], {}
     for pooling, (start, stop) in example.probed.items():
@@ -97,7 +97,7 @@ def prompt_html(example: PromptPreview) -> str:
 
 
 def _place(prompt: str, token: str, *, at_end: bool) -> tuple[int, int] | None:
-    """Where the first or last token stands in the decoded prompt; pieces of words carry marks."""
+    """Where the first or last token stands in the decoded prompt. Pieces of words carry marks."""
     for form in (token, token.removeprefix("##")):
         if form and at_end and prompt.endswith(form):
             return len(prompt) - len(form), len(prompt)
@@ -112,7 +112,7 @@ def _visible(token: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """The beginning and the end of a text, in HTML; between them how much is not shown."""
+    """The beginning and the end of a text, in HTML. Between them how much is not shown."""
     if len(text) <= MAX_SHOWN:
         return html.escape(text)
     head, tail = text[: 2 * MAX_SHOWN // 3], text[-MAX_SHOWN // 3 :]

@@ -9,7 +9,7 @@ from chipviz.ui import live, nav, parts, state
 
 
 def finished_run() -> tuple[Job, RunReport]:
-    """The run this page shows; the page stops here when there is none to show."""
+    """The run this page shows. The page stops here when there is none to show."""
     parts.show_kept_failure()
     try:
         job = state.current_run()

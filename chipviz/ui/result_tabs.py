@@ -134,7 +134,7 @@ def _scores(report: RunReport) -> None:
 
 
 def scores_csv(scores: list[Score]) -> str:
-    """Every score with all its digits, one a line; `repeats` are set apart by spaces."""
+    """Every score with all its digits, one a line. `repeats` are set apart by spaces."""
     text = io.StringIO()
     rows = [score.model_dump() for score in scores]
     lines = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

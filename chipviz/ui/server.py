@@ -1,6 +1,6 @@
 """What the web server adds around the pages: bundle downloads, health, headers, the scheduler.
 
-Plain ASGI parts that `app.py` hands to Streamlit; knows nothing of pages.
+Plain ASGI parts that `app.py` hands to Streamlit. Knows no page.
 """
 
 import gc
@@ -44,7 +44,7 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
-"""On every answer. Streamlit sends none of them; with these, injected script and foreign images
+"""On every answer. Streamlit sends none of them. With these, injected script and foreign images
 stay dead even if a page should ever render hostile text as HTML."""
 
 _log = logging.getLogger("chipviz")
@@ -70,7 +70,7 @@ class Server:
 
     @asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncIterator[None]:
-        """Schedule while the server runs; processes at work outlive it."""
+        """Schedule while the server runs. Processes at work outlive it."""
         gc.freeze()  # what is imported now stays: collections after a page's run skip it
         self.scheduler.start()
         try:
@@ -112,7 +112,7 @@ class Server:
 
 
 def bundle_link(store: Store, job: Job) -> str:
-    """The address of a bundle's zip, relative to the server's root; good for `LINK_AGE_S`."""
+    """The address of a bundle's zip, relative to the server's root. Good for `LINK_AGE_S`."""
     return f"/bundles/{_serializer(store).dumps([job.run_id, job.job_id])}"
 
 
@@ -179,7 +179,7 @@ def _serializer(store: Store) -> URLSafeTimedSerializer:
 
 
 def _secret(path: Path) -> str:
-    """The key that signs links; made once a home, readable by its owner alone."""
+    """The key that signs links, made once per home and readable by its owner alone."""
     try:
         return path.read_text("ascii")
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """What a page looks at: the store, the run in the address, and the cut chosen for it.
 
-The cut of each run is kept once a session and stands in the address; the widgets are views of it.
+The cut of each run is kept once a session and stands in the address. The widgets are views of it.
 The address wins where it names a cut (a reload, a pasted link, the browser's back button). Reading
 never writes: a cut is written where somebody chooses it, and once where a page opens a run.
 """
@@ -53,7 +53,7 @@ def look() -> Look:
 
 
 def requested_run() -> str | None:
-    """The run named in the address; foreign text is checked before anything is made of it."""
+    """The run named in the address, checked before anything is made of it."""
     return st.query_params.get("run")
 
 
@@ -96,7 +96,7 @@ def choose_cut(report: RunReport, cut: Cut) -> None:
 
 
 def parse_cut(params: Mapping[str, str], report: RunReport, kept: Cut) -> Cut | None:
-    """The cut an address names, what is missing taken from `kept`; None if it names none.
+    """The cut that an address names, with what is missing taken from `kept`. None if there is none.
 
     A layer or chip that the run does not have counts as not named.
     """
@@ -110,7 +110,7 @@ def parse_cut(params: Mapping[str, str], report: RunReport, kept: Cut) -> Cut | 
 
 
 def _parse_chip(params: Mapping[str, str], report: RunReport, kept: ChipKey) -> ChipKey | None:
-    """The chip an address names; None if it names none that the run has."""
+    """The chip an address names. None if it names none that the run has."""
     if not {"pooling", "chip"} & set(params):
         return None
     vector = params.get("pooling", kept.vector.name)

@@ -98,7 +98,7 @@ def show(answer: TokenReading, text: str, cut: Cut, truth: int | None) -> None:
 def coloured(answer: TokenReading, text: str, layer: int, slots: Sequence[int]) -> str:
     """The text as HTML: each token on its class tint, the template plain, what was cut off struck.
 
-    Every piece of text is escaped; classes come from a fixed list.
+    Every piece of text is escaped. Classes come from a fixed list.
     """
     pieces: list[str] = []
     place = 0

@@ -19,7 +19,7 @@ MAX_MB = 64
 
 
 def keep(file: "UploadedFile") -> Path:
-    """The path of an uploaded file; written once, however often the page is drawn.
+    """The path of an uploaded file. Written once, however often the page is drawn.
 
     Raises:
         ConfigError: If it is of no kind that can be read, or too large.

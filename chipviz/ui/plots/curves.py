@@ -1,7 +1,7 @@
-"""Score table -> plotly Figure; pure functions that know neither files nor the page.
+"""Score table -> plotly Figure. Pure functions that know neither files nor the page.
 
 Colours, washes and labels follow one visual language: a vector keeps its colour everywhere and a
-kind of chip its dash; the cut is the one accent line, what lies beyond it is washed out because it
+kind of chip its dash. The cut is the one accent line, what lies beyond it is washed out because it
 is what gets removed.
 """
 
@@ -39,7 +39,7 @@ from chipviz.ui.plots.theme import (
 TOP = 101.5
 """Upper end of every accuracy axis, in %: markers at 100 stay whole."""
 FEW = 4
-"""Up to so many curves all are drawn in full; of more only the one that is cut."""
+"""Maximum curves that are all drawn in full. Of more only the one that is cut is."""
 
 
 def curve_figure(
@@ -55,7 +55,7 @@ def curve_figure(
 
     Args:
         report: A finished run.
-        cut: Where to cut. Everything right of its layer is washed out; its point is ringed.
+        cut: Where to cut. Everything right of its layer is washed out. Its point is ringed.
         split: Whose scores to draw.
         look: Colours of the page's theme.
     """
@@ -95,7 +95,7 @@ def live_figure(
     The axes depend only on each curve's first state, so nothing jumps while it grows.
 
     Args:
-        points: The history of a run, in any order; may be empty.
+        points: The history of a run, in any order. May be empty.
         total: Training texts the run will read, where it is known.
         look: Colours of the page's theme.
     """
@@ -198,7 +198,7 @@ def learning_figure(
 
 
 def picked(points: Sequence[Any]) -> Cut | None:
-    """The cut that a clicked point names; None for an empty or foreign selection."""
+    """The cut that a clicked point names. None for an empty or foreign selection."""
     for point in points:
         data = point.get("customdata") or []
         if len(data) >= 3:

@@ -27,7 +27,7 @@ MAX_TICK_TOKENS = 48
 def confusion_figure(
     counts: NDArray[np.int64], label_names: Sequence[str], *, subtitle: str, look: Look = LIGHT
 ) -> go.Figure:
-    """Draw counts of (true class, predicted class), shape (C, C); the diagonal is right."""
+    """Draw counts of (true class, predicted class), shape (C, C). The diagonal is right."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [short(name, 24) for name in label_names]
     places = list(range(len(names)))
@@ -61,7 +61,7 @@ def class_slots(n_classes: int, *, answer: int, truth: int | None) -> list[int]:
     """Place of each class in `CLASS_COLOURS`.
 
     Up to eight classes have a colour each. More cannot be told apart: then the true class is
-    green, a wrong answer vermilion, everything else grey; with no truth known the answer is green.
+    green, a wrong answer vermilion, everything else grey. With no truth known the answer is green.
     """
     if n_classes <= len(CLASS_COLOURS):
         return list(range(n_classes))
@@ -89,7 +89,7 @@ def token_map_figure(
         label_index: Class per layer and token, shape (L, T).
         confidence: Its probability, in [0, 1], shape (L, T).
         label_names: Class names, shape (C,).
-        cut_layer: The last layer kept; layers above are washed out.
+        cut_layer: The last layer kept. Layers above are washed out.
         slots: Colour of each class, from `class_slots`.
         look: Colours of the page's theme.
     """

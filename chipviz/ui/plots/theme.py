@@ -1,6 +1,6 @@
 """The visual language of every figure: theme colours, axes, titles, labels and washes.
 
-Knows plotly and pixels; nothing of runs, scores or layers' meaning.
+Knows plotly and pixels, neither runs nor scores.
 """
 
 import html
@@ -40,7 +40,7 @@ FONT = "'Source Sans', 'Source Sans Pro', sans-serif"
 MARKER_PX = 9
 BAND_OPACITY = 0.15
 FITS_OPACITY = 0.38
-"""Of the band that several fits span: it stands out on the interval's."""
+"""Opacity of the band that several fits span. It stands out on that of the interval."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ DARK = Look("#101716", "#e4ebea", "#93a09e", "#2a3634", "#2dd4bf", "#06211e", li
 def frame(
     figure: go.Figure, look: Look, *, n_layers: int | None, y_range: tuple[float, float]
 ) -> None:
-    """Set size, margins, axes and click behaviour; with `n_layers` the x axis counts layers."""
+    """Set size, margins, axes and click behaviour. With `n_layers` the x axis counts layers."""
     axis = {
         "gridcolor": look.grid,
         "zeroline": False,
@@ -113,7 +113,7 @@ def frame(
 
 
 def title(figure: go.Figure, text: str, subtitle: str, look: Look) -> None:
-    """Say what is seen, and below it on what; both are already safe for plotly."""
+    """Say what is seen, and below it on what. Both are already safe for plotly."""
     figure.update_layout(
         title={
             "text": text,
@@ -150,7 +150,7 @@ def end_labels(
 
 
 def wash(figure: go.Figure, look: Look, **box: float) -> None:
-    """Veil a box (x0, x1 or y0, y1 in data units) to 35 %; a side not given is the whole axis."""
+    """Veil a box (x0, x1 or y0, y1 in data units) to 35 %. A side not given is the whole axis."""
     whole = {"x0": 0, "x1": 1, "xref": "paper"} if "x0" not in box else {}
     tall = {"y0": 0, "y1": 1, "yref": "paper"} if "y0" not in box else {}
     figure.add_shape(
@@ -168,7 +168,7 @@ def wash(figure: go.Figure, look: Look, **box: float) -> None:
 def spread(values: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
     """Move labels apart until neighbours differ by `gap`, each cluster around its own mean.
 
-    All stay between `low` and `high`; where that is too tight, the gap shrinks.
+    All stay between `low` and `high`. Where that is too tight, the gap shrinks.
     """
     order = sorted(range(len(values)), key=lambda i: values[i])
     gap = min(gap, (high - low) / max(1, len(values) - 1))
@@ -280,7 +280,7 @@ def class_scale() -> list[tuple[float, str]]:
 
 
 def control_lines(figure: go.Figure, values: Mapping[str, float], look: Look) -> list[End]:
-    """Draw reference accuracies, in [0, 1], as thin dotted lines; give their labels back."""
+    """Draw reference accuracies, in [0, 1], as thin dotted lines. Returns their labels."""
     for value in values.values():
         figure.add_hline(y=100 * value, line={"color": look.muted, "width": 1, "dash": "dot"})
     return [End(100 * value, name, look.muted, bold=False) for name, value in values.items()]

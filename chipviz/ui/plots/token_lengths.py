@@ -11,13 +11,13 @@ from chipviz.ui.plots.theme import LIGHT, Look, frame, title
 def lengths_figure(
     edges: Sequence[int], counts: Sequence[int], *, limit: int, subtitle: str, look: Look = LIGHT
 ) -> go.Figure:
-    """Draw how many prompts have how many tokens; the limit is a line where it is in sight.
+    """Draw how many prompts have how many tokens. The limit is a line where it is in sight.
 
     Args:
-        edges: Of the bins; bin i holds lengths from edges[i] up to, not including, edges[i + 1].
+        edges: Edges of the bins. Bin i holds lengths from edges[i] to below edges[i + 1].
         counts: Prompts in each bin, one fewer than edges.
         limit: Tokens a prompt may have.
-        subtitle: What was counted; already safe for plotly.
+        subtitle: What was counted. Already safe for plotly.
         look: Colours of the theme.
     """
     spans = list(pairwise(edges))
