@@ -1,12 +1,15 @@
-"""How a file or folder gets its name: whole, once, or not at all. Knows nothing of contents."""
+"""Files: each gets its name whole, once, or not at all; and JSON in which a name stands once."""
 
 import glob
+import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -75,3 +78,30 @@ def made_once(final: Path, make: Callable[[Path], None]) -> Path:
             with publish(final) as work:
                 make(work)
     return final
+
+
+class NamedTwiceError(ValueError):
+    """A name stands twice in a JSON object."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name[:80]!r} stands twice in one object")
+        self.name = name
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON in which every object gives each name once.
+
+    Raises:
+        NamedTwiceError: If one gives a name twice.
+        ValueError: If it is not well-formed.
+        RecursionError: If it is nested too deep.
+    """
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise NamedTwiceError(next(name for name, n in names.items() if n > 1))
+    return found

@@ -1,9 +1,9 @@
 import streamlit as st
 
-from chipviz.ui import bundle_use, bundle_view, cut, parts, require_run
+from chipviz.ui import bundle_use, bundle_view, cut, formatting, require_run
 
 job, report = require_run.finished_run()
-st.header(parts.plain(job.name), anchor=False)
+st.header(formatting.plain(job.name), anchor=False)
 left, right = st.columns(2, gap="large")
 with left:
     chosen = cut.controls(report)

@@ -1,9 +1,9 @@
 import streamlit as st
 
-from chipviz.ui import cut, cut_summary, nav, parts, require_run, result_tabs, state
+from chipviz.ui import cut, cut_summary, formatting, nav, require_run, result_tabs, state
 
 job, report = require_run.finished_run()
-st.header(parts.plain(job.name), anchor=False)
+st.header(formatting.plain(job.name), anchor=False)
 chart, side = st.columns([5, 3], gap="large")
 with side:
     chosen = cut.controls(report)
@@ -14,8 +14,8 @@ with side:
 with chart:
     cut.rule_buttons(report, chosen)
     cut.curve(report, chosen)
-    st.caption(f"{parts.plain(cut.why(report, chosen))} Click a point to cut there.")
+    st.caption(f"{formatting.plain(cut.why(report, chosen))} Click a point to cut there.")
     oracle = cut.oracle_words(report)
     if oracle:
-        st.caption(parts.plain(oracle))
+        st.caption(formatting.plain(oracle))
 result_tabs.tabs(job, report, chosen)

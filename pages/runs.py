@@ -2,7 +2,7 @@ import streamlit as st
 
 from chipviz.config import EXAMPLE, RunConfig
 from chipviz.runs import scheduler
-from chipviz.ui import nav, parts, run_list, state
+from chipviz.ui import nav, run_list, state, widgets
 
 title, example, new = st.columns([5, 4, 2], vertical_alignment="center")
 title.header("Find the layer your classifier needs", anchor=False)
@@ -17,5 +17,5 @@ if example.button(
     nav.go("train", {"run": job.run_id})
 if new.button("New run", key="new_run", width="stretch"):
     nav.go("train")
-parts.show_kept_failure()
+widgets.show_kept_failure()
 run_list.show()

@@ -1,10 +1,10 @@
 import streamlit as st
 
 from chipviz.errors import ChipvizError
-from chipviz.ui import cut, parts, require_run, token_view
+from chipviz.ui import cut, formatting, require_run, token_view, widgets
 
 job, report = require_run.finished_run()
-st.header(parts.plain(job.name), anchor=False)
+st.header(formatting.plain(job.name), anchor=False)
 text, text_pair, truth = token_view.choose_text(job, report)
 chosen = cut.controls(report)
 if not text.strip():
@@ -14,6 +14,6 @@ try:
     with st.spinner("Reading the text. The first one takes longer: the model is loaded."):
         answer = token_view.ask(job.run_id, text, text_pair, chosen)
 except ChipvizError as error:
-    parts.show_error(error)
+    widgets.show_error(error)
     st.stop()
 token_view.show(answer, text, chosen, truth)

@@ -31,7 +31,17 @@ HOUSE = {
     "runs": ["store", "questions", "model_process", "model_client", "worker", "scheduler"],
     "ui.plots": ["theme", "curves", "heatmaps", "token_lengths"],
     "ui": [
-        *["style", "nav", "state", "server", "parts", "lookups", "uploads", "options"],
+        *[
+            "style",
+            "nav",
+            "state",
+            "server",
+            "formatting",
+            "widgets",
+            "lookups",
+            "uploads",
+            "options",
+        ],
         *["backbone_step", "data_step", "prompt_step", "form", "live", "run_list"],
         *[
             "require_run",

@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from chipviz.errors import BackboneError
+from chipviz.files import parse_json
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """How every file is loaded in chipviz: nothing in a model folder may run, nothing is fetched."""
@@ -157,7 +158,7 @@ def vet_weights(file: Path) -> None:
             size = int.from_bytes(handle.read(8), "little")
             if size > min(MAX_HEADER, file.stat().st_size - 8):
                 raise ValueError("its header is larger than the file or than any model's")
-            json.loads(handle.read(size), object_pairs_hook=_once)
+            parse_json(handle.read(size))
         with safe_open(file, framework="numpy"):
             pass
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
@@ -166,12 +167,6 @@ def vet_weights(file: Path) -> None:
             f"{' '.join(str(error).split())[:120]}.",
             "The file was altered or cut on its way; download or save the model again.",
         ) from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) != len(pairs):
-        raise ValueError("its header gives one name twice")
-    return found
 
 
 def licence_of(folder: Path) -> str | None:

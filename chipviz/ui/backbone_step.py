@@ -9,7 +9,8 @@ from chipviz import sources
 from chipviz.config import EXAMPLE
 from chipviz.errors import Refusal
 from chipviz.preview import BackbonePreview
-from chipviz.ui import lookups, parts
+from chipviz.ui import lookups, widgets
+from chipviz.ui.formatting import megabytes, millions
 
 EMBEDDED = {
     "smollm2-135m": "SmolLM2-135M-Instruct: a decoder of 30 layers, Apache-2.0.",
@@ -76,7 +77,7 @@ def show_outlook(values: dict[str, Any]) -> bool:
 def show_refusal(found: BackbonePreview) -> bool:
     """Say why a backbone would be refused. True if it would not."""
     if found.refused:
-        parts.show_failure(Refusal(found.refused, found.hint, found.fields))
+        widgets.show_failure(Refusal(found.refused, found.hint, found.fields))
     return not found.refused
 
 
@@ -86,18 +87,15 @@ def _facts(found: BackbonePreview, *, embedded: bool) -> str:
     rows = [
         (str(found.n_layers), f"layers, {found.hidden_size:,} wide"),
         (
-            parts.millions(found.n_parameters),
-            f"parameters, {parts.megabytes(found.file_bytes)} on disk",
+            millions(found.n_parameters),
+            f"parameters, {megabytes(found.file_bytes)} on disk",
         ),
         (
-            parts.megabytes(needed),
-            f"of memory needed in {found.dtype}, {parts.megabytes(free)} free on {found.device}",
+            megabytes(needed),
+            f"of memory needed in {found.dtype}, {megabytes(free)} free on {found.device}",
         ),
     ]
-    bar = (
-        f'<div class="cv-bar" role="img" aria-label="{100 * share:.0f} % of the free memory">'
-        f'<i style="width:{max(1.0, 100 * share):.1f}%"></i></div>'
-    )
+    bar = widgets.bar(max(0.01, share), f"{100 * share:.0f} % of the free memory")
     licence = html.escape(found.licence or "none is stated in its folder")
     said = "" if embedded else f'<p class="cv-muted">Licence: {licence}</p>'
-    return parts.facts(rows) + bar + said
+    return widgets.facts(rows) + bar + said

@@ -8,7 +8,7 @@ from chipviz.results.answers import Prediction
 from chipviz.results.report import BundleReport, RunReport
 from chipviz.runs.questions import Predict
 from chipviz.runs.store import Job
-from chipviz.ui import parts, server, state
+from chipviz.ui import formatting, server, state, widgets
 from chipviz.ui.bundle_view import name_of
 
 
@@ -19,7 +19,7 @@ def show(job: Job, report: RunReport) -> None:
     assert bundle is not None
     st.subheader(name_of(bundle), anchor=False)
     st.link_button(
-        f"Download ({parts.megabytes(bundle.folder_bytes)})",
+        f"Download ({formatting.megabytes(bundle.folder_bytes)})",
         server.bundle_link(state.store(), job),
         type="primary",
         icon=":material/download:",
@@ -49,6 +49,7 @@ def _try_it(bundle: BundleReport, *, takes_pair: bool) -> None:
         with st.spinner("Reading the text. The first one takes longer: the bundle is loaded."):
             (prediction,) = state.inference().ask(question, list[Prediction])
     except ChipvizError as error:
-        parts.show_error(error)
+        widgets.show_error(error)
         return
-    parts.bars(sorted(prediction.probabilities.items(), key=lambda share: -share[1]))
+    shares = sorted(prediction.probabilities.items(), key=lambda share: -share[1])
+    st.html(widgets.bars([(name, share, formatting.percent(share)) for name, share in shares]))

@@ -7,7 +7,7 @@ from chipviz.results.report import BundleKind, BundleReport, RunReport
 from chipviz.runs import scheduler
 from chipviz.runs.store import Job
 from chipviz.ui import cut as cut_widgets
-from chipviz.ui import live, parts, state
+from chipviz.ui import formatting, live, state, widgets
 from chipviz.ui.plots.theme import chip_name
 
 _LOADS: dict[BundleKind, str] = {
@@ -21,12 +21,12 @@ def plan(job: Job, report: RunReport, cut: Cut) -> None:
     """Say what will be built at this cut, and build it."""
     cost = report.cost_at(cut)
     st.html(
-        f'<div class="cv-big">{parts.megabytes(report.dense.weight_bytes)} → '
-        f'<span class="cv-accent">{parts.megabytes(cost.weight_bytes)}</span></div>'
+        f'<div class="cv-big">{formatting.megabytes(report.dense.weight_bytes)} → '
+        f'<span class="cv-accent">{formatting.megabytes(cost.weight_bytes)}</span></div>'
     )
     blocks = f"layers 0 to {cut.layer} of {report.backbone.n_layers}"
     st.write(f"A **{cost.bundle}** bundle, {blocks}: {_LOADS[cost.bundle]}.")
-    working = [bundle for bundle in state.store().bundles(job.run_id) if parts.at_work(bundle)]
+    working = [bundle for bundle in state.store().bundles(job.run_id) if widgets.at_work(bundle)]
     if working:
         live.watch_bundle(working[-1])
         return
@@ -36,7 +36,7 @@ def plan(job: Job, report: RunReport, cut: Cut) -> None:
         "Build it again" if there else "Build the bundle",
         type="secondary" if there else "primary",
         key="build",
-        on_click=parts.act,
+        on_click=widgets.act,
         args=(scheduler.enqueue_bundle, state.store(), job.run_id, spec),
     )
 
@@ -76,7 +76,7 @@ def name_of(bundle: BundleReport) -> str:
 
 def _ended_badly(job: Job) -> None:
     if job.status == "failed":
-        parts.show_failure(job.refusal)
+        widgets.show_failure(job.refusal)
     else:
         st.warning(f"The last build was {job.status}. Build it again.")
 
@@ -84,7 +84,7 @@ def _ended_badly(job: Job) -> None:
 def _built_row(job: Job, *, opened: bool) -> None:
     bundle = job.bundle
     assert bundle is not None
-    name = f"{name_of(bundle)}: {parts.megabytes(bundle.folder_bytes)}"
+    name = f"{name_of(bundle)}: {formatting.megabytes(bundle.folder_bytes)}"
     with st.expander(name, expanded=opened, icon=":material/verified:"):
         st.write(
             f"Verified in a fresh process: {bundle.n_verified} of {bundle.n_verified} texts agree, "

@@ -5,7 +5,7 @@ import streamlit as st
 from chipviz.config import CutSpec, Rule
 from chipviz.keys import Cut
 from chipviz.results.report import RunReport, SelectionInfo
-from chipviz.ui import parts, state
+from chipviz.ui import formatting, state
 from chipviz.ui.plots import curves
 from chipviz.ui.plots.theme import chip_name
 
@@ -50,7 +50,7 @@ def rule_buttons(report: RunReport, cut: Cut) -> None:
                 f"{name}: layer {choice.cut_layer}{_chip_words(report, choice)}",
                 key=f"rule_{rule}",
                 type="primary" if choice.cut == cut else "secondary",
-                help=parts.plain(sentence(choice.why)),
+                help=formatting.plain(sentence(choice.why)),
                 on_click=state.choose_cut,
                 args=(report, choice.cut),
             )
@@ -73,7 +73,7 @@ def oracle_words(report: RunReport) -> str | None:
         return None
     return (
         f"Oracle: layer {choice.cut_layer}, {chip_name(choice.key)}, "
-        f"{parts.percent(choice.test_accuracy)} on test. "
+        f"{formatting.percent(choice.test_accuracy)} on test. "
         "Chosen on test, for comparison only."
     )
 

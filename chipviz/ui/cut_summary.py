@@ -5,7 +5,8 @@ import streamlit as st
 from chipviz.keys import Cut, Split
 from chipviz.results.metrics import Score
 from chipviz.results.report import Measured, RunReport
-from chipviz.ui import parts
+from chipviz.ui import widgets
+from chipviz.ui.formatting import megabytes, millions, milliseconds, percent, plain
 from chipviz.ui.plots.theme import chip_name
 
 
@@ -18,16 +19,16 @@ def show(report: RunReport, cut: Cut) -> None:
     )
     validation, test = _at(report, cut, "validation"), _at(report, cut, "test")
     scores = [
-        (parts.percent(validation.accuracy), f"validation ({_interval(validation)})"),
-        (parts.percent(test.accuracy), f"test ({_interval(test)}, n = {test.n:,})"),
+        (percent(validation.accuracy), f"validation ({_interval(validation)})"),
+        (percent(test.accuracy), f"test ({_interval(test)}, n = {test.n:,})"),
     ]
-    st.html(parts.facts(scores))
+    st.html(widgets.facts(scores))
     st.caption(loss_words(report, cut))
-    drawing = parts.stack(layers, cut.layer)
-    st.html(f'<div class="cv-side">{drawing}{parts.facts(savings(report, cut))}</div>')
-    st.caption(parts.plain(_measured_words(report.measured)))
+    drawing = widgets.stack(layers, cut.layer)
+    st.html(f'<div class="cv-side">{drawing}{widgets.facts(savings(report, cut))}</div>')
+    st.caption(plain(_measured_words(report.measured)))
     with st.popover("Parameters by part", type="tertiary", key="parts"):
-        st.html(parts.facts(by_part(report, cut)))
+        st.html(widgets.facts(by_part(report, cut)))
 
 
 def loss_words(report: RunReport, cut: Cut) -> str:
@@ -38,9 +39,7 @@ def loss_words(report: RunReport, cut: Cut) -> str:
     """
     best = report.selection["validate"].cut
     top, test = _at(report, best, "test"), _at(report, cut, "test")
-    name = (
-        f"the best chip (layer {best.layer}, {chip_name(best.chip)}: {parts.percent(top.accuracy)})"
-    )
+    name = f"the best chip (layer {best.layer}, {chip_name(best.chip)}: {percent(top.accuracy)})"
     if best == cut:
         return "This is the best chip on validation."
     if test.accuracy >= top.accuracy_low:
@@ -63,30 +62,29 @@ def savings(report: RunReport, cut: Cut) -> list[tuple[str, str]]:
     rows = [
         (
             f"{100 * kept:.0f} % kept",
-            f"{parts.millions(cost.n_parameters)} of {parts.millions(dense.n_parameters)} "
-            "parameters",
+            f"{millions(cost.n_parameters)} of {millions(dense.n_parameters)} parameters",
         ),
-        (parts.megabytes(cost.weight_bytes), f"of {parts.megabytes(dense.weight_bytes)} on disk"),
+        (megabytes(cost.weight_bytes), f"of {megabytes(dense.weight_bytes)} on disk"),
         (_times(dense.flops_per_token, cost.flops_per_token, "fewer"), "FLOPs a token"),
     ]
     if cost.latency_s and dense.latency_s:
         rows.append(
             (
                 _times(dense.latency_s, cost.latency_s, "faster"),
-                f"{parts.milliseconds(dense.latency_s)} → {parts.milliseconds(cost.latency_s)}",
+                f"{milliseconds(dense.latency_s)} → {milliseconds(cost.latency_s)}",
             )
         )
     if cost.peak_bytes and dense.peak_bytes:
         rows.append(
             (
-                parts.megabytes(cost.peak_bytes),
-                f"of {parts.megabytes(dense.peak_bytes)} peak memory",
+                megabytes(cost.peak_bytes),
+                f"of {megabytes(dense.peak_bytes)} peak memory",
             )
         )
     return [
         *rows,
-        (parts.percent(cost.layer_ratio), "of layers removed (layer ratio)"),
-        (parts.percent(cost.parameter_ratio), "of parameters removed (parameter ratio)"),
+        (percent(cost.layer_ratio), "of layers removed (layer ratio)"),
+        (percent(cost.parameter_ratio), "of parameters removed (parameter ratio)"),
     ]
 
 

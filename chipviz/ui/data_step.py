@@ -1,6 +1,5 @@
 """Step 1 of a new run: where the texts come from, and which columns are what."""
 
-import html
 from typing import Any
 
 import streamlit as st
@@ -9,7 +8,7 @@ from chipviz import sources
 from chipviz.config import EXAMPLE
 from chipviz.errors import ChipvizError, Refusal
 from chipviz.preview import Preview
-from chipviz.ui import lookups, parts, uploads
+from chipviz.ui import formatting, lookups, uploads, widgets
 
 MAX_BARS = 12
 """Maximum classes drawn. The others are counted."""
@@ -36,7 +35,7 @@ def choose() -> dict[str, Any] | None:
     try:
         data = _named(kind)
     except ChipvizError as error:
-        parts.show_error(error)
+        widgets.show_error(error)
         return None
     if not data:
         return {"data": ""}
@@ -85,7 +84,7 @@ def _columns(data: str) -> dict[str, str | None] | None:
     with places[0]:
         label = _box("label", names, first.roles.get("label"), data)
     if label is None:
-        st.warning(parts.plain(first.missing) + " Choose the one that holds the labels.")
+        st.warning(formatting.plain(first.missing) + " Choose the one that holds the labels.")
         return None
     named = None if label == first.roles.get("label") else label
     found = lookups.columns(data, named) if named else first
@@ -100,7 +99,7 @@ def _columns(data: str) -> dict[str, str | None] | None:
         choices = _box("choices", [None, *rest], guess.get("choices"), guessed_for)
     if text is None:
         missing = found.message if isinstance(found, Refusal) else found.missing
-        st.warning(parts.plain(missing) + " Choose the one that holds the texts.")
+        st.warning(formatting.plain(missing) + " Choose the one that holds the texts.")
         return None
     others = {"text": text, "text_pair": pair, "choices": choices}
     if others == {role: guess.get(role) for role in others}:
@@ -111,7 +110,7 @@ def _columns(data: str) -> dict[str, str | None] | None:
 def _box(role: str, options: list[Any], guess: str | None, guessed_for: str) -> str | None:
     """A box with the guess chosen and named as one. `guessed_for` names that table."""
     return st.selectbox(
-        parts.label_of(role),
+        formatting.label_of(role),
         options,
         index=options.index(guess) if guess in options else None,
         format_func=lambda name: _shown(name, guess),
@@ -140,7 +139,7 @@ def show_rows(found: Preview) -> None:
         (f"{cut:,}", "texts that the length limit cuts"),
         (f"{sum(found.shared.values()):,}", f"texts that stand in two splits{where}"),
     ]
-    st.html(parts.facts(facts))
+    st.html(widgets.facts(facts))
     st.html(label_bars(splits["train"].label_counts))
 
 
@@ -148,13 +147,8 @@ def label_bars(counts: dict[str, int]) -> str:
     """How many training texts each label has, as bars. The largest first, in HTML."""
     largest = sorted(counts.items(), key=lambda item: -item[1])
     most = max(1, largest[0][1])
-    cells = "".join(
-        f"<span>{html.escape(label[:80])}</span>"
-        f'<div class="cv-bar"><i style="width:{100 * n / most:.1f}%"></i></div>'
-        f"<span>{n:,}</span>"
-        for label, n in largest[:MAX_BARS]
-    )
+    rows = [(label[:80], n / most, f"{n:,}") for label, n in largest[:MAX_BARS]]
     more = len(largest) - MAX_BARS
     rest = f'<p class="cv-muted">and {more:,} labels more, none of them with more texts</p>'
     head = '<p class="cv-muted">Training texts by label</p>'
-    return f'{head}<div class="cv-bars">{cells}</div>{rest if more > 0 else ""}'
+    return f"{head}{widgets.bars(rows)}{rest if more > 0 else ''}"

@@ -8,7 +8,7 @@ from streamlit.delta_generator import DeltaGenerator
 from chipviz.config import EXAMPLE, RunConfig
 from chipviz.errors import ChipvizError, Refusal
 from chipviz.runs import scheduler
-from chipviz.ui import backbone_step, data_step, lookups, nav, options, parts, prompt_step, state
+from chipviz.ui import backbone_step, data_step, lookups, nav, options, prompt_step, state, widgets
 
 
 def show() -> None:
@@ -44,7 +44,7 @@ def _config(values: dict[str, Any]) -> RunConfig | None:
     try:
         return RunConfig.checked(**values)
     except ChipvizError as error:
-        parts.show_error(error)
+        widgets.show_error(error)
         return None
 
 
@@ -72,6 +72,6 @@ def _start(config: RunConfig) -> None:
     try:
         job = scheduler.enqueue_run(state.store(), config)
     except ChipvizError as error:
-        parts.show_error(error)
+        widgets.show_error(error)
         return
     nav.go("train", {"run": job.run_id})

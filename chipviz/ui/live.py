@@ -7,7 +7,7 @@ import streamlit as st
 from chipviz.results.run_folder import RunFolder
 from chipviz.runs import scheduler
 from chipviz.runs.store import Job
-from chipviz.ui import nav, parts, state
+from chipviz.ui import nav, state, widgets
 from chipviz.ui.plots import curves
 
 EVERY_S = 2.0
@@ -17,8 +17,8 @@ _LOG_LINES = 40
 def watch_run(job: Job) -> None:
     """Show a training run while it works and how it ended, with the button that fits."""
     _run_buttons(job)
-    every = EVERY_S if parts.at_work(job) else None
-    st.fragment(_run_view, run_every=every)(job.run_id, parts.at_work(job))
+    every = EVERY_S if widgets.at_work(job) else None
+    st.fragment(_run_view, run_every=every)(job.run_id, widgets.at_work(job))
 
 
 def watch_bundle(job: Job) -> None:
@@ -48,7 +48,7 @@ def stop_button(job: Job, key: str) -> None:
 def how_it_ended(job: Job) -> None:
     """Say in words why a job is not done."""
     if job.status == "failed":
-        parts.show_failure(job.refusal)
+        widgets.show_failure(job.refusal)
     elif job.status == "stopped":
         st.info("Stopped. What was read so far is kept: resume goes on from there.")
     elif job.status == "interrupted":
@@ -64,7 +64,7 @@ def how_it_ended(job: Job) -> None:
 
 
 def _run_buttons(job: Job) -> None:
-    if parts.at_work(job):
+    if widgets.at_work(job):
         stop_button(job, key="stop_run")
     elif job.state == "done":
         nav.link("layers", "Open the layers", {"run": job.run_id}, ":material/stacked_line_chart:")
@@ -74,13 +74,13 @@ def _run_buttons(job: Job) -> None:
 
 def _run_view(run_id: str, was_at_work: bool) -> None:
     job = state.store().get(run_id)
-    if was_at_work and not parts.at_work(job):
+    if was_at_work and not widgets.at_work(job):
         st.rerun()
     with st.container():  # a place of its own: what comes and goes here must not move the chart
-        parts.progress(job)
+        widgets.progress(job)
         how_it_ended(job)
     points = state.store().points(run_id)
-    if points or parts.at_work(job):
+    if points or widgets.at_work(job):
         st.plotly_chart(
             curves.live_figure(points, total=_texts(job), look=state.look()),
             key="live_curve",
@@ -99,9 +99,9 @@ def _texts(job: Job) -> int | None:
 
 def _bundle_view(job_id: str) -> None:
     job = state.store().get(job_id)
-    if not parts.at_work(job):
+    if not widgets.at_work(job):
         st.rerun()
-    parts.progress(job)
+    widgets.progress(job)
 
 
 def _log(folder: RunFolder) -> None:
@@ -114,8 +114,8 @@ def _log(folder: RunFolder) -> None:
 
 
 def _stop(job_id: str) -> None:
-    parts.act(scheduler.stop, state.store(), job_id)
+    widgets.act(scheduler.stop, state.store(), job_id)
 
 
 def _resume(run_id: str) -> None:
-    parts.act(scheduler.resume, state.store(), run_id)
+    widgets.act(scheduler.resume, state.store(), run_id)

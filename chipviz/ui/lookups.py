@@ -20,7 +20,7 @@ from chipviz.runs.questions import (
     Question,
     line_of,
 )
-from chipviz.ui import parts, state
+from chipviz.ui import state, widgets
 
 A = TypeVar("A")
 
@@ -82,7 +82,7 @@ def show_failure(refusal: Refusal, *sources_asked: str) -> None:
 
     Files that change are looked at again by themselves. For others there is a button.
     """
-    parts.show_failure(refusal)
+    widgets.show_failure(refusal)
     if any(sources.on_disk(source) is None for source in sources_asked):
         st.button(
             "Look again",

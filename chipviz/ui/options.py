@@ -6,7 +6,7 @@ import streamlit as st
 
 from chipviz.config import EXAMPLE, Preset
 from chipviz.keys import ChipKind, Pooling
-from chipviz.ui import parts
+from chipviz.ui import formatting
 
 CHIPS: dict[ChipKind, str] = {"linear": "Linear", "mlp": "MLP, 256 wide"}
 PRESETS: dict[Preset, str] = {"sound": "Sound", "published": "As published, beside it"}
@@ -26,7 +26,7 @@ def choose(*, embedded: bool) -> dict[str, Any]:
 
 def _named(field: str) -> dict[str, Any]:
     """Label and help of the widget of a setting."""
-    return {"label": parts.label_of(field), "help": parts.help_of(field)}
+    return {"label": formatting.label_of(field), "help": formatting.help_of(field)}
 
 
 def _chips() -> dict[str, Any]:
@@ -72,7 +72,9 @@ def _texts(*, embedded: bool) -> dict[str, Any]:
         )
         for place, field in zip(st.columns(3), fields, strict=True)
     }
-    balanced = st.toggle("Balance the classes", key="balanced", help=parts.help_of("class_weight"))
+    balanced = st.toggle(
+        "Balance the classes", key="balanced", help=formatting.help_of("class_weight")
+    )
     return values | {"class_weight": "balanced" if balanced else "none"}
 
 

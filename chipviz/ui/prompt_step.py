@@ -7,7 +7,7 @@ import streamlit as st
 
 from chipviz.config import EXAMPLE
 from chipviz.preview import Preview, PromptPreview
-from chipviz.ui import parts, state
+from chipviz.ui import formatting, state
 from chipviz.ui.plots import token_lengths
 
 MAX_SHOWN = 1_500
@@ -19,19 +19,19 @@ def choose(*, embedded: bool) -> dict[str, Any]:
     st.subheader("3 Prompt", anchor=False)
     left, right = st.columns([3, 1])
     template = left.text_area(
-        parts.label_of("template"),
+        formatting.label_of("template"),
         str(EXAMPLE["template"]) if embedded else "",
         key=f"template_{embedded}",
         placeholder="Empty: the text alone; a question with options is asked as such.",
-        help=parts.help_of("template"),
+        help=formatting.help_of("template"),
     )
     limit = right.number_input(
-        parts.label_of("max_length"),
+        formatting.label_of("max_length"),
         min_value=1,
         max_value=32768,
         value=64 if embedded else 256,
         key=f"limit_{embedded}",
-        help=parts.help_of("max_length"),
+        help=formatting.help_of("max_length"),
     )
     return {"template": template or None, "max_length": limit}
 

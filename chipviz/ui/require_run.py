@@ -5,16 +5,16 @@ import streamlit as st
 from chipviz.errors import ChipvizError
 from chipviz.results.report import RunReport
 from chipviz.runs.store import Job
-from chipviz.ui import live, nav, parts, state
+from chipviz.ui import formatting, live, nav, state, widgets
 
 
 def finished_run() -> tuple[Job, RunReport]:
     """The run this page shows. The page stops here when there is none to show."""
-    parts.show_kept_failure()
+    widgets.show_kept_failure()
     try:
         job = state.current_run()
     except ChipvizError as error:
-        parts.show_error(error)
+        widgets.show_error(error)
         nav.link("runs", "All runs")
         st.stop()
     if job is None:
@@ -30,7 +30,7 @@ def finished_run() -> tuple[Job, RunReport]:
     try:
         report = state.store().report(job.run_id)
     except ChipvizError as error:
-        parts.show_error(error)
+        widgets.show_error(error)
         nav.link("runs", "All runs")
         st.stop()
     state.choose_cut(report, state.current_cut(report))
@@ -38,9 +38,9 @@ def finished_run() -> tuple[Job, RunReport]:
 
 
 def _not_done(job: Job) -> None:
-    st.header(parts.plain(job.name), anchor=False)
-    if parts.at_work(job):
+    st.header(formatting.plain(job.name), anchor=False)
+    if widgets.at_work(job):
         st.info("This run is still at work; its layers open here when it is done.")
-    parts.progress(job)
+    widgets.progress(job)
     live.how_it_ended(job)
     nav.link("train", "Watch it", {"run": job.run_id})

@@ -5,7 +5,7 @@ import html
 import streamlit as st
 
 from chipviz.runs.store import Job
-from chipviz.ui import live, nav, parts, state
+from chipviz.ui import formatting, live, nav, state, widgets
 
 PAGE_SIZE = 20
 
@@ -19,13 +19,13 @@ def show() -> None:
             "classifier on every layer of a language model and shows where the answer is ready."
         )
         return
-    active = any(parts.at_work(job) for job in runs)
+    active = any(widgets.at_work(job) for job in runs)
     st.fragment(_rows, run_every=live.EVERY_S if active else None)(active)
 
 
 def _rows(was_active: bool) -> None:
     runs = state.store().runs()
-    if was_active and not any(parts.at_work(job) for job in runs):
+    if was_active and not any(widgets.at_work(job) for job in runs):
         st.rerun()
     shown = st.session_state.get("runs_shown", PAGE_SIZE)
     for job in runs[:shown]:
@@ -54,7 +54,7 @@ def _row(job: Job) -> None:
 
 def _line(job: Job) -> str:
     cells = [
-        parts.dot(job),
+        widgets.dot(job),
         f'<span class="cv-name">{html.escape(job.name)}</span>',
         f"<span>{html.escape(_status(job))}</span>",
         *(f'<span class="cv-muted">{html.escape(cell)}</span>' for cell in _details(job)),
@@ -74,16 +74,16 @@ def _status(job: Job) -> str:
 def _details(job: Job) -> list[str]:
     if job.test_accuracy is not None:
         return [
-            parts.ago(job.finished or job.created),
-            f"{parts.percent(job.test_accuracy)} at layer {job.cut_layer} of {job.n_layers}",
+            formatting.ago(job.finished or job.created),
+            f"{formatting.percent(job.test_accuracy)} at layer {job.cut_layer} of {job.n_layers}",
             f"{100 * (job.parameter_ratio or 0):.0f} % fewer parameters",
         ]
     if job.state == "failed":
         return [job.message]
     points = state.store().points(job.run_id)
     newest = [p.accuracy for p in points if p.n_train == points[-1].n_train]
-    best_so_far = [f"best so far {parts.percent(max(newest))}"] if newest else []
-    pace = parts.pace_words(job)
+    best_so_far = [f"best so far {formatting.percent(max(newest))}"] if newest else []
+    pace = widgets.pace_words(job)
     return [*([pace] if pace else []), *best_so_far]
 
 
@@ -92,7 +92,7 @@ def _buttons(job: Job) -> None:
     nav.link(
         "layers" if job.state == "done" else "train", "Open", params, ":material/arrow_forward:"
     )
-    if parts.at_work(job):
+    if widgets.at_work(job):
         live.stop_button(job, key=f"stop_{job.run_id}")
         return
     if job.state != "done":
@@ -105,6 +105,6 @@ def _buttons(job: Job) -> None:
         st.button(
             "Delete for good",
             key=f"delete_{job.run_id}",
-            on_click=parts.act,
+            on_click=widgets.act,
             args=(state.store().delete, job.run_id),
         )

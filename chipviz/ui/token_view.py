@@ -10,7 +10,7 @@ from chipviz.results.answers import TokenReading
 from chipviz.results.report import Example, RunReport
 from chipviz.runs.questions import ReadTokens
 from chipviz.runs.store import Job
-from chipviz.ui import parts, state, style
+from chipviz.ui import formatting, state, style
 from chipviz.ui.plots import heatmaps
 from chipviz.ui.plots.theme import CLASS_COLOURS
 
@@ -135,7 +135,7 @@ def _verdict(
     right = "" if truth is None else (", which is right" if truth == best else "")
     wrong = f", the truth is {names[truth]}" if truth not in (None, best) else ""  # pyright: ignore
     key = _span(f"cv-key {style.tint_class(slots[best], 1.0)}", names[best])
-    share = html.escape(f"{parts.percent(said[best])}{right}{wrong}")
+    share = html.escape(f"{formatting.percent(said[best])}{right}{wrong}")
     return f'<p class="cv-big">{key}{share}</p>'
 
 

@@ -345,7 +345,7 @@ def test_a_worker_that_cannot_start_fails_its_job_in_words_and_the_queue_goes_on
 
 
 def test_a_worker_that_dies_before_it_takes_its_job_fails_it_and_is_not_started_again(
-    store, fake_worker
+    store, fake_worker, monkeypatch
 ):
     monkeypatch.setattr(jobs, "worker_command", lambda *_: [sys.executable, "-c", "exit(7)"])
     job = jobs.enqueue_run(store, toy())

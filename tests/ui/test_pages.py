@@ -14,7 +14,7 @@ from chipviz.results.answers import Prediction
 from chipviz.runs.model_client import Inference
 from chipviz.runs.questions import Predict
 from chipviz.runs.store import Store
-from chipviz.ui import parts, token_view, uploads
+from chipviz.ui import formatting, token_view, uploads
 from tests.example_run import (
     EVIL,
     LABELS,
@@ -277,7 +277,9 @@ def test_words_keep_the_text_whole_and_strike_what_was_not_read():
 
 
 def test_markdown_marks_in_foreign_text_show_as_written():
-    assert parts.plain("![x](http://y) :red[a] $b$") == (r"\!\[x\]\(http\://y\) \:red\[a\] \$b\$")
+    assert formatting.plain("![x](http://y) :red[a] $b$") == (
+        r"\!\[x\]\(http\://y\) \:red\[a\] \$b\$"
+    )
 
 
 # bundle

@@ -1,11 +1,10 @@
 """Small parts that several pages draw: errors, status lines, facts, bars, the stack of blocks.
 
-Text from data enters a page here in one of two ways: `plain` for Markdown, `html.escape` for HTML.
+Text from data enters a page in one of two ways: `formatting.plain` for Markdown, `html.escape` for
+HTML.
 """
 
 import html
-import re
-import time
 from collections.abc import Callable, Sequence
 
 import streamlit as st
@@ -13,8 +12,8 @@ import streamlit as st
 from chipviz.config import RunConfig
 from chipviz.errors import ChipvizError, Refusal
 from chipviz.runs.store import ACTIVE, Job
+from chipviz.ui.formatting import duration, label_of, megabytes, plain
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:^=&])")
 _WORDS = {
     "queued": "waiting for its turn",
     "loading": "loading backbone and data",
@@ -25,11 +24,6 @@ _WORDS = {
     "stalled": "stalled: no sign of life for 15 seconds",
 }
 _DOTS = {"done": "cv-done", "failed": "cv-bad", "interrupted": "cv-bad", "stalled": "cv-bad"}
-
-
-def plain(text: str) -> str:
-    """Text for places that read Markdown: every mark escaped, so it shows as written."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 
 def show_error(error: ChipvizError) -> None:
@@ -45,16 +39,6 @@ def show_failure(refusal: Refusal) -> None:
     st.error(f"**{plain(refusal.message)}**{tail}", icon=":material/error:")
 
 
-def label_of(field: str) -> str:
-    """What a setting of `RunConfig` is called in the form."""
-    return RunConfig.model_fields[field].title or field
-
-
-def help_of(field: str) -> str:
-    """What a setting of `RunConfig` does, in a sentence or two."""
-    return RunConfig.model_fields[field].description or ""
-
-
 def act(call: Callable[..., object], *values: object) -> None:
     """Run a button's action. Its error is shown at the top of the page that follows."""
     try:
@@ -68,40 +52,6 @@ def show_kept_failure() -> None:
     refusal = st.session_state.pop("failure", None)
     if refusal:
         show_failure(refusal)
-
-
-def percent(value: float) -> str:
-    """An accuracy or share in [0, 1] as people read it."""
-    return f"{100 * value:.1f} %"
-
-
-def megabytes(n_bytes: float) -> str:
-    """Bytes as MB, from 1 GB on as GB."""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
-
-
-def millions(count: int) -> str:
-    """A parameter count."""
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:,.1f} M"
-
-
-def milliseconds(seconds: float) -> str:
-    """A latency, in ms below one second."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
-def duration(seconds: float) -> str:
-    """Time left, as minutes:seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def ago(moment: float) -> str:
-    """How long ago a unix time was, in one unit."""
-    gone = max(0.0, time.time() - moment)
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if gone >= size:
-            return f"{int(gone // size)} {unit} ago"
-    return "just now"
 
 
 def at_work(job: Job) -> bool:
@@ -154,15 +104,19 @@ def facts(rows: Sequence[tuple[str, str]]) -> str:
     return f'<div class="cv-fact">{cells}</div>'
 
 
-def bars(shares: Sequence[tuple[str, float]]) -> None:
-    """Probabilities of labels as bars, in the given order."""
+def bar(share: float, label: str = "") -> str:
+    """One bar in HTML, filled to a share in [0, 1]; with a label it is read out as a picture."""
+    picture = f' role="img" aria-label="{html.escape(label)}"' if label else ""
+    return f'<div class="cv-bar"{picture}><i style="width:{100 * share:.1f}%"></i></div>'
+
+
+def bars(rows: Sequence[tuple[str, float, str]]) -> str:
+    """Rows of a name, a bar filled to a share in [0, 1], and a figure, in HTML."""
     cells = "".join(
-        f"<span>{html.escape(label)}</span>"
-        f'<div class="cv-bar"><i style="width:{100 * share:.1f}%"></i></div>'
-        f"<span>{100 * share:.1f} %</span>"
-        for label, share in shares
+        f"<span>{html.escape(name)}</span>{bar(share)}<span>{html.escape(figure)}</span>"
+        for name, share, figure in rows
     )
-    st.html(f'<div class="cv-bars">{cells}</div>')
+    return f'<div class="cv-bars">{cells}</div>'
 
 
 def stack(n_layers: int, cut_layer: int) -> str:
