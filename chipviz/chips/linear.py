@@ -39,10 +39,19 @@ Read = Callable[[int, int], Tensor]
 class Turn:
     """Coordinates in which a problem without bias is well conditioned, for each of K layers.
 
-    Features are scaled by `scale`, then split into one coordinate along their mean, nearly
-    constant, which plays the bias; and the rest, whose mean is exactly zero. The fit never forms
-    them: with c a feature minus its mean, a turned feature times w is c times `back(w)`, plus
-    `BIAS_SCALE` times the last number of w.
+    A scaled feature is split into one coordinate along the mean, nearly constant, which plays the
+    bias, and the rest, whose mean is exactly zero. For one layer, with b = `BIAS_SCALE`:
+
+        h, mu, s         a feature, its mean and its scale (D);  c = h - mu
+        u, m             direction and length of mu / s
+        a                (h / s) . u, the part of a scaled feature along u
+        z                (h / s - a u,  a b / m), the turned feature (D + 1)         `into`
+        v = (v', v0)     weights of z, which are fitted and penalised
+        w                (v' - (v' . u) u + v0 (b / m) u) / s, weights of h          `back`
+
+    Then v . z = w . h = c . w + b v0, so logits need c and w alone, and z is never formed. A
+    gradient is the sum of r z over rows with residuals r. It follows from the sums of r c and of r
+    (`pull`), which cost one product as well.
     """
 
     mean: Tensor
