@@ -195,6 +195,7 @@ def predict(
         if file
         else inputs.from_options(text or [], text_pair, choices)
     )
+    printing.print_notices(given.notices)
     metadata = read_metadata(bundle)
     texts, pairs = inputs.in_fields(given, metadata.task, metadata.preset)
     from chipviz.bundle import load

@@ -13,6 +13,7 @@ Preset = Recipe
 """*sound* trains chips of this project's recipe. *published* trains the paper's beside them."""
 Rule = Literal["validate", "within", "non-inferior", "elbow", "budget", "fixed", "oracle", "manual"]
 ClassWeight = Literal["none", "balanced"]
+Contradictions = Literal["keep", "drop", "refuse"]
 
 DEFAULT_TOLERANCE = 0.01
 """Accuracy that rule *within* gives up for depth, in [0, 1]."""
@@ -71,6 +72,9 @@ class RunConfig(BaseModel):
     chips: tuple[ChipKind, ...] = Field(default=("linear",), title="Chips", json_schema_extra=_FIT)
     """Kinds of chip: linear fits in seconds and becomes part of a stock model, mlp may find what is
     not linear."""
+    contradictions: Contradictions = Field(default="keep", title="Texts with several labels")
+    """Fate of training texts that stand there with several labels: keep all their rows, drop them
+    all, or refuse the data."""
     max_train: int | None = Field(default=None, ge=2, title="Training texts at most")
     """Maximum training texts, drawn by class. All if not given."""
     max_validation: int | None = Field(default=None, ge=2, title="Validation texts at most")

@@ -8,6 +8,8 @@ ChipvizError
     BundleError      a bundle is incomplete, altered or disagrees with its own run
     JobError         a run is unknown, or not in a state that allows what was asked
 
+A `Notice` says what a user must know although nothing is wrong enough to stop.
+
 `is_disk_full` knows a full disk in the errors of others.
 
 Every one carries what happened (`message`: got, expected) and what to do next (`hint`). Where that
@@ -36,6 +38,42 @@ class Refusal:
     hint: str = ""
     fields: tuple[str, ...] = ()
     """Settings of `RunConfig` that the hint is about, by name."""
+
+
+NOTICES = {
+    "blank-after-delimiter": "Blanks after each delimiter are not part of the cells.",
+    "cell-spans-lines": "A cell in quotes holds lines that could be rows of their own.",
+    "class-with-one-text": "A class has a single training text.",
+    "class-without-training": "A class has no training text: its other rows are left out.",
+    "contradicting-labels": "The same text has several labels.",
+    "hidden-labels": "A split hides its labels behind -1: it is left out.",
+    "labels-trimmed": "Blanks around labels are not part of them.",
+    "labels-look-alike": "Classes differ in case, blanks or the form of letters alone.",
+    "labels-merged": "Labels that are one class are written in several ways.",
+    "quotes-are-text": "Quotation marks are read as text: they enclose no cells.",
+    "repeated-texts": "The same text with the same label stands more than once: one is kept.",
+    "rows-in-field": "A JSON object holds the rows in one of its fields.",
+    "shared-texts": "The same text stands in two splits of the source.",
+    "split-without-labels": "A split has no label column: it is left out.",
+    "texts-cut": "The length limit cuts texts.",
+}
+"""Code of every notice, and what it says."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a user must be told although nothing stops: one entry of `warnings`."""
+
+    code: str
+    """One of `NOTICES`."""
+    message: str
+    n: int
+    """Rows, texts, cells or classes concerned."""
+    examples: tuple[str, ...] = ()
+    """Some of them, as a user finds them."""
+
+    def __post_init__(self) -> None:
+        assert self.code in NOTICES, self.code
 
 
 class ChipvizError(Exception):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chipviz.config import RunConfig
-from chipviz.data.task import say_columns
-from chipviz.errors import BackboneError, TaskError
+from chipviz.data.task import notice_in_words, say_columns
+from chipviz.errors import BackboneError, Notice, TaskError
 from chipviz.keys import Pooling, Split
 from chipviz.progress import Progress, ProgressFn, silent
 
@@ -130,6 +130,8 @@ class Preview:
     examples: tuple[PromptPreview, ...]
     lengths: Lengths
     backbone: BackbonePreview
+    warnings: tuple[Notice, ...]
+    """What must be known although nothing stops a run."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -257,7 +259,7 @@ def preview(
         poolings: Whose tokens to mark.
         backbone: What is known of the backbone.
     """
-    from chipviz.data.prompt import n_cut
+    from chipviz.data.prompt import cut_notices, n_cut
     from chipviz.data.task import text_keys
 
     keys = {split: set(text_keys(rows)) for split, rows in task.splits.items()}
@@ -282,6 +284,7 @@ def preview(
         examples=_examples(task, prompt, poolings),
         lengths=_lengths(task, prompt),
         backbone=backbone,
+        warnings=(*task.notices, *cut_notices(prompt, task)),
     )
 
 
@@ -311,6 +314,7 @@ def in_words(found: Preview) -> list[str]:
             lines.append(f"{pooling:>10} reads {read}")
         for end in example.left_out:
             lines.append(f"{'left out':>10}: {end.begins[:60]!r}, {end.n_chars:,} characters")
+    lines += [notice_in_words(notice) for notice in found.warnings]
     return lines
 
 

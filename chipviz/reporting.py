@@ -8,7 +8,7 @@ from chipviz.bundle import save
 from chipviz.chips import controls
 from chipviz.chips.training import Trained
 from chipviz.config import RunConfig
-from chipviz.data.prompt import Prompt, n_truncated
+from chipviz.data.prompt import Prompt, cut_notices, n_truncated
 from chipviz.data.task import Task
 from chipviz.features.extract import Extracted
 from chipviz.keys import EMBEDDING_LAYER, ChipKey, Split
@@ -82,6 +82,7 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
         costs=cost.cut_costs(backbone, chips, bundles, limit, measurement),
         parts=cost.parts(backbone),
         measured=measurement.how,
+        warnings=[*found.task.notices, *cut_notices(found.prompt, found.task)],
     )
     chosen = report.choices(found.trained.predictions.correct)
     return report.model_copy(update={"selection": chosen})

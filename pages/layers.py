@@ -1,9 +1,12 @@
 import streamlit as st
 
-from chipviz.ui import cut, cut_summary, formatting, nav, require_run, result_tabs, state
+from chipviz.ui import cut, cut_summary, formatting, nav, require_run, result_tabs, state, widgets
 
 job, report = require_run.finished_run()
 st.header(formatting.plain(job.name), anchor=False)
+if report.warnings:
+    with st.expander(f"Warnings ({len(report.warnings)})", icon=":material/warning:"):
+        widgets.show_notices(report.warnings)
 chart, side = st.columns([5, 3], gap="large")
 with side:
     chosen = cut.controls(report)

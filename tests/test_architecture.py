@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = {
     "": ["errors", "progress", "files", "keys", "config", "parallel", "sources", "download"],
-    "data": ["hub", "tables", "multiple_choice", "task", "columns", "from_table", "prompt"],
+    "data": [
+        *["hub", "delimited", "json_rows", "tables", "multiple_choice", "task", "columns"],
+        *["labels", "splits", "from_table", "prompt"],
+    ],
     "results": ["answers", "metrics", "selection", "report", "run_folder"],
     "backbones": [
         *["hub", "vetting", "structure", "model_folder", "pooling", "batching"],

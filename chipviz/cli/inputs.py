@@ -9,10 +9,11 @@ import pandas as pd
 
 from chipviz.config import Preset
 from chipviz.data.columns import list_columns
+from chipviz.data.delimited import read_text
 from chipviz.data.from_table import read_fields
 from chipviz.data.tables import read_table
 from chipviz.data.task import Columns
-from chipviz.errors import ConfigError, TaskError
+from chipviz.errors import ConfigError, Notice, SourceError, TaskError
 from chipviz.results.report import TaskInfo
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
@@ -31,6 +32,8 @@ class Asked:
     rows: pd.DataFrame
     by_role: bool
     """Whether its columns are roles (text, text_pair, choices) or the names of the user's table."""
+    notices: tuple[Notice, ...] = ()
+    """What must be said of how a file was read."""
 
 
 def from_options(
@@ -63,19 +66,24 @@ def from_file(file: Path, home: Path) -> Asked:
     """
     kind = file.suffix.lower()
     if kind in _TABLES and not file.is_dir() and not (kind == ".json" and _is_list_of_texts(file)):
-        return Asked(
-            read_table(str(file.absolute()), home, keep=False).frames["all"], by_role=False
-        )
+        table = read_table(str(file.absolute()), home, keep=False)
+        return Asked(table.frames["all"], by_role=False, notices=table.notices)
     try:
-        content = file.read_text("utf-8")
+        content = read_text(file)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{file} cannot be read: {error}", "Give a UTF-8 file, one text a line, or a table."
         ) from None
-    lines = json.loads(content) if kind == ".json" else content.split("\n")
-    texts = [line for line in lines if line.strip()]
-    if not texts:
-        raise ConfigError(f"{file} holds no text.", "Give a file with one text a line.")
+    texts = json.loads(content) if kind == ".json" else _lines(content)
+    blank = next((n for n, text in enumerate(texts, start=1) if not text.strip()), None)
+    if not any(text.strip() for text in texts):
+        raise ConfigError(f"{file} holds no text.", "Give a file with one text per line.")
+    if blank is not None:
+        where = f"Item {blank}" if kind == ".json" else f"Line {blank}"
+        raise ConfigError(
+            f"{where} of {file} is blank, and each is one text.",
+            "Remove it, or fill it: results are given by line.",
+        )
     return Asked(pd.DataFrame({"text": texts}, dtype=object), by_role=True)
 
 
@@ -121,9 +129,15 @@ def _listed(roles: Sequence[str] | dict[str, str] | pd.Index) -> str:
     return said[:1].upper() + said[1:] if isinstance(roles, dict) else said
 
 
+def _lines(content: str) -> list[str]:
+    """Texts by line, whatever ends a line; the last end begins no further text."""
+    lines = content.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if len(lines) > 1 and not lines[-1] else lines
+
+
 def _is_list_of_texts(file: Path) -> bool:
     try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(read_text(file))
+    except (OSError, ValueError, RecursionError, SourceError):
         return False  # reading it as a table says what is wrong
     return isinstance(found, list) and all(isinstance(item, str) for item in found)

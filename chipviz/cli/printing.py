@@ -3,12 +3,13 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from chipviz.cli.options import flag
 from chipviz.config import Rule
-from chipviz.data.task import say_columns
-from chipviz.errors import Refusal
+from chipviz.data.task import notice_in_words, say_columns
+from chipviz.errors import Notice, Refusal
 from chipviz.keys import Cut
 from chipviz.progress import Progress, ProgressFn
 from chipviz.results.report import RunReport, SelectionInfo
@@ -46,6 +47,8 @@ def print_run(store: Store, job: Job) -> None:
         return
     report = store.report(job.run_id)
     print(say_columns(report.task.columns, report.task.guessed))
+    for notice in report.warnings:
+        print(notice_in_words(notice))
     print(f"\nTest accuracy by layer, preset {report.preset}")
     _print_curves(report)
     print(
@@ -88,6 +91,12 @@ def _print_choice(report: RunReport, rule: Rule, chosen: SelectionInfo) -> None:
         f"layer ratio {100 * chosen.layer_ratio:.1f}%, "
         f"parameter ratio {100 * chosen.parameter_ratio:.1f}%: {chosen.why}"
     )
+
+
+def print_notices(notices: Sequence[Notice]) -> None:
+    """What must be known although nothing stops, on standard error."""
+    for notice in notices:
+        print(notice_in_words(notice), file=sys.stderr)
 
 
 def print_json(value: dict[str, Any]) -> None:

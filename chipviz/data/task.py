@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chipviz.errors import ConfigError
+from chipviz.errors import ConfigError, Notice
 from chipviz.keys import Split
 
 MAX_TEXT = 10_000_000
@@ -83,6 +83,8 @@ class Task:
     """Splits the source does not have, taken from its training rows."""
     revision: str | None = None
     """Which state of the data set on the Hub this is."""
+    notices: tuple[Notice, ...] = ()
+    """What must be said of how its rows were read and chosen."""
 
     @property
     def n_classes(self) -> int:
@@ -137,3 +139,9 @@ def say_columns(roles: dict[str, str], guessed: Sequence[str]) -> str:
     return ", ".join(
         f"{role} = `{column}`" + " (guessed)" * (role in guessed) for role, column in roles.items()
     )
+
+
+def notice_in_words(notice: Notice) -> str:
+    """One line of a terminal; examples are quoted where they come from data."""
+    examples = f" For example {'; '.join(notice.examples)}." if notice.examples else ""
+    return f"Warning: {notice.message}{examples}"

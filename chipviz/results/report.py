@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict
 
 from chipviz.config import Preset, Rule
-from chipviz.errors import ConfigError
+from chipviz.errors import ConfigError, Notice
 from chipviz.keys import ChipKey, ChipRecord, Cut, Split, fields_of, in_order
 from chipviz.results.metrics import Score
 from chipviz.results.selection import (
@@ -200,6 +200,8 @@ class RunReport(_Record):
     costs: list[LayerCost]
     parts: Parts
     measured: Measured
+    warnings: list[Notice] = []
+    """What a reader must know although nothing stopped the run."""
 
     @cached_property
     def chips(self) -> list[ChipKey]:

@@ -14,7 +14,7 @@ from chipviz.ui import backbone_step, data_step, lookups, nav, options, prompt_s
 def show() -> None:
     """Draw the three steps and what is known of the run they describe, and start it."""
     # A place each: what comes and goes in one step must not move the next while the page waits.
-    texts, rows, model, size, prompt, read, more = (st.container() for _ in range(7))
+    texts, rows, model, size, prompt, read, more, said = (st.container() for _ in range(8))
     with texts:
         data = data_step.choose()
     embedded = data == {"data": EXAMPLE["data"]}
@@ -29,7 +29,7 @@ def show() -> None:
         with size:
             fits = backbone_step.show_outlook(values)
     config = None if data is None else _config(values | data)
-    ready = config is not None and fits and _looks_good(config, rows, size, read)
+    ready = config is not None and fits and _looks_good(config, rows, size, read, said)
     if st.button("Train chips on all layers", type="primary", key="start", disabled=not ready):
         assert config is not None
         _start(config)
@@ -49,7 +49,11 @@ def _config(values: dict[str, Any]) -> RunConfig | None:
 
 
 def _looks_good(
-    config: RunConfig, rows: DeltaGenerator, size: DeltaGenerator, read: DeltaGenerator
+    config: RunConfig,
+    rows: DeltaGenerator,
+    size: DeltaGenerator,
+    read: DeltaGenerator,
+    said: DeltaGenerator,
 ) -> bool:
     """Draw what the run would read, where that can be known now. Returns whether it can start."""
     if not lookups.is_here("data", config.data) or not lookups.is_here(
@@ -64,6 +68,8 @@ def _looks_good(
         prompt_step.show(found)
     with rows:
         data_step.show_rows(found)
+    with said:  # above the button that starts
+        widgets.show_notices(found.warnings)
     with size:  # with the features of so many texts
         return backbone_step.show_refusal(found.backbone)
 

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import streamlit as st
 
-from chipviz.config import EXAMPLE, Preset
+from chipviz.config import EXAMPLE, Contradictions, Preset
 from chipviz.keys import ChipKind, Pooling
 from chipviz.ui import formatting
 
@@ -72,6 +72,13 @@ def _texts(*, embedded: bool) -> dict[str, Any]:
         )
         for place, field in zip(st.columns(3), fields, strict=True)
     }
+    values["contradictions"] = st.segmented_control(
+        **_named("contradictions"),
+        options=get_args(Contradictions),
+        default="keep",
+        required=True,
+        key="contradictions",
+    )
     balanced = st.toggle(
         "Balance the classes", key="balanced", help=formatting.help_of("class_weight")
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import streamlit as st
 
 from chipviz.config import RunConfig
-from chipviz.errors import ChipvizError, Refusal
+from chipviz.errors import ChipvizError, Notice, Refusal
 from chipviz.runs.store import ACTIVE, Job
 from chipviz.ui.formatting import duration, label_of, megabytes, plain
 
@@ -37,6 +37,13 @@ def show_failure(refusal: Refusal) -> None:
     hint = refusal.hint + f" See {' and '.join(labels)}." * bool(labels)
     tail = f"\n\n{plain(hint)}" if hint else ""
     st.error(f"**{plain(refusal.message)}**{tail}", icon=":material/error:")
+
+
+def show_notices(notices: Sequence[Notice]) -> None:
+    """Say what must be known although nothing stops, with rows as examples."""
+    for notice in notices:
+        examples = f"\n\n{plain('; '.join(notice.examples))}" if notice.examples else ""
+        st.warning(f"{plain(notice.message)}{examples}", icon=":material/warning:")
 
 
 def act(call: Callable[..., object], *values: object) -> None:

@@ -1,5 +1,6 @@
 """What is asked is written as training wrote it, and what does not fit is refused."""
 
+import codecs
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from chipviz.cli.inputs import from_file, from_options, in_fields
 from chipviz.config import RunConfig
 from chipviz.data.from_table import make_task
 from chipviz.data.tables import Table
-from chipviz.errors import ChipvizError, ConfigError, TaskError
+from chipviz.errors import ChipvizError, ConfigError, SourceError, TaskError
 from chipviz.results.report import TaskInfo
 
 N = 40
@@ -107,8 +108,8 @@ def test_what_the_prompt_has_no_place_for_is_refused_and_what_it_lacks(task, giv
 
 def test_lines_and_a_json_list_are_texts_and_all_else_is_a_table(tmp_path):
     texts = ["one, two", "three"]
-    (tmp_path / "a.txt").write_text("one, two\n\nthree\n")
-    (tmp_path / "a.json").write_text(json.dumps(texts))
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + b"one, two\r\nthree\r\n")
+    (tmp_path / "a.json").write_bytes(codecs.BOM_UTF8 + json.dumps(texts).encode())
     (tmp_path / "a.csv").write_text('text,other\n"one, two",1\nthree,2\n')
     for name in ("a.txt", "a.json", "a.csv"):
         assert in_fields(from_file(tmp_path / name, tmp_path), ONE, "sound")[0] == texts
@@ -117,7 +118,9 @@ def test_lines_and_a_json_list_are_texts_and_all_else_is_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "error", "said"),
     [
-        ("a.txt", b"\xff\xfe\xff", ConfigError, "a.txt cannot be read"),
+        ("a.txt", b"\xff\xfe\xff", SourceError, "a.txt is not UTF-16"),
+        ("a.txt", b"a\n \nb\n", ConfigError, "Line 2 of .*a.txt is blank"),
+        ("a.json", b'["a", ""]', ConfigError, "Item 2 of .*a.json is blank"),
         ("a.txt", b" \n\n", ConfigError, "holds no text"),
         ("a.json", b"[]", ConfigError, "holds no text"),
         ("a.json", b'["a", ', ChipvizError, "not well-formed JSON"),

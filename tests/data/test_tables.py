@@ -105,7 +105,7 @@ def parquet_bytes():
         ("empty.csv", "", "holds no rows"),
         ("header.csv", "text,label\n", "holds no rows"),
         ("empty.jsonl", "", "holds no rows"),
-        ("open-quote.csv", 'text,label\n"a,b\n', "cannot be read"),
+        ("open-quote.csv", 'text,label\n"c",d\n"a,b\n', "line 3: unexpected end"),
         ("ragged.csv", "text,label\na,b\nc,d,e,f\n", "line 3"),
         ("latin.csv", "text,label\ncafé,b\n".encode("latin-1"), "is not UTF-8: line 2"),
         ("torn.jsonl", '{"text": "a"}\n{"text": ', "line 2 is not well-formed JSON"),
@@ -260,7 +260,7 @@ def test_a_table_that_was_parsed_before_comes_back_cell_by_cell(name, tmp_path, 
     (kept,) = (home / "data" / "parsed").iterdir()
     assert cells_of(read_table(path, home)) == first
     cells = {"text": ["from the copy"], "label": ["x"]}
-    pq.write_table(pa.table(cells), kept)
+    pq.write_table(pa.table(cells).replace_schema_metadata({"notices": "[]"}), kept)
     assert only_frame(read_table(path, home))["text"].tolist() == ["from the copy"]
     kept.write_bytes(b"PAR1 cut on its way")
     assert cells_of(read_table(path, home)) == first

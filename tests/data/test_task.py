@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chipviz.config import RunConfig
-from chipviz.data.from_table import make_task, stratified_order
+from chipviz.data.from_table import make_task
+from chipviz.data.splits import stratified_order
 from chipviz.data.tables import Table, read_table
 from chipviz.data.task import Examples, Task
 from chipviz.errors import TaskError
@@ -135,11 +136,18 @@ def test_a_test_split_whose_labels_are_hidden_is_made_anew():
 
 
 def test_splits_without_the_training_columns_are_refused_by_name():
-    frames = {"train": frame_of(), "test": frame_of().rename(columns={"label": "gold"})}
-    with pytest.raises(
-        TaskError, match=r"The test split has no column 'label'; columns are 'text'"
-    ):
+    frames = {"train": frame_of(), "test": frame_of().rename(columns={"text": "body"})}
+    with pytest.raises(TaskError, match=r"The test split has no column 'text'; columns are 'body'"):
         task_of(frames)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_without_labels_is_left_out_and_named(split):
+    frames = {"train": frame_of(60), split: frame_of(12).drop(columns="label")}
+    task = task_of(frames)
+    assert split in task.made
+    (notice,) = [n for n in task.notices if n.code == "split-without-labels"]
+    assert notice.n == 12
 
 
 @pytest.mark.parametrize(
@@ -149,7 +157,7 @@ def test_splits_without_the_training_columns_are_refused_by_name():
         ([1.0, 0.0], ("0", "1")),
         ([0.5, 1.5], ("0.5", "1.5")),
         ([10, 9], ("9", "10")),
-        (["10", "9"], ("10", "9")),
+        (["10", "9"], ("9", "10")),
         ([True, 1], ("1", "True")),
     ],
 )
@@ -186,13 +194,13 @@ def test_labels_that_look_like_numbers_keep_their_spelling(tmp_path, home):
 def test_integers_are_class_numbers_where_the_source_declares_names_even_if_names_are_digits():
     """Names 1 to 3 with numbers 0 to 2: a split without number 0 must not be read as names."""
     train, test = (
-        {"text": [f"text {i} {labels}" for i in range(20)], "label": labels * 10}
-        for labels in ([1, 2], [0, 1])
+        {"text": [f"text {i} {labels}" for i in range(20)], "label": (labels * 10)[:20]}
+        for labels in ([0, 1, 2], [1, 2])
     )
     frames = {"train": pd.DataFrame(train), "test": pd.DataFrame(test)}
     task = task_of(frames, names={"label": ["1", "2", "3"]})
-    assert set(task.splits["train"].labels.tolist()) == {1, 2}
-    assert set(task.splits["test"].labels.tolist()) == {0, 1}
+    assert set(task.splits["train"].labels.tolist()) == {0, 1, 2}
+    assert set(task.splits["test"].labels.tolist()) == {1, 2}
 
 
 def test_declared_names_are_found_by_name_where_the_labels_are_names():
@@ -235,13 +243,13 @@ def test_named_columns_are_taken_before_guessed_ones():
 
 
 @pytest.mark.parametrize(
-    ("settings", "option"),
-    [({"text": "zz"}, "text"), ({"label": "zz"}, "label"), ({"text_pair": "zz"}, "text-pair")],
+    ("settings", "field"),
+    [({"text": "zz"}, "text"), ({"label": "zz"}, "label"), ({"text_pair": "zz"}, "text_pair")],
 )
-def test_a_column_that_does_not_exist_is_refused_with_those_that_do(settings, option):
+def test_a_column_that_does_not_exist_is_refused_with_those_that_do(settings, field):
     with pytest.raises(TaskError, match=r"no column 'zz'; columns are 'text', 'label'") as no:
         task_of(frame_of(), **settings)
-    assert f"--{option}" in no.value.hint
+    assert no.value.fields == (field,)
 
 
 def test_a_table_without_a_label_column_is_refused_with_its_columns():
