@@ -10,7 +10,7 @@ if report.warnings:
 chart, side = st.columns([5, 3], gap="large")
 with side:
     chosen = cut.controls(report)
-    cut_summary.show(report, chosen)
+    cut_summary.show(report, chosen, state.predictions(job.run_id))
     with st.container(horizontal=True, key="next"):
         nav.link("bundle", "Build the bundle", state.address(), ":material/inventory_2:")
         nav.link("tokens", "See it word by word", state.address(), ":material/text_fields:")

@@ -3,6 +3,7 @@
 Knows labels and probabilities, neither models nor files.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,56 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def paired_lower_bound(correct: NDArray[np.bool_], best: NDArray[np.bool_]) -> float:
+    """Lower end of Tango's 95 % score interval of how much more accurate a chip is than another.
+
+    Where both get the same texts right it lies below 0 all the same, the further the fewer texts
+    there are: agreement on a few texts is no proof. A percentile bootstrap says 0 there, and
+    accepts a true loss of two points with probability 0.45 at 40 texts.
+
+    Args:
+        correct: Which texts the chip got right, shape (N,).
+        best: Which texts the other did, shape (N,).
+
+    Returns:
+        In [-1, 1].
+
+    Source: Tango 1998, Statistics in Medicine 17, 891-908, equations 17 to 19.
+    """
+    n = len(best)
+    won, lost = int((correct & ~best).sum()), int((best & ~correct).sum())
+
+    def too_low(difference: float) -> bool:
+        """Whether so small a difference is rejected by what was seen."""
+        # q: the likeliest share of texts that the other alone gets right, given the difference.
+        b = -won - lost + (2 * n - won + lost) * difference
+        c = -lost * difference * (1 - difference)
+        q = (np.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+        variance = n * (2 * q + difference * (1 - difference))
+        return won - lost - n * difference > Z_95 * np.sqrt(max(variance, 0.0))
+
+    low, high = -1.0, (won - lost) / n
+    for _ in range(60):  # halves to far below what a report shows
+        middle = (low + high) / 2
+        low, high = (middle, high) if too_low(middle) else (low, middle)
+    return high
+
+
+def mcnemar(correct: NDArray[np.bool_], best: NDArray[np.bool_]) -> float:
+    """Two-sided probability that chance splits so unevenly the texts that only one chip gets right.
+
+    Args:
+        correct: Which texts a chip got right, shape (N,).
+        best: Which texts another did, shape (N,).
+
+    Source: McNemar 1947, exact binomial form.
+    """
+    won, lost = int((correct & ~best).sum()), int((best & ~correct).sum())
+    n, few = won + lost, min(won, lost)
+    tail = sum(math.comb(n, k) for k in range(few + 1))
+    return min(1.0, 2 * tail / 2**n)
 
 
 def macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> float:

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from chipviz.config import DEFAULT_MARGIN, DEFAULT_TOLERANCE, Rule
 from chipviz.errors import ConfigError
 from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, Split
-from chipviz.results.metrics import Score
+from chipviz.results.metrics import Score, paired_lower_bound
 
 FIXED_DEPTH = 5 / 8
 """Depth of rule *fixed*. Source: arXiv:2410.06541, section 4.1: layer 20 of 32."""
 ELBOW_SHARE = 0.9
 """Share of a curve's rise after which rule *elbow* calls the drastic change done."""
-N_RESAMPLES = 2_000
 DEFAULT_BUDGET = "parameters=50%"
 
 Correct = Mapping[ChipKey, NDArray[np.bool_]]
@@ -109,8 +108,7 @@ def select(
     - *validate*: the best score.
     - *within*: the shallowest layer at most `tolerance` below the best.
     - *non-inferior*: the shallowest layer whose accuracy, less that of the best on the same texts,
-      lies above -`margin` with 97.5 % confidence (lower end of the paired bootstrap 95 % interval,
-      for each layer by itself).
+      lies above -`margin` with 97.5 % confidence (lower end of Tango's 95 % score interval).
     - *elbow*: on the curve of the best score, from layer 0 to that score's layer: the first layer
       at or above lowest + 0.9 (best - lowest). There the drastic change is over.
     - *budget*: the best score among the cuts that cost at most `budget`.
@@ -167,31 +165,6 @@ def fixed_layer(n_layers: int) -> int:
     return min(n_layers - 1, round(FIXED_DEPTH * n_layers))
 
 
-def paired_lower_bound(
-    correct: NDArray[np.bool_], best: NDArray[np.bool_], *, seed: int = 0
-) -> float:
-    """Lower end of the 95 % interval of how much more accurate a chip is than the best one.
-
-    Resampling texts in pairs moves only three counts: texts that one chip alone got right, texts
-    that the other alone did, and the rest. Drawing those counts is the same and far cheaper.
-
-    Args:
-        correct: Which texts a chip got right, shape (N,).
-        best: Which the best chip did, shape (N,).
-        seed: Seed of the resampling.
-
-    Returns:
-        In [-1, 1]. Exactly 0 where both chips got the same texts right.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13 (percentile).
-    """
-    n = len(best)
-    won, lost = int((correct & ~best).sum()), int((best & ~correct).sum())
-    shares = np.array([won, lost, n - won - lost]) / n
-    drawn = np.random.default_rng(seed).multinomial(n, shares, size=N_RESAMPLES)
-    return float(np.quantile((drawn[:, 0] - drawn[:, 1]) / n, 0.025))
-
-
 def _table(scores: Sequence[Score], split: Split, chips: Collection[ChipKey] | None) -> list[Score]:
     """The scores a rule may look at."""
     table = [
@@ -232,7 +205,7 @@ def _non_inferior(
     )
     return chosen, (
         f"shallowest layer that loses less than {_points(margin)} to the best {_top(best)} "
-        f"with 97.5 % confidence (paired bootstrap, n = {best.n:,})"
+        f"with 97.5 % confidence (Tango's score interval, n = {best.n:,})"
     )
 
 

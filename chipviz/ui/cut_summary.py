@@ -3,14 +3,18 @@
 import streamlit as st
 
 from chipviz.keys import Cut, Split
-from chipviz.results.metrics import Score
+from chipviz.results.metrics import Score, mcnemar
 from chipviz.results.report import Measured, RunReport
+from chipviz.results.run_folder import Predictions
 from chipviz.ui import widgets
 from chipviz.ui.formatting import megabytes, millions, milliseconds, percent, plain
 from chipviz.ui.plots.theme import chip_name
 
+SURE = 0.05
+"""Probability below which a difference of two chips is called sure."""
 
-def show(report: RunReport, cut: Cut) -> None:
+
+def show(report: RunReport, cut: Cut, predictions: Predictions | None) -> None:
     """Draw the headline, the scores, the stack with its savings, and how they were measured."""
     layers = report.backbone.n_layers
     st.html(
@@ -23,7 +27,7 @@ def show(report: RunReport, cut: Cut) -> None:
         (percent(test.accuracy), f"test ({_interval(test)}, n = {test.n:,})"),
     ]
     st.html(widgets.facts(scores))
-    st.caption(loss_words(report, cut))
+    st.caption(loss_words(report, cut, predictions))
     drawing = widgets.stack(layers, cut.layer)
     st.html(f'<div class="cv-side">{drawing}{widgets.facts(savings(report, cut))}</div>')
     st.caption(plain(_measured_words(report.measured)))
@@ -31,20 +35,27 @@ def show(report: RunReport, cut: Cut) -> None:
         st.html(widgets.facts(by_part(report, cut)))
 
 
-def loss_words(report: RunReport, cut: Cut) -> str:
-    """Compare the cut with the best chip on test, claiming no more than the interval allows.
+def loss_words(report: RunReport, cut: Cut, predictions: Predictions | None) -> str:
+    """Compare the cut with the best chip on the same test texts.
 
-    Overlapping intervals would be too weak a claim: two chips on the same texts can differ
-    for sure while their intervals still touch.
+    Intervals of two accuracies say too little: two chips on the same texts can differ for sure
+    while their intervals still touch. McNemar's test looks at the texts that only one gets right.
     """
     best = report.selection["validate"].cut
     top, test = _at(report, best, "test"), _at(report, cut, "test")
     name = f"the best chip (layer {best.layer}, {chip_name(best.chip)}: {percent(top.accuracy)})"
     if best == cut:
         return "This is the best chip on validation."
-    if test.accuracy >= top.accuracy_low:
-        return f"No measurable loss against {name}: inside its interval at n = {test.n:,}."
-    return f"{100 * (top.accuracy - test.accuracy):.1f} points below {name}."
+    points = 100 * (test.accuracy - top.accuracy)
+    gap = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+    if predictions is None:
+        return f"{gap} {name}."
+    here, there = (predictions.at(one, "test") == predictions.labels["test"] for one in (cut, best))
+    p = mcnemar(here, there)
+    on_texts = f"on the same {test.n:,} texts (McNemar, p = {p:.2g})"
+    if p < SURE:
+        return f"{gap} {name}: a sure difference {on_texts}."
+    return f"No measurable loss against {name}: {gap} {on_texts}."
 
 
 def _at(report: RunReport, cut: Cut, split: Split) -> Score:

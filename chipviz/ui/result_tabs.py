@@ -75,11 +75,8 @@ def _learning(job: Job, cut: Cut) -> None:
 
 def _test_predictions(job: Job, cut: Cut) -> tuple[np.ndarray, np.ndarray] | None:
     """True and predicted class of every test text at the cut, each of shape (N,)."""
-    try:
-        predictions = state.store().folder(job.run_id).read_predictions()
-    except OSError:
-        return None
-    return predictions.labels["test"], predictions.at(cut, "test")
+    predictions = state.predictions(job.run_id)
+    return predictions and (predictions.labels["test"], predictions.at(cut, "test"))
 
 
 def _confusion(report: RunReport, cut: Cut, found: tuple[np.ndarray, np.ndarray] | None) -> None:

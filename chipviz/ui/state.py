@@ -13,6 +13,7 @@ import streamlit as st
 from chipviz.config import home_dir
 from chipviz.keys import ChipKey, Cut
 from chipviz.results.report import RunReport
+from chipviz.results.run_folder import Predictions
 from chipviz.runs.model_client import Inference
 from chipviz.runs.store import Job, Store
 from chipviz.ui.plots.theme import DARK, LIGHT, Look
@@ -45,6 +46,14 @@ def _store(home: Path) -> Store:
 def _inference(home: Path, role: str) -> Inference:
     del role  # one process each
     return Inference(home)
+
+
+def predictions(run_id: str) -> Predictions | None:
+    """What the chips of a finished run predicted; None where that is not on disk any more."""
+    try:
+        return store().folder(run_id).read_predictions()
+    except OSError:
+        return None
 
 
 def look() -> Look:

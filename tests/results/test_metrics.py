@@ -11,7 +11,14 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
 from chipviz.keys import ChipKey, Cut
 from chipviz.results import metrics
-from chipviz.results.metrics import Resamples, expected_calibration_error, macro_f1, wilson_interval
+from chipviz.results.metrics import (
+    Resamples,
+    expected_calibration_error,
+    macro_f1,
+    mcnemar,
+    paired_lower_bound,
+    wilson_interval,
+)
 
 CUT = Cut(3, ChipKey.sound("mean"))
 
@@ -217,3 +224,80 @@ def test_resamples_of_a_large_split_stay_small():
         tracemalloc.stop()
     assert resamples.counts.nbytes <= 60e6
     assert peak <= 150e6
+
+
+# paired comparisons
+
+
+def answers(seed, n, better, worse):
+    """Two chips' hits: of ten texts each gets about eight, mostly the same."""
+    draw = np.random.default_rng(seed)
+    best = draw.random(n) < 0.8
+    turned = np.where(best, draw.random(n) < worse, draw.random(n) < better)
+    return best ^ turned, best
+
+
+def score_statistic(won, lost, n, difference):
+    """Tango's z by its definition: the nuisance share by search instead of the closed form."""
+    from scipy.optimize import minimize_scalar
+
+    def minus_log_likelihood(q):
+        p = q + difference  # share that the chip alone gets right
+        same = 1 - p - q
+        counts, shares = (won, lost, n - won - lost), (p, q, same)
+        return -sum(k * np.log(max(s, 1e-300)) for k, s in zip(counts, shares, strict=True) if k)
+
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    q = minimize_scalar(
+        minus_log_likelihood, bounds=(low, high), method="bounded", options={"xatol": 1e-12}
+    ).x
+    return (won - lost - n * difference) / np.sqrt(n * (2 * q + difference - difference**2))
+
+
+@pytest.mark.parametrize(
+    ("n", "better", "worse"),
+    [(60, 0.2, 0.1), (200, 0.05, 0.02), (400, 0.0, 0.05), (1000, 0.3, 0.2)],
+)
+def test_the_lower_bound_is_where_the_score_test_stops_rejecting(n, better, worse):
+    chip, best = answers(n, n, better, worse)
+    won, lost = int((chip & ~best).sum()), int((best & ~chip).sum())
+    bound = paired_lower_bound(chip, best)
+    assert score_statistic(won, lost, n, bound) == pytest.approx(1.959964, abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 40, 500])
+def test_agreement_on_few_texts_is_no_proof(n):
+    """Without one text that only one of them gets right the bound has a closed form."""
+    same = np.ones(n, dtype=bool)
+    assert paired_lower_bound(same, same) == pytest.approx(-(1.959964**2) / (n + 1.959964**2))
+
+
+def test_the_lower_bound_is_below_the_difference_and_tightens_with_more_texts():
+    widths = {}
+    for n in (100, 10_000):
+        chip, best = answers(1, n, 0.1, 0.03)
+        widths[n] = chip.mean() - best.mean() - paired_lower_bound(chip, best)
+        assert widths[n] > 0
+    assert widths[10_000] < widths[100] / 5
+
+
+@pytest.mark.parametrize("n", [40, 100, 200])
+def test_a_true_loss_at_the_margin_is_accepted_rarely(n):
+    """The rule accepts a chip whose bound lies above -0.02. Of chips that truly lose two points it
+    should accept 2.5 %; the score interval may exceed that a little at few texts."""
+    rng = np.random.default_rng(n)
+    accepted, n_draws = 0, 1_000
+    for _ in range(n_draws):
+        won, lost = rng.random(n) < 0.01, rng.random(n) < 0.03
+        best = np.where(won, False, True)
+        chip = np.where(lost & ~won, False, True)
+        accepted += paired_lower_bound(chip, best) > -0.02
+    assert accepted / n_draws < 0.05
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (3, 3), (0, 6), (10, 2), (40, 75)])
+def test_mcnemar_is_the_exact_binomial_test(won, lost):
+    chip = np.array([True] * won + [False] * lost + [True] * 50)
+    best = np.array([False] * won + [True] * lost + [True] * 50)
+    truth = binomtest(won, won + lost).pvalue if won + lost else 1.0
+    assert mcnemar(chip, best) == pytest.approx(truth)
