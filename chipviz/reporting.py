@@ -8,7 +8,7 @@ from chipviz.bundle import save
 from chipviz.chips import controls
 from chipviz.chips.training import Trained
 from chipviz.config import RunConfig
-from chipviz.data.prompt import Prompt, cut_notices, n_truncated
+from chipviz.data.prompt import Prompt, as_read, cut_notices, n_truncated
 from chipviz.data.task import Task
 from chipviz.features.extract import Extracted
 from chipviz.keys import EMBEDDING_LAYER, ChipKey, Split
@@ -60,7 +60,7 @@ class Findings:
 def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     """Measure costs and controls, and join them with the scores."""
     backbone, limit = found.backbone, found.prompt.max_length
-    tfidf = controls.tfidf(*(found.task.splits[s] for s in ("train", "validation", "test")))
+    tfidf = _tfidf(found)
     typical = cost.typical_length(found.extracted.lengths["validation"])
     measurement = cost.measure(backbone, typical)
     chips = found.trained.chips
@@ -75,8 +75,8 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
         task=_task_info(found.task, found.prompt),
         timing=_timing(clock, found.extracted.n_tokens),
         scores=found.trained.scores,
-        controls=_controls(found, "test", tfidf[1]),
-        controls_validation=_controls(found, "validation", tfidf[0]),
+        controls=_controls(found, "test", tfidf["test"]),
+        controls_validation=_controls(found, "validation", tfidf["validation"]),
         selection={},
         dense=cost.dense_cost(backbone, limit, measurement),
         costs=cost.cut_costs(backbone, chips, bundles, limit, measurement),
@@ -145,7 +145,21 @@ def _timing(clock: Clock, n_tokens: int) -> Timing:
     )
 
 
-def _controls(found: Findings, split: Split, tfidf: float) -> Controls:
+def _tfidf(found: Findings) -> dict[Split, tuple[float, float | None]]:
+    """Accuracy of TF-IDF per split: on what the model reads, and on whole texts where these differ.
+
+    A control that sees more than the model says nothing about the model.
+    """
+    splits = found.task.splits
+    read = {split: as_read(found.prompt, rows) for split, rows in splits.items()}
+    cut = controls.tfidf(read["train"], read["validation"], read["test"])
+    whole: tuple[float | None, float | None] = (None, None)
+    if n_truncated(found.prompt, found.task):
+        whole = controls.tfidf(splits["train"], splits["validation"], splits["test"])
+    return {"validation": (cut[0], whole[0]), "test": (cut[1], whole[1])}
+
+
+def _controls(found: Findings, split: Split, tfidf: tuple[float, float | None]) -> Controls:
     """Reference accuracies. The embedding control is on the pooling that validation prefers."""
     embedding = [s for s in found.trained.scores if s.layer == EMBEDDING_LAYER]
     best = max((s for s in embedding if s.split == "validation"), key=lambda s: s.accuracy)
@@ -153,5 +167,6 @@ def _controls(found: Findings, split: Split, tfidf: float) -> Controls:
     return Controls(
         majority=controls.majority(found.task.splits["train"], found.task.splits[split]),
         embedding=same.accuracy,
-        tfidf=tfidf,
+        tfidf=tfidf[0],
+        tfidf_whole=tfidf[1],
     )

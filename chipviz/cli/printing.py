@@ -12,7 +12,7 @@ from chipviz.data.task import notice_in_words, say_columns
 from chipviz.errors import Notice, Refusal
 from chipviz.keys import Cut
 from chipviz.progress import Progress, ProgressFn
-from chipviz.results.report import RunReport, SelectionInfo
+from chipviz.results.report import Controls, RunReport, SelectionInfo
 from chipviz.runs.store import Job, Store
 
 
@@ -54,7 +54,8 @@ def print_run(store: Store, job: Job) -> None:
     print(
         f"\nControls: majority {100 * report.controls.majority:.1f}%, "
         f"embedding {100 * report.controls.embedding:.1f}%, "
-        f"TF-IDF {100 * report.controls.tfidf:.1f}%\n\nRules, on validation"
+        f"TF-IDF {100 * report.controls.tfidf:.1f}%{_whole(report.controls)}\n\n"
+        "Rules, on validation"
     )
     choices = dict(report.selection)
     oracle = choices.pop("oracle", None)
@@ -63,6 +64,11 @@ def print_run(store: Store, job: Job) -> None:
     if oracle:
         print("\nFor comparison only, chosen on test")
         _print_choice(report, "oracle", oracle)
+
+
+def _whole(controls: Controls) -> str:
+    whole = controls.tfidf_whole
+    return "" if whole is None else f" (on whole texts {100 * whole:.1f}%)"
 
 
 def _print_curves(report: RunReport) -> None:

@@ -174,6 +174,15 @@ def left_out(prompt: Prompt, text: str, pair: str = "") -> tuple[str, ...]:
     return tuple(end for whole in texts if (end := whole[prompt.max_chars :]))
 
 
+def as_read(prompt: Prompt, rows: Examples) -> Examples:
+    """The rows as far as the model reads them: without what the length limit removes."""
+    limit = prompt.max_chars
+    if rows.pairs is None:
+        return Examples([text[:limit] for text in rows.texts], None, rows.labels)
+    pairs = [pair if holds_options(pair) else pair[:limit] for pair in rows.pairs]
+    return Examples([text[:limit] for text in rows.texts], pairs, rows.labels)
+
+
 def n_cut(prompt: Prompt, rows: Examples) -> int:
     """How many rows the length limit shortens a text of."""
     pairs = rows.pairs or [""] * len(rows)

@@ -98,7 +98,9 @@ class Controls(_Record):
     embedding: float
     """Best chip on the embedding output, before any layer."""
     tfidf: float
-    """TF-IDF words with logistic regression."""
+    """TF-IDF words with logistic regression, on the texts as far as the model reads them."""
+    tfidf_whole: float | None = None
+    """The same on whole texts, where the length limit cuts any."""
 
 
 class CutCost(_Record):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from chipviz.data.prompt import bake, load_prompt, load_tokenizer, n_truncated
+from chipviz.data.prompt import as_read, bake, load_prompt, load_tokenizer, n_truncated
 from chipviz.data.task import Examples, Task
 from chipviz.errors import ConfigError, SourceError
 
@@ -196,6 +196,17 @@ def test_a_template_without_the_second_of_two_texts_is_refused(tokenizer):
     rows = rows_of(SAMPLE.texts, ["who went"] * 10)
     with pytest.raises(ConfigError, match=r"holds \{text_pair\} 0 times, expected 1"):
         bake(tokenizer, "News: {text}", 64, rows)
+
+
+@pytest.mark.parametrize("pairs", [None, ["what was it? " * 9] * 10])
+def test_rows_as_they_are_read_give_the_tokens_of_the_whole_rows(tokenizer, pairs):
+    """What TF-IDF is given is what the model is given: nothing more, nothing less."""
+    rows = rows_of(["the old house by the river " * n for n in range(1, 11)], pairs)
+    prompt = bake(tokenizer, None, 24, rows)
+    read = as_read(prompt, rows)
+    assert prompt.encode(read.texts, read.pairs) == prompt.encode(rows.texts, rows.pairs)
+    assert sum(map(len, read.texts)) < sum(map(len, rows.texts))
+    assert (read.labels == rows.labels).all()
 
 
 def test_a_limit_that_cannot_hold_the_template_is_refused_with_both_numbers(tokenizer):

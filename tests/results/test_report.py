@@ -49,7 +49,7 @@ def test_a_report_has_the_keys_that_the_command_line_promises(report):
     chip = {"recipe", "site", "pooling", "chip"}
     place = {"layer", "split"} | chip
     assert set(values["scores"][0]) == measured | place | {"n", "repeats"}
-    assert set(values["controls"]) == {"majority", "embedding", "tfidf"}
+    assert set(values["controls"]) == {"majority", "embedding", "tfidf", "tfidf_whole"}
     chosen = {"cut_layer", "why", "validation_accuracy", "test_accuracy"} | chip
     ratios = {"layer_ratio", "parameter_ratio"}
     assert set(values["selection"]) == set(RULES)

@@ -347,12 +347,15 @@ def _below(accuracy: float) -> float:
 
 def _control_values(report: RunReport, split: Split, last: Score) -> dict[str, float]:
     controls = report.controls if split == "test" else report.controls_validation
-    return {
+    values = {
         "majority": controls.majority,
         "embedding": controls.embedding,
         "TF-IDF": controls.tfidf,
         "last layer": last.accuracy,
     }
+    if controls.tfidf_whole is not None:
+        values["TF-IDF, whole texts"] = controls.tfidf_whole
+    return values
 
 
 def _ring(figure: go.Figure, score: Score, look: Look, x: float | None = None) -> None:
