@@ -89,6 +89,10 @@ class RunConfig(BaseModel):
     class_weight: ClassWeight = Field(default="none", title="Class weight", json_schema_extra=_FIT)
     """Weight of a class in training: none weighs every text the same, balanced every class,
     however many texts it has."""
+    refit: bool = Field(default=True, title="Refit on all labelled texts", json_schema_extra=_FIT)
+    """Whether linear chips are fitted once more after the choice, each at its chosen strength, on
+    training and validation texts together. These are scored on test and shipped. The validation
+    curve stays that of the training texts alone."""
     repeats: int = Field(default=1, ge=1, le=50, title="Fits of each chip", json_schema_extra=_FIT)
     """Fits of each chip. From 2 on, each further fit sees another sample of the training texts, and
     a band shows how far the fits differ."""

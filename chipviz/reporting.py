@@ -82,6 +82,7 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
         costs=cost.cut_costs(backbone, chips, bundles, limit, measurement),
         parts=cost.parts(backbone),
         measured=measurement.how,
+        refit=bool(chips.refits),
         warnings=[*found.task.notices, *cut_notices(found.prompt, found.task)],
     )
     chosen = report.choices(found.trained.predictions.correct)

@@ -133,7 +133,7 @@ Layer ratio {100 * cost.layer_ratio:.1f} % removed, parameter ratio {100 * cost.
 
 Test accuracy {100 * score.accuracy:.1f} % (95 % interval {100 * score.accuracy_low:.1f} to
 {100 * score.accuracy_high:.1f}, n = {score.n}), macro-F1 {100 * score.macro_f1:.1f} %. The cut layer was
-chosen {_chosen(cut, report)}, the chip fitted on {task.n_train} training texts.
+chosen {_chosen(cut, report)}, the chip fitted on {_fitted_on(cut, report)}.
 
 ## Use
 
@@ -187,6 +187,14 @@ def _measured(report: RunReport, cost: LayerCost) -> str:
     (slow, large), (fast, small) = row(dense), row(cost)
     pass_ = f"{how.batch} x {how.n_tokens} tokens, {how.dtype}, {how.device}"
     return f"\n| latency ({pass_}) | {slow} | {fast} |\n| peak memory | {large} | {small} |"
+
+
+def _fitted_on(cut: CutSpec, report: RunReport) -> str:
+    task = report.task
+    if report.refit and cut.recipe == "sound" and cut.chip == "linear":
+        n = task.n_train + task.n_validation
+        return f"{n} texts, training and validation ones together"
+    return f"{task.n_train} training texts"
 
 
 def _chosen(cut: CutSpec, report: RunReport) -> str:

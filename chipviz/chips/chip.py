@@ -82,16 +82,25 @@ class Chips:
     """L + 1 chips per curve, float32. The first reads the embedding output."""
     strengths: dict[ChipKey, list[float]] = field(default_factory=dict)
     """Penalty that validation chose for linear chips, per layer, embedding first."""
+    refits: dict[ChipKey, Chip] = field(default_factory=dict)
+    """The same chips fitted on training and validation texts together, where a recipe does that.
+    They take the place of the others on disk."""
     repeats: dict[ChipKey, list[Chip]] = field(default_factory=dict)
     """The same chips fitted again on bootstrap samples, for the band. Not kept on disk."""
 
-    def at(self, cut: Cut) -> Chip:
+    def at(self, cut: Cut, *, train_only: bool = False) -> Chip:
         """The chip of one layer. Layer -1 reads the embedding output.
+
+        Args:
+            cut: Which one.
+            train_only: Take the chip that has not seen the validation texts.
 
         Raises:
             IndexError: If there is no such layer.
         """
         stack = self.stacks[cut.chip]
+        if not train_only:
+            stack = self.refits.get(cut.chip, stack)
         if not EMBEDDING_LAYER <= cut.layer < len(stack.weight) - 1:
             raise IndexError(f"layer {cut.layer} is outside of -1 to {len(stack.weight) - 2}")
         return stack.at(cut.layer + 1)
@@ -104,7 +113,7 @@ class Chips:
             fingerprint: Fingerprint of the backbone that the chips belong to.
         """
         tensors = {}
-        for key, stack in self.stacks.items():
+        for key, stack in (self.stacks | self.refits).items():
             for name, value in stack.tensors().items():
                 tensors[f"{key.name}.{name}"] = value.contiguous()
         for key, values in self.strengths.items():

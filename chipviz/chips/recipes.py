@@ -52,6 +52,8 @@ class Fitted:
     """One chip per layer."""
     strengths: list[float] = field(default_factory=list)
     """Penalty that validation chose, per layer. None where a recipe chooses none."""
+    refit: Chip | None = None
+    """The same chips fitted on training and validation texts together, at the chosen strengths."""
     repeats: list[Chip] = field(default_factory=list)
     """The same chips fitted again on bootstrap samples of the training texts."""
     history: list[CurvePoint] = field(default_factory=list)
@@ -60,17 +62,19 @@ class Fitted:
 
 def sound(block: Block) -> Fitted:
     """Chips of this project's recipe, and the same again for the band."""
-    weights, seed = _class_weights(block), block.config.seed
+    weights, seed = _class_weights(block, block.labels("train")), block.config.seed
+    refit = None
     if block.key.kind == "mlp":
         chip = _mlp(block, weights, seed, tell=True)
         strengths: list[float] = []
     else:
         chip, strengths = _linear(block, weights)
+        refit = _refit(block, chip, strengths) if block.config.refit else None
     repeats = [
         _again(block, chip, strengths, weights, seed + repeat)
         for repeat in range(1, block.config.repeats)
     ]
-    return Fitted(chip, strengths, repeats)
+    return Fitted(chip, strengths, refit, repeats)
 
 
 def published(block: Block) -> Fitted:
@@ -116,6 +120,37 @@ def _linear(block: Block, row_weight: Tensor | None) -> tuple[Chip, list[float]]
     return _chip(weight, bias=block.bias), [STRENGTHS[g] for g in best]
 
 
+def _refit(block: Block, chip: Chip, strengths: list[float]) -> Chip:
+    """The same chips from training and validation texts together; nothing is chosen any more."""
+    train, validation = block.labels("train"), block.labels("validation")
+    read = joined(block.read("train"), block.read("validation"), len(train))
+    labels = torch.cat([train, validation])
+    return _from(block, chip, strengths, read, labels, _class_weights(block, labels))
+
+
+def _from(
+    block: Block,
+    chip: Chip,
+    strengths: list[float],
+    read: Read,
+    labels: Tensor,
+    row_weight: Tensor | None,
+) -> Chip:
+    """Linear chips fitted on other rows or weights, each at its strength, from where `chip` is."""
+    begin = chip.weight
+    if chip.bias is not None:
+        read, begin = with_constant(read), torch.cat([begin, chip.bias[..., None]], dim=-1)
+    weights = fit_linear(
+        read,
+        labels,
+        block.n_classes,
+        strengths=torch.tensor(strengths)[:, None],
+        row_weight=row_weight,
+        start=begin,
+    )
+    return _chip(weights[:, 0].cpu(), bias=block.bias)
+
+
 def _mlp(block: Block, row_weight: Tensor | None, seed: int, *, tell: bool = False) -> Chip:
     """One MLP chip per layer. `tell` says so to the meter after each epoch."""
     label = f"fitting {block.key.vector.name} MLP chips"
@@ -142,18 +177,7 @@ def _again(
     row_weight = counts if class_weights is None else counts * class_weights
     if block.key.kind == "mlp":
         return _mlp(block, row_weight, seed)
-    read, begin = block.read("train"), chip.weight
-    if chip.bias is not None:
-        read, begin = with_constant(read), torch.cat([begin, chip.bias[..., None]], dim=-1)
-    weights = fit_linear(
-        read,
-        labels,
-        block.n_classes,
-        strengths=torch.tensor(strengths)[:, None],
-        row_weight=row_weight,
-        start=begin,
-    )
-    return _chip(weights[:, 0].cpu(), bias=block.bias)
+    return _from(block, chip, strengths, block.read("train"), labels, row_weight)
 
 
 def _chip(weight: Tensor, *, bias: bool) -> Chip:
@@ -161,11 +185,10 @@ def _chip(weight: Tensor, *, bias: bool) -> Chip:
     return Chip(weight[..., :-1], weight[..., -1]) if bias else Chip(weight)
 
 
-def _class_weights(block: Block) -> Tensor | None:
+def _class_weights(block: Block, labels: Tensor) -> Tensor | None:
     """Weight per training row, 1 on average. None where all weigh the same."""
     if block.config.class_weight == "none":
         return None
-    labels = block.labels("train")
     counts = torch.bincount(labels, minlength=block.n_classes).float()
     return (len(labels) / (counts.clamp_min(1) * (counts > 0).sum()))[labels]
 
@@ -177,3 +200,17 @@ def with_constant(read: Read) -> Read:
         return fn.pad(read(start, stop), (0, 1), value=1.0)
 
     return widened
+
+
+def joined(first: Read, second: Read, n_first: int) -> Read:
+    """The rows of one reader, `n_first` of them, and then those of another."""
+
+    def read(start: int, stop: int) -> Tensor:
+        parts = []
+        if start < n_first:
+            parts.append(first(start, min(stop, n_first)))
+        if stop > n_first:
+            parts.append(second(max(start, n_first) - n_first, stop - n_first))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    return read

@@ -62,12 +62,15 @@ class Trainer:
         """
         rows, keys = Rows(features, self.task, self.device), self.config.chip_keys
         meter = Meter("fitting", len(keys) * (features.n_layers + 1), self.progress)
-        chips = Chips({}, {}, {})
+        chips = Chips({})
         for key in keys:
             blocks = self._fit_curve(rows, key, meter)
             chips.stacks[key] = Chip.cat([fitted.chip for fitted in blocks])
             if strengths := [s for fitted in blocks for s in fitted.strengths]:
                 chips.strengths[key] = strengths
+            refits = [fitted.refit for fitted in blocks if fitted.refit is not None]
+            if refits:
+                chips.refits[key] = Chip.cat(refits)
             again = zip(*(fitted.repeats for fitted in blocks), strict=True)
             chips.repeats[key] = [Chip.cat(same) for same in again]
             history = [point for fitted in blocks for point in fitted.history]
@@ -90,7 +93,10 @@ class Trainer:
         return fitted
 
     def score(self, features: Features, chips: Chips) -> Trained:
-        """Score every chip on validation and, once, on test."""
+        """Score every chip on validation and, once, on test.
+
+        On validation those chips are scored that have not seen it; on test those that are shipped.
+        """
         rows = Rows(features, self.task, self.device)
         scores: list[Score] = []
         predictions = Predictions({}, {})
@@ -104,7 +110,8 @@ class Trainer:
                 for layer in range(EMBEDDING_LAYER, features.n_layers):
                     self.progress(Progress("fitting", f"scoring on the {split} texts"))
                     cut = Cut(layer, key)
-                    probabilities = rows.probabilities(chips.at(cut), split, key.vector, layer)
+                    chip = chips.at(cut, train_only=split == "validation")
+                    probabilities = rows.probabilities(chip, split, key.vector, layer)
                     answers.append(probabilities.argmax(axis=1).astype(np.int32))
                     scores.append(
                         metrics.score(

@@ -51,11 +51,13 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """One setting as typer takes it. What is not given stays None, so that the default holds."""
     required, several = field.is_required(), isinstance(field.default, tuple)
     default = ", ".join(field.default) if several else field.default
-    kind = int if int in (field.annotation, *get_args(field.annotation)) else str
+    allowed = (field.annotation, *get_args(field.annotation))
+    kind = next((kind for kind in (bool, int) if kind in allowed), str)
     help_text = f"{field.description}{' Several by commas.' if several else ''}"
     if not required and default not in (None, ""):
         help_text += f" Default: {default}."
-    option = typer.Option(flag(name), help=help_text, show_default=False)
+    switch = f"{flag(name)}/--no-{flag(name)[2:]}" if kind is bool else flag(name)
+    option = typer.Option(switch, help=help_text, show_default=False)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -202,6 +202,9 @@ class RunReport(_Record):
     costs: list[LayerCost]
     parts: Parts
     measured: Measured
+    refit: bool = False
+    """Whether linear chips were fitted once more on training and validation texts together, after
+    every choice. Test scores are theirs, validation scores those of the training texts alone."""
     warnings: list[Notice] = []
     """What a reader must know although nothing stopped the run."""
 

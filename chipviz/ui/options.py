@@ -87,12 +87,18 @@ def _texts(*, embedded: bool) -> dict[str, Any]:
 
 def _computing() -> dict[str, Any]:
     left, right = st.columns(2)
+    refit = st.toggle(**_named("refit"), value=True, key="refit")
     repeats = left.number_input(
         **_named("repeats"), min_value=1, max_value=MAX_FITS, value=1, key="repeats"
     )
     seed = right.number_input(**_named("seed"), min_value=0, value=0, key="seed")
     spread = st.toggle(**_named("device_map"), key="spread")
-    return {"repeats": repeats, "seed": seed, "device_map": "auto" if spread else None}
+    return {
+        "refit": refit,
+        "repeats": repeats,
+        "seed": seed,
+        "device_map": "auto" if spread else None,
+    }
 
 
 def _backbone() -> dict[str, Any]:

@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from chipviz.backbones.opening import open_backbone
 from chipviz.chips.chip import Chips
 from chipviz.chips.linear import fit_linear
 from chipviz.chips.live import live_sizes
-from chipviz.chips.recipes import with_constant
+from chipviz.chips.recipes import joined, with_constant
+from chipviz.chips.rows import Rows
+from chipviz.config import RunConfig
+from chipviz.data.from_table import load_task
+from chipviz.features.extract import extract
 from chipviz.keys import ChipKey, Cut
+from chipviz.progress import silent
 from tests import families
 from tests.test_experiment import run, write_csv
 
@@ -56,6 +62,61 @@ def test_repeats_spread_around_the_first_fit_and_change_nothing_else(
     for chip in ("linear", "mlp"):
         deep = three.score_at(Cut(3, ChipKey.sound("mean", chip)), "test")
         assert np.mean(deep.repeats) == pytest.approx(deep.accuracy, abs=0.25)
+
+
+def test_shipped_chips_are_fitted_on_all_labelled_texts_at_the_strength_that_was_chosen(
+    tiny_backbone_folder, toy_csv, tmp_path
+):
+    """Against a fit from scratch on the rows of both splits; the validation curve stays."""
+    options = {"poolings": ("mean",), "max_train": 60, "max_validation": 30}
+    refitted, folder = run(tmp_path, tiny_backbone_folder, toy_csv, name="refit", **options)
+    alone, other = run(tmp_path, tiny_backbone_folder, toy_csv, name="no", refit=False, **options)
+    assert (refitted.refit, alone.refit) == (True, False)
+    key = ChipKey.sound("mean")
+    for layer in range(4):
+        cut = Cut(layer, key)
+        assert refitted.score_at(cut, "validation") == alone.score_at(cut, "validation")
+    assert {
+        rule: chosen.cut for rule, chosen in refitted.selection.items() if rule != "oracle"
+    } == {rule: chosen.cut for rule, chosen in alone.selection.items() if rule != "oracle"}
+    fingerprint = _fingerprint(tiny_backbone_folder)
+    shipped, before = (Chips.load(f.chips, fingerprint) for f in (folder, other))
+    assert shipped.strengths == before.strengths
+    rows = _rows(tmp_path, tiny_backbone_folder, toy_csv, options)
+    train, validation = rows.labels("train"), rows.labels("validation")
+    layer = 3
+    read = joined(*(rows.reader(s, key.vector, [layer]) for s in ("train", "validation")), 60)
+    scratch = fit_linear(
+        read,
+        torch.cat([train, validation]),
+        3,
+        strengths=[shipped.strengths[key][layer + 1]],
+        tolerance=1e-9,
+    )[0, 0]
+    ours, theirs = shipped.at(Cut(layer, key)).weight, before.at(Cut(layer, key)).weight
+    assert (ours - scratch).norm() < 0.05 * (ours - theirs).norm()
+
+
+def _rows(home, backbone_folder, data, options):
+    """Features and labels as a run with these settings reads them."""
+    config = RunConfig.checked(
+        backbone=str(backbone_folder), data=str(data), template="{text} :", max_length=24, **options
+    )
+    task = load_task(config, home, silent)
+    backbone, prompt = open_backbone(config, task, home=home, progress=silent)
+    features = extract(backbone, prompt, task, home, vectors=config.vectors).features
+    return Rows(features, task, torch.device("cpu"))
+
+
+def test_rows_of_two_readers_are_read_as_one():
+    first, second = torch.randn(2, 7, 3), torch.randn(2, 5, 3)
+    both = torch.cat([first, second], dim=1)
+    read = joined(
+        lambda start, stop: first[:, start:stop], lambda start, stop: second[:, start:stop], 7
+    )
+    for start in range(12):
+        for stop in range(start + 1, 13):
+            assert torch.equal(read(start, stop), both[:, start:stop])
 
 
 def test_balanced_weights_give_a_rare_class_its_say(tiny_backbone_folder, tmp_path):
