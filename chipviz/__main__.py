@@ -2,6 +2,7 @@
 
 import json
 import sys
+import traceback
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -309,7 +310,24 @@ def run_command_line() -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:  # noqa: BLE001 - whatever else goes wrong is a sentence too
+        return printing.refuse(_unexpected(error))
     return 0
+
+
+def _unexpected(error: Exception) -> Refusal:
+    """Keep where an error happened that nobody foresaw, and say where that is kept."""
+    arguments = sys.argv[1:]
+    named = arguments.index("--home") + 1 if "--home" in arguments else len(arguments)
+    log = home_dir(arguments[named] if named < len(arguments) else None) / "errors.log"
+    said = " ".join(f"Unexpected {type(error).__name__}: {error}".split())[:300]
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return Refusal(f"{said}.", "Run the command again; where it happened could not be kept.")
+    return Refusal(f"{said}.", f"This is a fault of chipviz: {log} says where it happened.")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ questions that need it: a page that only asks for columns waits for nothing else
 
 import argparse
 import sys
+import traceback
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,11 @@ def reply(answerer: Answerer, line: str) -> str:
         answer = answerer.answer(QUESTION.validate_json(line))
     except ChipvizError as error:
         return REFUSED + TypeAdapter(Refusal).dump_json(error.refusal).decode()
+    except Exception as error:  # noqa: BLE001 - the page gets a sentence, the log the rest
+        traceback.print_exception(error)
+        said = " ".join(f"Unexpected {type(error).__name__}: {error}".split())[:300]
+        refusal = Refusal(f"{said}.", "inference.log in the home folder says where it happened.")
+        return REFUSED + TypeAdapter(Refusal).dump_json(refusal).decode()
     kind = list[Prediction] if isinstance(answer, list) else type(answer)
     return ANSWER + TypeAdapter(kind).dump_json(answer).decode()
 

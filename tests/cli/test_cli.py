@@ -536,3 +536,15 @@ def test_the_options_of_a_run_are_the_settings_of_a_run(home):
     for name in RunConfig.model_fields:
         assert f" {flag(name)} " in said
     assert "Default: 256." in said
+
+
+def test_an_error_that_nobody_foresaw_is_a_sentence_and_a_log(home, monkeypatch):
+    def fails(_self):
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr(Store, "runs", fails)
+    ended = chipviz(home, "runs")
+    assert ended.status == 1
+    assert ended.refusal == "error: Unexpected ZeroDivisionError: by zero."
+    assert "Traceback" not in ended.err
+    assert "in fails" in (home / "errors.log").read_text()
