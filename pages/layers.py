@@ -1,6 +1,16 @@
 import streamlit as st
 
-from chipviz.ui import cut, cut_summary, formatting, nav, require_run, result_tabs, state, widgets
+from chipviz.ui import (
+    cut,
+    cut_summary,
+    formatting,
+    nav,
+    require_run,
+    result_tabs,
+    rule_table,
+    state,
+    widgets,
+)
 
 job, report = require_run.finished_run()
 st.header(formatting.plain(job.name), anchor=False)
@@ -16,6 +26,7 @@ with side:
         nav.link("tokens", "See it word by word", state.address(), ":material/text_fields:")
 with chart:
     cut.rule_buttons(report, chosen)
+    st.html(rule_table.rule_table(report, chosen, state.predictions(job.run_id)))
     cut.curve(report, chosen)
     st.caption(f"{formatting.plain(cut.why(report, chosen))} Click a point to cut there.")
     oracle = cut.oracle_words(report)

@@ -50,6 +50,7 @@ HOUSE = {
             "require_run",
             "cut",
             "cut_summary",
+            "rule_table",
             "result_tabs",
             "token_view",
             "bundle_view",

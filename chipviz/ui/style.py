@@ -56,6 +56,12 @@ _SHEET = """
 .cv-left-out s { opacity:.55; white-space:pre-wrap; }
 .cv-probed { background:none; color:inherit; font-weight:700; border:2px solid; border-radius:4px;
   padding:0 .2em; }
+.cv-rules { overflow-x:auto; font-size:.86rem; }
+.cv-rules table { border-collapse:collapse; font-variant-numeric:tabular-nums; }
+.cv-rules th, .cv-rules td { text-align:left; padding:.25rem .8rem .25rem 0; white-space:nowrap;
+  border-bottom:1px solid rgba(128,140,138,.25); font-weight:400; }
+.cv-rules th[scope=col] { opacity:.68; }
+.cv-rules tr.cv-here th, .cv-rules tr.cv-here td { font-weight:650; color:ACCENT; }
 .cv-bars span { overflow-wrap:anywhere; }
 .cv-bar { background:rgba(128,140,138,.2); border-radius:4px; height:.95rem; }
 .cv-fact + .cv-bar { margin:.5rem 0; }

@@ -210,6 +210,35 @@ def test_a_chip_fitted_once_has_no_learning_curve_and_says_so(store):
     assert len(once.get("plotly_chart")) == len(drawn.get("plotly_chart")) - 1
 
 
+RULES = ("validate", "within", "non-inferior", "elbow", "budget", "fixed")
+
+
+def test_a_table_shows_what_each_rule_trades_before_any_click(store):
+    job = finished_run(store)
+    report = store.report(job.run_id)
+    page = html_of(open_page("layers", run=job.run_id))
+    table = page[page.index('<div class="cv-rules">') :]
+    rows = table[: table.index("</table>")].split("<tr")[2:]
+    assert "(recommended)" in rows[0]
+    assert len(rows) == 6
+    predictions = store.folder(job.run_id).read_predictions()
+    labels = predictions.labels["validation"]
+    best = report.selection["validate"].cut
+    for row, rule in zip(rows, ["within", "validate", *list(RULES)[2:]], strict=True):
+        chosen = report.selection[rule]
+        cost, score = report.cost_at(chosen.cut), report.score_at(chosen.cut, "validation")
+        assert f"<td>{chosen.cut_layer}, " in row
+        assert f"{100 * score.accuracy:.1f} % (" in row
+        assert f"<td>{100 * cost.n_parameters / report.dense.n_parameters:.0f} %</td>" in row
+        assert f"{report.dense.latency_s / cost.latency_s:.1f} x" in row
+        if chosen.cut == best:
+            assert "<td>best</td>" in row
+            continue
+        gap = (predictions.at(chosen.cut, "validation") == labels).mean()
+        gap -= (predictions.at(best, "validation") == labels).mean()
+        assert f"<td>{100 * gap:+.1f} (" in row
+
+
 def test_the_cut_follows_to_the_other_pages_and_back(store, monkeypatch):
     monkeypatch.setattr(
         Inference, "ask", lambda _self, q, _kind: token_reading(q.text, q.cut.layer)
