@@ -103,7 +103,7 @@ class Bench:
         config = self.config(**values)
         folder = self.folder()
         task = load_task(config, self.home, silent)
-        tokenizer = load_tokenizer(folder.path)
+        tokenizer = load_tokenizer(folder.path, folder.n_positions)
         prompt = bake(tokenizer, config.template, config.max_length, task.splits["train"])
         computed = dtype or fast_dtype(torch.device("cpu"), self.home)
         backbone = load_backbone(folder, dtype=computed, device="cpu")

@@ -97,6 +97,7 @@ def random_backbone(shape: Shape) -> Backbone:
             stored_dtype=shape.dtype,
             n_published=n_loaded + shape.config.vocab_size * shape.config.hidden_size,
             n_loaded=n_loaded,
+            n_positions=None,
             licence=None,
             revision=None,
         ),

@@ -204,7 +204,7 @@ def inspect(config: RunConfig, *, home: Path, progress: ProgressFn = silent) -> 
     task = load_task(config, home, progress)
     folder = find_model(config.backbone, home, progress)
     progress(Progress("loading", "counting tokens"))
-    tokenizer = load_tokenizer(folder.path)
+    tokenizer = load_tokenizer(folder.path, folder.n_positions)
     # A mask token belongs to a model that reads both ways; the run itself asks the model.
     config = config.resolved(causal=tokenizer.mask_token is None)
     prompt = bake(tokenizer, task.template, config.max_length, task.splits["train"])

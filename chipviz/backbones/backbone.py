@@ -91,7 +91,7 @@ class Backbone:
         """What a model cut at this point would output: the final norm of the hidden states."""
         if self.final_norm is None:
             return hidden
-        home = next(self.final_norm.parameters()).device
+        home = next((p.device for p in self.final_norm.parameters()), hidden.device)
         # Where the model is spread over devices, the norm may be on another one than the block;
         # one that was put away to disk ("meta") moves its inputs itself.
         return self.final_norm(hidden if home.type == "meta" else hidden.to(home))

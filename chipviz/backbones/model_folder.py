@@ -37,6 +37,9 @@ class ModelFolder:
     """Parameters of the published model, LM head included (a tied head counts once)."""
     n_loaded: int
     """Parameters of the part that is loaded, without an LM head."""
+    n_positions: int | None
+    """Maximum tokens per text where positions stand in a table, which has no row beyond. None where
+    they are computed."""
     licence: str | None
     """Licence that the model card names."""
     revision: str | None
@@ -46,6 +49,23 @@ class ModelFolder:
     def file_bytes(self) -> int:
         """Bytes of the weight files."""
         return sum(file.stat().st_size for file in self.files)
+
+
+_POSITION_TABLES = {"position_embeddings", "position_embedding", "embed_positions", "wpe"}
+"""Attributes that hold tables of positions, as the families call them."""
+
+
+def n_positions(model: nn.Module) -> int | None:
+    """Rows of the smallest table of positions that texts can use; None without such a table.
+
+    Some tables begin with rows that no token has: RoBERTa's up to its pad token, OPT's first two.
+    """
+    rows = [
+        table.num_embeddings - getattr(table, "offset", (table.padding_idx or -1) + 1)
+        for name, table in model.named_modules()
+        if isinstance(table, nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES
+    ]
+    return min(rows, default=None)
 
 
 def open_folder(path: Path, name: str) -> ModelFolder:
@@ -78,6 +98,7 @@ def open_folder(path: Path, name: str) -> ModelFolder:
         fingerprint=_fingerprint(path, files),
         stored_dtype=stored,
         n_published=n_published,
+        n_positions=n_positions(model),
         n_loaded=_count(model),
         licence=licence_of(path),
         revision=revision_of(path),

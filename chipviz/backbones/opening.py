@@ -45,7 +45,7 @@ def open_backbone(
         n_texts = sum(map(len, task.splits.values()))
         look_ahead(folder, config, home=home, n_texts=n_texts).refuse()
     progress(Progress("loading", "baking the prompt into the tokenizer"))
-    tokenizer = load_tokenizer(folder.path)
+    tokenizer = load_tokenizer(folder.path, folder.n_positions)
     prompt = bake(tokenizer, task.template, config.max_length, task.splits["train"])
     progress(Progress("loading", f"loading {folder.name}"))
     backbone = load_backbone(

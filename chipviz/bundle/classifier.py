@@ -21,7 +21,7 @@ from chipviz.backbones.structure import find_blocks, first_of
 from chipviz.backbones.vetting import FOREIGN, SAFE, vet
 from chipviz.bundle.metadata import Metadata, read_metadata
 from chipviz.chips.chip import Chip
-from chipviz.data.prompt import segment_break
+from chipviz.data.prompt import encode, segment_break
 from chipviz.data.task import check_fields
 from chipviz.errors import BackboneError, BundleError
 from chipviz.results.answers import Prediction
@@ -56,7 +56,7 @@ class Classifier:
         if not texts:
             return []
         check_fields(self.metadata.takes_pair, texts, pairs)
-        ids = self.tokenizer(list(texts), list(pairs) if pairs is not None else None)["input_ids"]
+        ids = encode(self.tokenizer, texts, pairs)["input_ids"]
         names = self.model.config.id2label
         found: list[Prediction | None] = [None] * len(ids)
         budget = batch_tokens(self.model.device)

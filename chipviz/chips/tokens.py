@@ -9,7 +9,7 @@ from torch import Tensor
 from chipviz.backbones.backbone import Backbone, watch_layers
 from chipviz.backbones.pooling import pool
 from chipviz.chips.chip import Chips
-from chipviz.data.prompt import Prompt
+from chipviz.data.prompt import Prompt, encode
 from chipviz.data.task import check_fields
 from chipviz.keys import EMBEDDING_LAYER, Cut
 from chipviz.results.answers import Token, TokenReading
@@ -45,8 +45,9 @@ def read_tokens(
     """
     check_fields(prompt.takes_pair, [text], None if text_pair is None else [text_pair])
     device = backbone.device
-    encoding = prompt.tokenizer(text, text_pair, return_offsets_mapping=True)
-    ids = torch.tensor([encoding["input_ids"]], device=device)
+    pairs = None if text_pair is None else [text_pair]
+    encoding = encode(prompt.tokenizer, [text], pairs, return_offsets_mapping=True)
+    ids = torch.tensor(encoding["input_ids"], device=device)
     mask = torch.ones_like(ids)
     at_tokens: list[Tensor] = []
     for_text: list[Tensor] = []
@@ -91,7 +92,8 @@ def _pieces(tokenizer: Any, encoding: Any, texts: list[str]) -> list[Token]:
     """Every token as it stands in the prompt. Those of the template have no place in a text."""
     pieces = []
     spans = zip(
-        encoding["input_ids"], encoding["offset_mapping"], encoding.sequence_ids(0), strict=True
+        *(encoding["input_ids"][0], encoding["offset_mapping"][0], encoding.sequence_ids(0)),
+        strict=True,
     )
     for token, (start, end), which in spans:
         shown = tokenizer.decode([token]) if which is None else texts[which][start:end]

@@ -43,16 +43,7 @@ class Prompt:
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[int]]:
         """Token ids of whole prompts, one list a text."""
-        if not texts:
-            return []
-        longest = self.tokenizer.model_max_length
-        # Of two texts the longer one gives way: usually the first, and always one that can.
-        return self.tokenizer(
-            list(texts),
-            list(pairs) if pairs is not None else None,
-            truncation="only_first" if pairs is None else "longest_first",
-            max_length=longest if longest < 10**9 else None,
-        )["input_ids"]
+        return encode(self.tokenizer, texts, pairs)["input_ids"] if texts else []
 
     @property
     def takes_pair(self) -> bool:
@@ -76,8 +67,30 @@ class Prompt:
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def load_tokenizer(folder: Path) -> Any:
+def encode(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, **options: Any
+) -> Any:
+    """Whole prompts as tokens. Where the model itself ends a text gives way, never the template.
+
+    A length limit in characters lets dense texts, such as Chinese ones, have more tokens.
+    """
+    longest = tokenizer.model_max_length
+    # Of two texts the longer one gives way: usually the first, and always one that can.
+    return tokenizer(
+        list(texts),
+        list(pairs) if pairs is not None else None,
+        truncation="only_first" if pairs is None else "longest_first",
+        max_length=longest if longest < 10**9 else None,
+        **options,
+    )
+
+
+def load_tokenizer(folder: Path, n_positions: int | None = None) -> Any:
     """Load the tokenizer of a model folder. It pads on the right, as every rule here assumes.
+
+    Args:
+        folder: The model folder.
+        n_positions: Maximum tokens per text of the model, where it has an end.
 
     Raises:
         SourceError: If the folder holds none, or none that the `tokenizers` library can run.
@@ -96,6 +109,8 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder.name} has only a slow tokenizer.", "Save its fast form (tokenizer.json)."
         )
     tokenizer.padding_side = "right"
+    if n_positions is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, n_positions)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -121,6 +136,13 @@ def bake(tokenizer: Any, template: str | None, max_length: int, sample: Examples
     baked, pieces = _with_template(tokenizer, parts, rows)
     n_fixed = sum(len(ids) for ids in pieces)
     room, pairs = max_length - n_fixed, rows.pairs or []
+    if max_length > tokenizer.model_max_length:
+        raise ConfigError(
+            f"The backbone reads at most {tokenizer.model_max_length:,} tokens, and the length "
+            f"limit is {max_length:,}.",
+            f"Give {tokenizer.model_max_length:,} or less.",
+            "max_length",
+        )
     if room < 1:
         raise ConfigError(
             f"The template takes {n_fixed} tokens, which leaves no room for text within the length "

@@ -176,7 +176,7 @@ def test_predict_names_the_class_of_each_text_in_order(trained, bundle, tmp_path
     found = chipviz(home, "predict", out, *options, "--json").json["predictions"]
     assert [set(line) for line in found] == [{"label", "score"}] * 2
     assert all(line["label"] in run["task"]["label_names"] for line in found)
-    (tmp_path / "texts.txt").write_text(f"{options[1]}\n\n{options[3]}\n")
+    (tmp_path / "texts.txt").write_text(f"{options[1]}\n{options[3]}\n")
     (tmp_path / "texts.json").write_text(json.dumps([options[1], options[3]]))
     for name in ("texts.txt", "texts.json"):
         written = tmp_path / f"{name}.jsonl"
@@ -532,7 +532,7 @@ def test_tokens_asks_the_chip_that_was_named(drawn, monkeypatch):
 
 
 def test_the_options_of_a_run_are_the_settings_of_a_run(home):
-    said = " ".join(chipviz(home, "train", "--help").out.split())
+    said = " ".join(chipviz(home, "train", "--help").out.replace("│", " ").split())
     for name in RunConfig.model_fields:
         assert f" {flag(name)} " in said
     assert "Default: 256." in said

@@ -247,3 +247,23 @@ def test_a_folder_without_a_tokenizer_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(SourceError, match="No tokenizer can be loaded") as refused:
         load_tokenizer(tmp_path)
     assert "\n" not in refused.value.message
+
+
+def test_a_text_denser_than_the_sample_ends_where_the_model_does_and_the_template_stays(tokenizer):
+    """The limit stands in characters: a text of other letters may have many more tokens."""
+    tokenizer.model_max_length = 30
+    prompt = bake(tokenizer, "say {text} now", 24, SAMPLE)
+    dense = "\U0001f600" * prompt.max_chars
+    (ids,) = prompt.encode([dense])
+    (plain,) = prompt.encode(["the old house"])
+    assert len(ids) == 30
+    assert ids[-2:] == plain[-2:]
+
+
+def test_a_limit_beyond_the_models_own_is_refused(tokenizer):
+    tokenizer.model_max_length = 30
+    with pytest.raises(
+        ConfigError, match="reads at most 30 tokens, and the length limit is 31"
+    ) as no:
+        bake(tokenizer, "say {text} now", 31, SAMPLE)
+    assert no.value.fields == ("max_length",)
