@@ -51,6 +51,7 @@ NOTICES = {
     "labels-look-alike": "Classes differ in case, blanks or the form of letters alone.",
     "labels-merged": "Labels that are one class are written in several ways.",
     "quotes-are-text": "Quotation marks are read as text: they enclose no cells.",
+    "read-without-padding": "Padding reaches the texts of this backbone: a batch has one length.",
     "repeated-texts": "The same text with the same label stands more than once: one is kept.",
     "rows-in-field": "A JSON object holds the rows in one of its fields.",
     "shared-texts": "The same text stands in two splits of the source.",

@@ -63,9 +63,10 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     tfidf = _tfidf(found)
     typical = cost.typical_length(found.extracted.lengths["validation"])
     measurement = cost.measure(backbone, typical)
-    chips = found.trained.chips
+    chips, prompt = found.trained.chips, found.prompt
     bundles: dict[ChipKey, BundleKind] = {
-        key: save.kind_of(backbone, key.vector, stack) for key, stack in chips.stacks.items()
+        key: save.kind_of(backbone, prompt, key.vector, stack)
+        for key, stack in chips.stacks.items()
     }
     report = RunReport(
         run_id=run_id,
@@ -83,7 +84,11 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
         parts=cost.parts(backbone),
         measured=measurement.how,
         refit=bool(chips.refits),
-        warnings=[*found.task.notices, *cut_notices(found.prompt, found.task)],
+        warnings=[
+            *found.task.notices,
+            *cut_notices(found.prompt, found.task),
+            *backbone.notices(sum(map(len, found.task.splits.values()))),
+        ],
     )
     chosen = report.choices(found.trained.predictions.correct)
     return report.model_copy(update={"selection": chosen})
@@ -112,6 +117,7 @@ def _backbone_info(backbone: Backbone, config: RunConfig) -> BackboneInfo:
         revision=backbone.folder.revision,
         causal=backbone.causal,
         blocks=config.blocks,
+        padded=backbone.padded,
         licence=backbone.folder.licence,
     )
 

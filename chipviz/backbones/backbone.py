@@ -31,11 +31,12 @@ from chipviz.backbones.structure import (
     find_blocks,
     find_norm_and_causality,
     first_of,
+    padding_is_ignored,
     place_of,
     text_part,
 )
 from chipviz.backbones.vetting import FOREIGN, SAFE
-from chipviz.errors import BackboneError
+from chipviz.errors import BackboneError, Notice
 from chipviz.files import write_atomic
 from chipviz.keys import EMBEDDING_LAYER
 
@@ -56,6 +57,8 @@ class Backbone:
     """Whether a token reads only what stands before it (decoders), or the whole text (encoders)."""
     sep: int | None = None
     """The token that ends the first of two texts, if the prompt tells which is which."""
+    padded: bool = True
+    """Whether texts may be padded to one length. Otherwise a batch holds texts of one length."""
 
     @property
     def name(self) -> str:
@@ -86,6 +89,13 @@ class Backbone:
     def device(self) -> torch.device:
         """Where the model is, or its first part that is not put away to disk."""
         return place_of(self.model)
+
+    def notices(self, n_texts: int) -> list[Notice]:
+        """What must be said of how so many texts are read."""
+        if self.padded:
+            return []
+        message = f"Padding reaches the texts in {self.name}: each batch has one length."
+        return [Notice("read-without-padding", message, n_texts)]
 
     def apply_final_norm(self, hidden: Tensor) -> Tensor:
         """What a model cut at this point would output: the final norm of the hidden states."""
@@ -171,7 +181,8 @@ def load_backbone(
     blocks = find_blocks(model, name, blocks_path)
     _refuse_missing(loading["missing_keys"], model, name)
     final_norm, causal = find_norm_and_causality(model, blocks, name)
-    return Backbone(folder, model, blocks, final_norm, causal, sep)
+    padded = padding_is_ignored(model)
+    return Backbone(folder, model, blocks, final_norm, causal, sep, padded)
 
 
 def _unloadable(name: str, error: Exception) -> BackboneError:

@@ -6,6 +6,7 @@ run reads every text in the company it would have had.
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -71,12 +72,13 @@ def plan(split: Split, ids: Sequence[Sized], batch: int) -> list[Chunk]:
     return chunks
 
 
-def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def batches(lengths: Sequence[int], budget: int, *, padded: bool = True) -> list[list[int]]:
     """Group rows so that all passes together cost least, padding and passes counted.
 
     Args:
         lengths: Tokens of each row.
         budget: Rows x longest (or `SHORTEST`) stays within it, unless a row alone is longer.
+        padded: Whether rows of several lengths may share a batch.
 
     Returns:
         Row numbers by batch. Every row in exactly one, longest first.
@@ -84,6 +86,8 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     Source: ours. The shortest path through the rows in order of length.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    if not padded:
+        return _of_one_length(order, lengths, budget)
     n_rows = len(order)
     cost = np.zeros(n_rows + 1)  # of all rows from here on
     stop = np.zeros(n_rows, dtype=np.int64)
@@ -98,4 +102,14 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     while first < n_rows:
         grouped.append(order[first : stop[first]])
         first = int(stop[first])
+    return grouped
+
+
+def _of_one_length(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Batches without padding, of rows in order of length."""
+    grouped: list[list[int]] = []
+    for length, rows in groupby(order, key=lambda row: lengths[row]):
+        same = list(rows)
+        most = max(1, budget // max(length, SHORTEST))
+        grouped += [same[start : start + most] for start in range(0, len(same), most)]
     return grouped

@@ -124,6 +124,24 @@ def _is_causal(blocks: nn.ModuleList, made: list[tuple[nn.Module, Tensor]]) -> b
     return bool((one - other).norm() <= noise * one.norm())
 
 
+def padding_is_ignored(model: nn.Module) -> bool:
+    """Whether a text alone and the same text padded have the same states, but for rounding.
+
+    Mixing by Fourier transforms, convolutions or landmarks (FNet, ConvBERT, Nystroemformer, YOSO)
+    reads padding whatever the mask says: there a text's states depend on its neighbours.
+    """
+    size = int(cast(Any, model).config.get_text_config().vocab_size)
+    text = [size // 3 + i % (size // 4 + 1) for i in range(8)]
+    alone = torch.tensor([text], device=place_of(model))
+    padded = torch.tensor([text + [0] * 5], device=place_of(model))
+    with torch.inference_mode():
+        one = model(input_ids=alone, attention_mask=torch.ones_like(alone)).last_hidden_state
+        mask = (torch.arange(13, device=padded.device) < 8).long()[None]
+        other = model(input_ids=padded, attention_mask=mask).last_hidden_state[:, :8]
+    noise = max(1e-3, 8 * torch.finfo(one.dtype).eps)
+    return bool((one.float() - other.float()).norm() <= noise * one.float().norm())
+
+
 def _no_chain(name: str, why: str) -> BackboneError:
     return BackboneError(
         f"{name} cannot be cut: {why}.",

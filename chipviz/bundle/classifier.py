@@ -59,8 +59,8 @@ class Classifier:
         ids = encode(self.tokenizer, texts, pairs)["input_ids"]
         names = self.model.config.id2label
         found: list[Prediction | None] = [None] * len(ids)
-        budget = batch_tokens(self.model.device)
-        for rows in batches([len(sequence) for sequence in ids], budget):
+        lengths, budget = [len(sequence) for sequence in ids], batch_tokens(self.model.device)
+        for rows in batches(lengths, budget, padded=self.metadata.padded):
             logits = self._logits(*pad([ids[i] for i in rows], self._pad_id, self.model.device))
             for i, row in zip(rows, logits.softmax(dim=-1).tolist(), strict=True):
                 best = max(range(len(row)), key=row.__getitem__)

@@ -30,6 +30,8 @@ class Metadata:
     task: TaskInfo
     blocks: str | None
     """Place of the backbone's blocks, if the run had to be told."""
+    padded: bool
+    """Whether texts of several lengths may share a batch."""
     everything: dict[str, Any]
 
     @property
@@ -88,7 +90,8 @@ def read_metadata(path: Path) -> Metadata:
         known = found["format"] == FORMAT and found["kind"] in get_args(BundleKind)
         known = known and found["preset"] in get_args(Preset)
         cut, task = CutSpec.model_validate(found["cut"]), TaskInfo.model_validate(found["task"])
-        blocks = found.get("backbone", {}).get("blocks")
+        backbone = found.get("backbone", {})
+        blocks, padded = backbone.get("blocks"), backbone.get("padded", True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BundleError(
             f"{path.name} has an unreadable chip.json or config.json.", "Build the bundle again."
@@ -98,4 +101,4 @@ def read_metadata(path: Path) -> Metadata:
             f"{path.name} has a format this version of chipviz does not read.",
             "Update chipviz, or build the bundle again.",
         )
-    return Metadata(found["kind"], found["preset"], cut, task, blocks, found)
+    return Metadata(found["kind"], found["preset"], cut, task, blocks, padded, found)

@@ -30,7 +30,7 @@ from chipviz.bundle.classifier import load as load  # reading and writing are on
 from chipviz.bundle.metadata import describe, read_metadata, write_metadata
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec
-from chipviz.data.prompt import Prompt
+from chipviz.data.prompt import Prompt, pad_ends_prompts
 from chipviz.errors import BundleError
 from chipviz.files import PROJECT, publish
 from chipviz.keys import Vector, fields_of
@@ -53,11 +53,12 @@ _STOCK: dict[Vector, BundleKind] = {
 }
 
 
-def kind_of(backbone: Backbone, vector: Vector, chip: Chip) -> BundleKind:
+def kind_of(backbone: Backbone, prompt: Prompt, vector: Vector, chip: Chip) -> BundleKind:
     """Which class can hold a chip: the stock one that computes the same, else our own.
 
     Args:
         backbone: What is cut. Its family may have no such class, or one with layers of its own.
+        prompt: Baked for the task.
         vector: What the chip reads.
         chip: One chip, or a stack of them.
     """
@@ -65,6 +66,8 @@ def kind_of(backbone: Backbone, vector: Vector, chip: Chip) -> BundleKind:
     if kind is None or not {"weight"} <= set(chip.tensors()) <= {"weight", "bias"}:
         return "chipviz"
     if not backbone.causal or _has_tokenizer_of_its_own(backbone.config):
+        return "chipviz"
+    if kind == "sequence" and pad_ends_prompts(prompt.tokenizer):
         return "chipviz"
     model = _empty_model(backbone, cut_config(backbone, 0), kind)
     if model is None or set(model.state_dict()) != set(_stock_weights(model, backbone, 0, chip)):
@@ -99,7 +102,7 @@ def save(
             at `out` then.
     """
     _refuse_in_the_way(out)
-    kind = kind_of(backbone, cut.key.vector, chip)
+    kind = kind_of(backbone, prompt, cut.key.vector, chip)
     with publish(out) as folder:
         _write_model(backbone, prompt, chip, cut, report, kind, folder)
         metadata = describe(cut, report, kind)

@@ -234,6 +234,19 @@ def segment_break(tokenizer: Any) -> int | None:
     return tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None
 
 
+def pad_ends_prompts(tokenizer: Any) -> bool:
+    """Whether the last token of a prompt can be the one that padding is made of.
+
+    Stock classes read the last token that is not padding, by its number. They read another token
+    than the chip where a template ends in the pad token, where the tokenizer appends it, and where
+    it stands for unknown characters too.
+    """
+    pad = tokenizer.pad_token_id
+    # Tokenizers of bytes have an unknown token, too, that no text gives.
+    strange = tokenizer("\ue000 \U0001f9ff \u0e01", add_special_tokens=False)["input_ids"]
+    return pad in (tokenizer("a")["input_ids"][-1], *strange)
+
+
 def _pair_form(tokenizer: Any) -> str:
     """How two texts stand where no template says it: as the family's encoders have seen pairs."""
     first, second = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("a", "b"))

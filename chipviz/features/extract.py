@@ -85,7 +85,8 @@ class _Reading:
 
     def _batches(self, chunk: Chunk) -> list[list[int]]:
         lengths = [len(ids) for ids in self.ids[chunk.split][chunk.start : chunk.stop]]
-        return batches(lengths, batch_tokens(self.backbone.device))
+        budget = batch_tokens(self.backbone.device)
+        return batches(lengths, budget, padded=self.backbone.padded)
 
     def _count(self, chunk: Chunk, rows: Sequence[int]) -> None:
         ids = self.ids[chunk.split]
@@ -259,6 +260,8 @@ def _identity(backbone: Backbone, prompt: Prompt, task: Task) -> dict[str, Any]:
         "template": prompt.template,
         "max_length": prompt.max_length,
         "sizes": {split: len(task.splits[split]) for split in ORDER},
+        # Only where it is so: features of all other backbones keep their identity.
+        **({} if backbone.padded else {"padded": False}),
     }
 
 

@@ -48,6 +48,8 @@ class BackboneInfo(_Record):
     """Whether a token reads only what stands before it."""
     blocks: str | None = None
     """Where the blocks are, if the user had to say."""
+    padded: bool = True
+    """Whether texts of several lengths may share a batch, padded."""
     licence: str | None = None
     """As its model card says."""
 

@@ -55,6 +55,15 @@ def test_every_row_is_in_exactly_one_batch_within_the_budget(lengths):
     assert all(size <= BUDGET or len(b) == 1 for size, b in zip(sizes, grouped, strict=True))
 
 
+@given(st.lists(st.integers(1, 40), max_size=60))
+def test_without_padding_a_batch_holds_rows_of_one_length(lengths):
+    grouped = batches(lengths, BUDGET, padded=False)
+    assert sorted(row for rows in grouped for row in rows) == list(range(len(lengths)))
+    for rows in grouped:
+        assert len({lengths[row] for row in rows}) == 1
+        assert len(rows) == 1 or len(rows) * lengths[rows[0]] <= BUDGET
+
+
 @given(st.lists(st.integers(1, 3 * BUDGET), max_size=400))
 def test_chunks_cover_a_split_in_order_and_redo_little(lengths):
     chunks = plan("train", [range(n) for n in lengths], BUDGET)

@@ -5,12 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
 from transformers import AutoModel, AutoTokenizer
 
 from chipviz import experiment
@@ -22,7 +25,7 @@ from chipviz.errors import BundleError, ConfigError
 from chipviz.keys import ChipKey, Cut
 from chipviz.progress import silent
 from chipviz.results.run_folder import RunFolder
-from tests.families import NAMED, load_backbone
+from tests.families import NAMED, load_backbone, make_tokenizer
 
 
 def run(folder, data, home, **changes):
@@ -243,10 +246,13 @@ def test_a_config_that_asks_to_run_code_is_not_loaded(finished, tmp_path, poolin
 def test_a_stock_class_holds_a_plain_chip_on_final_normed_states_and_ours_all_else(family):
     name, folder, _ = family
     backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
+    prompt: Any = SimpleNamespace(tokenizer=make_tokenizer("bytes"))
     weight, bias = torch.zeros(3, 32), torch.zeros(3)
     plain = Chip(weight)
     vectors = {name: key_of(name).vector for name in ("last", "mean", "first", "max", "raw")}
-    found = {name: save.kind_of(backbone, vectors[name], plain) for name in ("last", "mean")}
+    found = {
+        name: save.kind_of(backbone, prompt, vectors[name], plain) for name in ("last", "mean")
+    }
     # Some token classes hide a dropout and a bias behind another name; encoders have layers of
     # their own before the classes; the tokenizers of Qwen2 cannot keep the length limit.
     assert found == {
@@ -254,11 +260,17 @@ def test_a_stock_class_holds_a_plain_chip_on_final_normed_states_and_ours_all_el
         "mean": "token" if name == "llama" else "chipviz",
     }
     for pooling in ("first", "max", "raw"):
-        assert save.kind_of(backbone, vectors[pooling], plain) == "chipviz"
+        assert save.kind_of(backbone, prompt, vectors[pooling], plain) == "chipviz"
     for other in (Chip(weight, bias), Chip(torch.zeros(3, 4), bias, torch.zeros(4, 32), bias)):
-        assert save.kind_of(backbone, vectors["last"], other) == "chipviz"
+        assert save.kind_of(backbone, prompt, vectors["last"], other) == "chipviz"
+    ends_in_pad: Any = SimpleNamespace(tokenizer=make_tokenizer("bytes"))
+    pad = ends_in_pad.tokenizer.pad_token
+    ends_in_pad.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        f"$A {pad}", special_tokens=[(pad, ends_in_pad.tokenizer.pad_token_id)]
+    )
+    assert save.kind_of(backbone, ends_in_pad, vectors["last"], plain) == "chipviz"
     # The class for tokens has a place for a bias, that for sequences has none.
-    assert save.kind_of(backbone, vectors["mean"], Chip(weight, bias)) == found["mean"]
+    assert save.kind_of(backbone, prompt, vectors["mean"], Chip(weight, bias)) == found["mean"]
 
 
 def test_a_run_takes_the_poolings_that_suit_its_backbone_and_records_them(
