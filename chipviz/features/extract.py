@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from filelock import Timeout
@@ -20,7 +20,7 @@ from chipviz.backbones.backbone import Backbone
 from chipviz.backbones.batching import Chunk, batch_tokens, batches, plan
 from chipviz.data.prompt import Prompt
 from chipviz.data.task import Examples, Task
-from chipviz.errors import JobError
+from chipviz.errors import BackboneError, JobError
 from chipviz.features import cache
 from chipviz.features.distributed import ALONE, Team
 from chipviz.features.forward import pooling_pass, reentrant
@@ -71,7 +71,9 @@ class _Reading:
                 chunk, rows = piece
                 ids = self.ids[chunk.split]
                 pooled = forward([ids[chunk.start + row] for row in rows])
-                return chunk, rows, [one.cpu().numpy() for one in pooled]
+                states = [one.cpu().numpy() for one in pooled]
+                _refuse_no_numbers(states, self.backbone)
+                return chunk, rows, states
 
             passes = (
                 self.pool.map(states, pieces)
@@ -134,6 +136,7 @@ def extract(
     ids: dict[Split, list[NDArray[np.int32]]] = {
         split: _encode(prompt, task.splits[split]) for split in ORDER
     }
+    _refuse_unknown_tokens(ids, backbone)
     lengths: dict[Split, list[int]] = {split: list(map(len, rows)) for split, rows in ids.items()}
     meter = Meter("extracting", sum(features.sizes.values()), progress)
     pool = pool or Pool(backbone.device)
@@ -157,6 +160,41 @@ def extract(
                     meter.skip(len(chunk))
                 on_chunk(features, chunk)
     return Extracted(features, n_tokens, lengths)
+
+
+def _refuse_no_numbers(states: States, backbone: Backbone) -> None:
+    """Name the first layer that gives no finite numbers: nothing could be fitted on them.
+
+    Raises:
+        BackboneError: If one does.
+    """
+    for array in states:
+        if np.isfinite(array).all():
+            continue
+        row = int((~np.isfinite(array)).any(axis=(1, 2)).argmax())
+        where = f"layer {row - 1}" if row else "the embedding"
+        kind = str(backbone.dtype).removeprefix("torch.")
+        raise BackboneError(
+            f"{backbone.name} gives no finite numbers from {where} on, computed in {kind}.",
+            "Its weights are broken, or too large for that number format: try float32.",
+            "dtype",
+        )
+
+
+def _refuse_unknown_tokens(ids: dict[Split, list[NDArray[np.int32]]], backbone: Backbone) -> None:
+    """Refuse a tokenizer that has more tokens than the model has embeddings.
+
+    Raises:
+        BackboneError: If a text holds such a token.
+    """
+    table: Any = cast(Any, backbone.model).get_input_embeddings()
+    n_known = getattr(table, "num_embeddings", None)
+    largest = max((int(row.max()) for rows in ids.values() for row in rows if len(row)), default=0)
+    if n_known is not None and largest >= n_known:
+        raise BackboneError(
+            f"A text holds token {largest}, and {backbone.name} has embeddings for {n_known:,}.",
+            "Tokenizer and model do not belong together: give the folder as it was published.",
+        )
 
 
 def _chunks(backbone: Backbone, ids: dict[Split, list[NDArray[np.int32]]]) -> list[Chunk]:

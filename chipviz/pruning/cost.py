@@ -67,7 +67,7 @@ def parts(backbone: Backbone) -> Parts:
 
 
 def dense_cost(backbone: Backbone, max_length: int, measurement: Measurement) -> CutCost:
-    """The published model, LM head included.
+    """The published model, its LM head included; of an encoder's head no products are counted.
 
     Args:
         backbone: The frozen model.
@@ -79,7 +79,8 @@ def dense_cost(backbone: Backbone, max_length: int, measurement: Measurement) ->
     return CutCost(
         n_parameters=backbone.folder.n_published,
         weight_bytes=backbone.folder.n_published * backbone.folder.stored_dtype.itemsize,
-        flops_per_token=blocks + 2 * _head_size(backbone),
+        # Who classifies with an encoder never runs its head for masked words.
+        flops_per_token=blocks + 2 * _head_size(backbone) * backbone.causal,
         latency_s=measurement.dense_latency_s,
         peak_bytes=measurement.dense_peak_bytes,
     )

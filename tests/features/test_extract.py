@@ -12,6 +12,7 @@ import torch
 from chipviz.backbones import batching
 from chipviz.data.prompt import bake, load_tokenizer
 from chipviz.data.task import Examples, Task
+from chipviz.errors import BackboneError
 from chipviz.features.extract import ORDER, extract
 from chipviz.features.forward import forward_pooled, reentrant
 from chipviz.keys import RAW, Vector
@@ -262,3 +263,24 @@ def test_a_layer_outside_of_the_model_is_refused(line, home):
         features.read("train", LAST, 4)
     manifest = json.loads((features.folder / "manifest.json").read_text())
     assert manifest["identity"]["dtype"] == "torch.float32"
+
+
+def test_states_that_are_no_numbers_are_refused_by_the_first_layer(line, home):
+    backbone, prompt, task = line
+    weight = backbone.blocks[2].mlp.down_proj.weight
+    before = weight.clone()
+    weight.data.fill_(float("inf"))
+    try:
+        with pytest.raises(BackboneError, match="no finite numbers from layer 2 on") as refused:
+            extract(backbone, prompt, task, home, vectors=VECTORS)
+    finally:
+        weight.data.copy_(before)
+    assert refused.value.fields == ("dtype",)
+
+
+def test_tokens_beyond_the_embedding_are_refused(line, home, monkeypatch):
+    backbone, prompt, task = line
+    table = torch.nn.Embedding(40, 32)
+    monkeypatch.setattr(backbone.model, "get_input_embeddings", lambda: table)
+    with pytest.raises(BackboneError, match=r"holds token \d+, and tiny.* has embeddings for 40"):
+        extract(backbone, prompt, task, home, vectors=VECTORS)
