@@ -228,6 +228,9 @@ def tokens(
     layer: Annotated[int | None, typer.Option(help="Defaults to rule within's layer.")] = None,
     pooling: options.PoolingName = None,
     chip: options.ChipName = None,
+    single: Annotated[
+        bool, typer.Option("--single", help="Ask about each token alone, not the text so far.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Say what a layer's chip reads at each token of a text."""
@@ -238,7 +241,7 @@ def tokens(
     chosen = report.select("within" if layer is None else "manual", **named)
     from chipviz.runs.model_process import Answerer
 
-    question = ReadTokens(run, texts[0], pairs[0] if pairs else None, chosen.cut)
+    question = ReadTokens(run, texts[0], pairs[0] if pairs else None, chosen.cut, single)
     reading = Answerer(context.obj).read_tokens(question)
     if as_json:
         printing.print_json(asdict(reading))

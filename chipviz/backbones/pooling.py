@@ -49,3 +49,21 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     weights = mask.to(torch.float32)
     total = torch.bmm(weights[:, None, :], hidden.float())[:, 0]  # (B, D)
     return total / weights.sum(dim=1, keepdim=True)
+
+
+def pool_so_far(states: Tensor, pooling: Pooling) -> Tensor:
+    """What pooling gives for a text up to each of its tokens.
+
+    Args:
+        states: States of one text, without padding, shape (T, D).
+        pooling: As in `pool`. Of *last* and *first* the states are returned as they are.
+
+    Returns:
+        Shape (T, D). The last row is what `pool` gives for the whole text, but for *first*.
+    """
+    if pooling == "max":
+        return states.cummax(dim=0).values
+    if pooling == "mean":
+        counts = torch.arange(1, len(states) + 1, device=states.device)
+        return states.cumsum(dim=0) / counts[:, None]
+    return states

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from chipviz.backbones.backbone import Backbone, watch_layers
-from chipviz.backbones.pooling import pool
+from chipviz.backbones.pooling import pool, pool_so_far
 from chipviz.chips.chip import Chips
 from chipviz.data.prompt import Prompt, encode
 from chipviz.data.task import check_fields
@@ -25,11 +25,12 @@ def read_tokens(
     cut: Cut,
     label_names: Sequence[str],
     text_pair: str | None = None,
+    single: bool = False,
 ) -> TokenReading:
     """Read one text, or two, with the chips of all layers, token by token.
 
-    In a causal model the answer at a token has seen only the text up to it. A chip on the mean was
-    trained on whole texts, so its answer at one token is an extrapolation.
+    In a causal model the answer at a token has seen only the text up to it. A chip on the mean, or
+    on the maximum, is asked about the text so far, so that its last answer is that for the text.
 
     Args:
         backbone: The run's own.
@@ -39,6 +40,8 @@ def read_tokens(
         cut: Which chips to ask, and the layer whose probabilities are wanted in full.
         label_names: Names of the classes.
         text_pair: The second text, where the task has one.
+        single: Ask such a chip about each token alone. It was trained on whole texts, so that is
+            an extrapolation.
 
     Raises:
         ConfigError: If the second text is missing, or given where one text is read.
@@ -57,7 +60,8 @@ def read_tokens(
             return
         own = chips.at(Cut(at, cut.chip)).to(hidden.device)
         states = (hidden if cut.chip.site == "raw" else backbone.apply_final_norm(hidden)).float()
-        at_tokens.append(own.probabilities(states[0]).cpu())
+        so_far = states[0] if single else pool_so_far(states[0], cut.chip.pooling)
+        at_tokens.append(own.probabilities(so_far).cpu())
         whole = pool(states, mask.to(states.device), cut.chip.pooling)
         for_text.append(own.probabilities(whole)[0].cpu())
 

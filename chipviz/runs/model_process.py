@@ -71,6 +71,7 @@ class Answerer:
             cut=question.cut,
             label_names=label_names,
             text_pair=question.text_pair,
+            single=question.single,
         )
 
     def _open_run(self, run_id: str) -> tuple[Any, Any, Any, list[str]]:

@@ -50,6 +50,8 @@ class ReadTokens:
     text: str
     text_pair: str | None
     cut: Cut
+    single: bool = False
+    """Ask a chip on the mean or the maximum about each token alone."""
     op: Literal["tokens"] = "tokens"
 
 

@@ -41,25 +41,37 @@ def choose_text(job: Job, report: RunReport) -> tuple[str, str | None, int | Non
     return text, pair, example.label if unchanged else None
 
 
-def ask(run_id: str, text: str, text_pair: str | None, cut: Cut) -> TokenReading:
+def choose_single(cut: Cut) -> bool:
+    """Draw the choice between the text so far and single tokens, where a chip knows both."""
+    if cut.chip.pooling not in ("mean", "max"):
+        return False
+    return st.toggle(
+        "Single tokens",
+        key="single",
+        help="The chip was trained on whole texts. A token alone is not what it knows.",
+    )
+
+
+def ask(run_id: str, text: str, text_pair: str | None, cut: Cut, *, single: bool) -> TokenReading:
     """What every layer's chip says at every token.
 
     Raises:
         ChipvizError: If the run or its backbone cannot be read, or no answer comes in time.
     """
-    return _ask(ReadTokens(run_id, text, text_pair, cut), run_id, text, text_pair, cut.chip.name)
+    question = ReadTokens(run_id, text, text_pair, cut, single)
+    return _ask(question, run_id, text, text_pair, cut.chip.name, single)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _ask(
-    _question: ReadTokens, run_id: str, text: str, pair: str | None, chip: str
+    _question: ReadTokens, run_id: str, text: str, pair: str | None, chip: str, single: bool
 ) -> TokenReading:
     """Kept by all of the question but its layer: the answer holds all layers."""
-    del run_id, text, pair, chip
+    del run_id, text, pair, chip, single
     return state.inference().ask(_question, TokenReading)
 
 
-def show(answer: TokenReading, text: str, cut: Cut, truth: int | None) -> None:
+def show(answer: TokenReading, text: str, cut: Cut, truth: int | None, *, single: bool) -> None:
     """Draw words, answer, map and the layer at which the answer is settled."""
     names = answer.label_names
     said = answer.by_layer[cut.layer]
@@ -70,7 +82,10 @@ def show(answer: TokenReading, text: str, cut: Cut, truth: int | None) -> None:
         f"{_verdict(names, said, best, slots, truth)}"
     )
     st.html(_legend(names, slots))
-    st.caption("A tint is what the chip says at that token, having read the text up to there.")
+    if cut.chip.pooling in ("mean", "max") and not single:
+        st.caption("A tint is what the chip says of the text up to that token.")
+    else:
+        st.caption("A tint is what the chip says at that token, having read the text up to there.")
     settled = answer.settled_layer
     where = "at or below the cut" if settled <= cut.layer else "above the cut"
     st.html(

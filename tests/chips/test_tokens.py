@@ -38,7 +38,13 @@ def test_the_answer_for_the_text_is_the_chip_on_the_pooled_states(opened):
         pooled = normed[-1] if pooling == "last" else normed.mean(dim=0)
         truth = (chips.at(cut).weight @ pooled).softmax(dim=0)
         torch.testing.assert_close(torch.tensor(read.by_layer[1]), truth, atol=1e-4, rtol=0)
-        at_token = (normed @ chips.at(cut).weight.T).softmax(dim=-1)
+        alone = read_tokens(backbone, prompt, chips, text, cut=cut, label_names=NAMES, single=True)
+        single = (normed @ chips.at(cut).weight.T).softmax(dim=-1)
+        torch.testing.assert_close(torch.tensor(alone.at_cut), single, atol=1e-4, rtol=0)
+        so_far = torch.stack([normed[: i + 1].mean(dim=0) for i in range(len(normed))])
+        asked = normed if pooling == "last" else so_far
+        at_token = (asked @ chips.at(cut).weight.T).softmax(dim=-1)
+        assert read.at_cut[-1] == read.by_layer[1]  # the last tint is the verdict
         torch.testing.assert_close(torch.tensor(read.at_cut), at_token, atol=1e-4, rtol=0)
         assert read.label_index[1] == at_token.argmax(dim=-1).tolist()
     published = Cut(1, ChipKey.published("linear"))
