@@ -41,7 +41,7 @@ DATA_WHEELS = {
 }
 """Embedded data sets: text files inside wheels of the package registry."""
 
-FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".gguf")
+FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".gguf")
 """Ends of names that are files, never names on the Hub."""
 ADAPTER = "adapter_config.json"
 """What a folder of a LoRA adapter has in place of a config.json."""

@@ -95,6 +95,30 @@ def read_delimited(path: Path, *, tabs: bool) -> tuple[pd.DataFrame, list[Notice
     return pd.DataFrame(reading.rows[1:], columns=header, dtype=object), notices
 
 
+def read_fasttext(path: Path) -> tuple[pd.DataFrame, list[Notice]]:
+    """Read lines of fastText, such as `__label__sport The match ended`.
+
+    Raises:
+        ValueError: Naming the first line without a label, or with several.
+    """
+    rows = []
+    # Not splitlines: a text may hold U+2028 and kin.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        words = line.split()
+        labels = [word for word in words if word.startswith(FASTTEXT)]
+        if not words:
+            continue
+        if len(labels) != 1 or words[0] != labels[0]:
+            has = f"{len(labels)} labels" if len(labels) != 1 else "its label not at the beginning"
+            raise ValueError(f"line {number} has {has}, expected one: {FASTTEXT}NAME and a text")
+        rows.append(
+            (line.split(None, 1)[1] if len(words) > 1 else None, labels[0][len(FASTTEXT) :])
+        )
+    return pd.DataFrame(rows, columns=["text", "label"], dtype=object), []
+
+
+FASTTEXT = "__label__"
+"""What a label begins with in files of fastText."""
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 

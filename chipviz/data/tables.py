@@ -6,6 +6,7 @@ Brings tables as they are found. Knows nothing of what their columns mean.
 import csv
 import hashlib
 import json
+import re
 import tempfile
 import zipfile
 from collections import Counter
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from chipviz.data.delimited import read_delimited
+from chipviz.data.delimited import read_delimited, read_fasttext
 from chipviz.data.hub import SPLIT_NAMES, fetch_hub_data, revision_of
 from chipviz.data.json_rows import read_json
 from chipviz.download import download_wheel
@@ -119,27 +120,57 @@ def _bbc_news(wheel: Path) -> pd.DataFrame:
 
 
 def _read_folder(path: Path, kept: Path | None) -> Table:
-    files: dict[str, Path] = {}
+    """One file per split, or its shards, such as train-00000-of-00004.parquet."""
+    files: dict[str, list[Path]] = {}
     for file in sorted(path.iterdir()):
-        split = SPLIT_NAMES.get(file.stem.lower())
+        shard = _SHARD.fullmatch(file.stem)
+        split = SPLIT_NAMES.get((shard[1] if shard else file.stem).lower())
         if split is None or file.suffix.lower() not in _READERS:
             continue
-        if split in files:
+        there = files.setdefault(split, [])
+        if there and not (shard and _SHARD.fullmatch(there[0].stem)):
             raise SourceError(
-                f"The folder {path} holds {files[split].name} and {file.name}, "
+                f"The folder {path} holds {there[0].name} and {file.name}, "
                 f"which both are the {split} split.",
                 "Leave one of them there.",
             )
-        files[split] = file
+        there.append(file)
     if "train" not in files:
         raise SourceError(
             f"The folder {path} holds no train.parquet (nor .csv, .tsv, .json, .jsonl).",
             "Put train.parquet, and if you have them validation.parquet and test.parquet, there.",
         )
-    tables = {split: _read_file(file, path.name, kept) for split, file in files.items()}
+    tables = {split: _read_shards(shards, path, kept) for split, shards in files.items()}
     frames = {split: table.frames["all"] for split, table in tables.items()}
     notices = tuple(notice for table in tables.values() for notice in table.notices)
     return Table(path.name, frames, tables["train"].label_names, notices=notices)
+
+
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)")
+
+
+def _read_shards(files: list[Path], folder: Path, kept: Path | None) -> Table:
+    """The rows of all files of one split, in order.
+
+    Raises:
+        SourceError: If shards are missing, or have other columns than the first.
+    """
+    numbers = [(int(m[2]), int(m[3])) for file in files if (m := _SHARD.fullmatch(file.stem))]
+    if numbers and numbers != [(i, numbers[0][1]) for i in range(numbers[0][1])]:
+        raise SourceError(
+            f"The folder {folder} holds {len(files)} of {numbers[0][1]} parts of {files[0].name}.",
+            "Bring the missing parts, each once.",
+        )
+    tables = [_read_file(file, folder.name, kept) for file in files]
+    columns = list(tables[0].frames["all"].columns)
+    for file, table in zip(files, tables, strict=True):
+        if list(table.frames["all"].columns) != columns:
+            raise SourceError(
+                f"{file.name} has other columns than {files[0].name}.", "Write them alike."
+            )
+    rows = pd.concat([table.frames["all"] for table in tables], ignore_index=True)
+    notices = tuple(notice for table in tables for notice in table.notices)
+    return replace(tables[0], frames={"all": rows}, notices=notices)
 
 
 def _read_file(path: Path, name: str, kept: Path | None) -> Table:
@@ -271,6 +302,7 @@ _READERS: dict[str, Callable[[Path], tuple[pd.DataFrame, list[Notice]]]] = {
     ".json": read_json,
     ".jsonl": read_json,
     ".parquet": _read_parquet,
+    ".txt": read_fasttext,
 }
 
 

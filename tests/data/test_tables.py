@@ -229,6 +229,33 @@ def test_a_folder_in_which_two_files_are_one_split_is_refused_by_both_names(tmp_
         read_table(str(tmp_path), home)
 
 
+def test_shards_of_a_split_are_one_table_in_order_and_a_missing_one_is_refused(tmp_path, home):
+    for i in range(3):
+        pd.DataFrame({"text": [f"text {i}"], "label": ["x"]}).to_parquet(
+            tmp_path / f"train-{i:05}-of-00003.parquet"
+        )
+    frame = read_table(str(tmp_path), home).frames["train"]
+    assert frame["text"].tolist() == ["text 0", "text 1", "text 2"]
+    (tmp_path / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(SourceError, match=r"holds 2 of 3 parts of train-00000-of-00003\.parquet"):
+        read_table(str(tmp_path), home)
+    write(tmp_path, "train.csv", "text,label\na,b\n")
+    with pytest.raises(SourceError, match="which both are the train split"):
+        read_table(str(tmp_path), home)
+
+
+def test_lines_of_fasttext_are_texts_with_their_labels(tmp_path, home):
+    path = write(
+        tmp_path, "a.txt", "__label__x The match,\u2028it ended\r\n\n__label__y  Two  blanks\n"
+    )
+    frame = only_frame(read_table(path, home))
+    assert frame["label"].tolist() == ["x", "y"]
+    assert frame["text"].tolist() == ["The match,\u2028it ended", "Two  blanks"]
+    for line, said in (("no label", "0 labels"), ("__label__x __label__y two", "2 labels")):
+        with pytest.raises(SourceError, match=f"line 1 has {said}"):
+            read_table(write(tmp_path, "b.txt", line + "\n"), home)
+
+
 # --- parsed once --------------------------------------------------------------------------------
 
 ODD = [
