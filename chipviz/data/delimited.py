@@ -111,9 +111,8 @@ def read_fasttext(path: Path) -> tuple[pd.DataFrame, list[Notice]]:
         if len(labels) != 1 or words[0] != labels[0]:
             has = f"{len(labels)} labels" if len(labels) != 1 else "its label not at the beginning"
             raise ValueError(f"line {number} has {has}, expected one: {FASTTEXT}NAME and a text")
-        rows.append(
-            (line.split(None, 1)[1] if len(words) > 1 else None, labels[0][len(FASTTEXT) :])
-        )
+        text = line.split(None, 1)[1].rstrip("\r") if len(words) > 1 else None
+        rows.append((text, labels[0][len(FASTTEXT) :]))
     return pd.DataFrame(rows, columns=["text", "label"], dtype=object), []
 
 
