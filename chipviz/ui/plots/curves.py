@@ -354,7 +354,7 @@ def _control_values(report: RunReport, split: Split, last: Score) -> dict[str, f
         "last layer": last.accuracy,
     }
     if controls.tfidf_whole is not None:
-        values["TF-IDF, whole texts"] = controls.tfidf_whole
+        values["TF-IDF whole"] = controls.tfidf_whole
     return values
 
 
