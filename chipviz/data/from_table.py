@@ -123,9 +123,12 @@ def _answered(
 ) -> tuple[dict[str, pd.DataFrame], list[Notice]]:
     """The splits that have answers. Competitions leave those of a test split out, or write -1."""
     answered, notices = {}, []
+    label = columns.label
+    training = frames.get("train")
+    of_training = [] if training is None or label not in training else training[label].tolist()
     for split, frame in frames.items():
         lacking = [c for c in columns.roles.values() if c not in frame.columns]
-        asked_only = split in ("validation", "test") and lacking == [columns.label]
+        asked_only = split in ("validation", "test") and lacking == [label]
         if lacking and not asked_only:
             raise TaskError(
                 f"The {split} split has no column {lacking[0]!r}; "
@@ -134,9 +137,9 @@ def _answered(
             )
         fate = f"It is left out, and a {split} split is taken from the training rows."
         if asked_only:
-            message = f"The {split} split has no label column {columns.label!r}. {fate}"
+            message = f"The {split} split has no label column {label!r}. {fate}"
             notices.append(Notice("split-without-labels", message, len(frame)))
-        elif split in ("validation", "test") and _hidden(frame[columns.label].tolist()):
+        elif split in ("validation", "test") and _hidden(frame[label].tolist(), of_training):
             message = f"The {split} split hides its labels: all are -1. {fate}"
             notices.append(Notice("hidden-labels", message, len(frame)))
         else:
@@ -144,9 +147,14 @@ def _answered(
     return answered, notices
 
 
-def _hidden(labels: Sequence[Any]) -> bool:
-    """Whether every label is -1, as a number or in letters."""
-    return {str(label).strip() for label in labels} <= {"-1", "-1.0"}
+_HIDDEN = {"-1", "-1.0"}
+"""A label that stands for none, as a number or in letters."""
+
+
+def _hidden(labels: Sequence[Any], of_training: Sequence[Any]) -> bool:
+    """Whether every label stands for none. Where training has such a label, it is a class."""
+    said, trained = ({str(label).strip() for label in values} for values in (labels, of_training))
+    return said <= _HIDDEN and not trained & _HIDDEN
 
 
 def _rows(frame: pd.DataFrame, split: str, columns: Columns, config: RunConfig) -> _Rows:

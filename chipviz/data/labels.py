@@ -69,7 +69,7 @@ def _written(value: Any) -> str:
 def _naming(written: set[str]) -> dict[str, str]:
     """Spelling -> name of its class."""
     if all(_WHOLE.fullmatch(label) for label in written):
-        return {label: str(int(float(label))) for label in written}
+        return {label: str(int(label.partition(".")[0])) for label in written}
     if all(label.lower() in _TRUTH for label in written):
         return {label: _TRUTH[label.lower()] for label in written}
     if all(_NUMBER.fullmatch(label) for label in written):
@@ -79,7 +79,7 @@ def _naming(written: set[str]) -> dict[str, str]:
 
 def _ordered(names: set[str]) -> list[str]:
     if all(_NUMBER.fullmatch(name) for name in names):
-        return sorted(names, key=float)
+        return sorted(names, key=lambda name: (float(name), name))  # beyond 2^53 floats tie
     return sorted(names)
 
 

@@ -14,6 +14,10 @@ def names_and_codes(*splits):
     return found, [notice.code for notice in found.notices]
 
 
+HUGE = 2**53
+"""From here on not every whole number is a float."""
+
+
 @pytest.mark.parametrize(
     ("train", "test", "names", "codes"),
     [
@@ -25,6 +29,13 @@ def names_and_codes(*splits):
         (["a ", "b", "a"], [" b"], ["a", "b"], ["labels-trimmed"]),
         (["Food", "food", "b"], ["b"], ["Food", "b", "food"], ["labels-look-alike"]),
         ([0.5, 1.5, 0.5], ["0.5"], ["0.5", "1.5"], []),
+        (
+            ["9007199254740993", "9007199254740992"] * 2,
+            [],
+            ["9007199254740992", "9007199254740993"],
+            [],
+        ),
+        (["-0", "1", "0"], ["1"], ["0", "1"], ["labels-merged"]),
     ],
 )
 def test_what_is_one_class_has_one_name(train, test, names, codes):

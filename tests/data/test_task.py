@@ -135,6 +135,15 @@ def test_a_test_split_whose_labels_are_hidden_is_made_anew():
     assert set(task.splits["test"].texts) <= set(frames["train"]["text"])
 
 
+def test_minus_one_is_a_class_where_training_has_it():
+    frames = {"train": frame_of(40, (-1, 1)), "test": frame_of(9, (-1,))}
+    frames["test"]["text"] += " for test"
+    task = task_of(frames)
+    assert task.label_names == ("-1", "1")
+    assert len(task.splits["test"]) == 9
+    assert not task.notices
+
+
 def test_splits_without_the_training_columns_are_refused_by_name():
     frames = {"train": frame_of(), "test": frame_of().rename(columns={"text": "body"})}
     with pytest.raises(TaskError, match=r"The test split has no column 'text'; columns are 'body'"):
