@@ -13,7 +13,7 @@ import typer
 from chipviz import sources
 from chipviz.bundle.metadata import read_metadata
 from chipviz.cli import inputs, options, printing
-from chipviz.config import CutSpec, RunConfig, home_dir
+from chipviz.config import RECOMMENDED, CutSpec, RunConfig, home_dir
 from chipviz.errors import BackboneError, ChipvizError, ConfigError, JobError, Refusal
 from chipviz.features import distributed
 from chipviz.runs import scheduler, worker
@@ -238,7 +238,7 @@ def tokens(
     given = inputs.from_options([text], text_pair and [text_pair], choices and [choices])
     texts, pairs = inputs.in_fields(given, report.task, report.preset)
     named: dict[str, Any] = {"layer": layer, "pooling": pooling, "chip": chip}
-    chosen = report.select("within" if layer is None else "manual", **named)
+    chosen = report.select(RECOMMENDED if layer is None else "manual", **named)
     from chipviz.runs.model_process import Answerer
 
     question = ReadTokens(run, texts[0], pairs[0] if pairs else None, chosen.cut, single)

@@ -12,6 +12,8 @@ from chipviz.keys import RAW, ChipKey, ChipKind, ChipRecord, Cut, Pooling, Recip
 Preset = Recipe
 """*sound* trains chips of this project's recipe. *published* trains the paper's beside them."""
 Rule = Literal["validate", "within", "non-inferior", "elbow", "budget", "fixed", "oracle", "manual"]
+RECOMMENDED: Rule = "within"
+"""Rule whose cut is shown first, listed and asked where nobody names another."""
 ClassWeight = Literal["none", "balanced"]
 Contradictions = Literal["keep", "drop", "refuse"]
 

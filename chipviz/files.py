@@ -1,4 +1,4 @@
-"""Files: each gets its name whole, once, or not at all; and JSON in which a name stands once."""
+"""What is kept or read whole: a file has its name complete or not at all, JSON each name once."""
 
 import glob
 import json

@@ -263,6 +263,8 @@ def preview(
     from chipviz.data.task import text_keys
 
     keys = {split: set(text_keys(rows)) for split, rows in task.splits.items()}
+    cut = {split: n_cut(prompt, rows) for split, rows in task.splits.items()}
+    n_texts = sum(map(len, task.splits.values()))
     return Preview(
         name=task.name,
         revision=task.revision,
@@ -276,7 +278,7 @@ def preview(
                 len(rows),
                 split in task.made,
                 _counts(rows.labels.tolist(), task.label_names),
-                n_cut(prompt, rows),
+                cut[split],
             )
             for split, rows in task.splits.items()
         },
@@ -284,7 +286,7 @@ def preview(
         examples=_examples(task, prompt, poolings),
         lengths=_lengths(task, prompt),
         backbone=backbone,
-        warnings=(*task.notices, *cut_notices(prompt, task)),
+        warnings=(*task.notices, *cut_notices(prompt.max_length, sum(cut.values()), n_texts)),
     )
 
 

@@ -59,11 +59,12 @@ class Findings:
 
 def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     """Measure costs and controls, and join them with the scores."""
-    backbone, limit = found.backbone, found.prompt.max_length
-    tfidf = _tfidf(found)
+    backbone, prompt, chips = found.backbone, found.prompt, found.trained.chips
+    limit = prompt.max_length
+    n_cut, n_texts = n_truncated(prompt, found.task), sum(map(len, found.task.splits.values()))
+    tfidf = _tfidf(found, any_cut=n_cut > 0)
     typical = cost.typical_length(found.extracted.lengths["validation"])
     measurement = cost.measure(backbone, typical)
-    chips, prompt = found.trained.chips, found.prompt
     bundles: dict[ChipKey, BundleKind] = {
         key: save.kind_of(backbone, prompt, key.vector, stack)
         for key, stack in chips.stacks.items()
@@ -73,7 +74,7 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
         status="done",
         preset=found.config.preset,
         backbone=_backbone_info(backbone, found.config),
-        task=_task_info(found.task, found.prompt),
+        task=_task_info(found.task, prompt, n_cut),
         timing=_timing(clock, found.extracted.n_tokens),
         scores=found.trained.scores,
         controls=_controls(found, "test", tfidf["test"]),
@@ -86,8 +87,8 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
         refit=bool(chips.refits),
         warnings=[
             *found.task.notices,
-            *cut_notices(found.prompt, found.task),
-            *backbone.notices(sum(map(len, found.task.splits.values()))),
+            *cut_notices(prompt.max_length, n_cut, n_texts),
+            *backbone.notices(n_texts),
         ],
     )
     chosen = report.choices(found.trained.predictions.correct)
@@ -122,7 +123,7 @@ def _backbone_info(backbone: Backbone, config: RunConfig) -> BackboneInfo:
     )
 
 
-def _task_info(task: Task, prompt: Prompt) -> TaskInfo:
+def _task_info(task: Task, prompt: Prompt, n_cut: int) -> TaskInfo:
     sizes = {split: len(rows) for split, rows in task.splits.items()}
     return TaskInfo(
         name=task.name,
@@ -134,7 +135,7 @@ def _task_info(task: Task, prompt: Prompt) -> TaskInfo:
         template=prompt.template,
         max_length=prompt.max_length,
         max_chars=prompt.max_chars,
-        n_truncated=n_truncated(prompt, task),
+        n_truncated=n_cut,
         columns=task.columns.roles if task.columns else {},
         guessed=list(task.columns.guessed) if task.columns else [],
         made=list(task.made),
@@ -152,7 +153,7 @@ def _timing(clock: Clock, n_tokens: int) -> Timing:
     )
 
 
-def _tfidf(found: Findings) -> dict[Split, tuple[float, float | None]]:
+def _tfidf(found: Findings, *, any_cut: bool) -> dict[Split, tuple[float, float | None]]:
     """Accuracy of TF-IDF per split: on what the model reads, and on whole texts where these differ.
 
     A control that sees more than the model says nothing about the model.
@@ -161,7 +162,7 @@ def _tfidf(found: Findings) -> dict[Split, tuple[float, float | None]]:
     read = {split: as_read(found.prompt, rows) for split, rows in splits.items()}
     cut = controls.tfidf(read["train"], read["validation"], read["test"])
     whole: tuple[float | None, float | None] = (None, None)
-    if n_truncated(found.prompt, found.task):
+    if any_cut:
         whole = controls.tfidf(splits["train"], splits["validation"], splits["test"])
     return {"validation": (cut[0], whole[0]), "test": (cut[1], whole[1])}
 

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,9 @@ from chipviz.errors import Notice, SourceError
 
 DELIMITERS = ",;\t|"
 """Marks that may part cells, the usual one first."""
+_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+FASTTEXT = "__label__"
+"""What a label begins with in files of fastText."""
 N_LOOKED_AT = 100
 """Maximum rows that decide how a file is written."""
 N_EXAMPLES = 5
@@ -62,7 +66,7 @@ def read_text(path: Path) -> str:
 
 def _likely_encoding(raw: bytes) -> str:
     """What `iconv` is to be told. Windows programs use bytes that are control codes in Latin-1."""
-    windows = any(0x80 <= byte <= 0x9F for byte in raw)
+    windows = re.search(rb"[\x80-\x9f]", raw)
     with suppress(UnicodeDecodeError):
         raw.decode("cp1252")
         return "cp1252" if windows else "latin1"
@@ -114,11 +118,6 @@ def read_fasttext(path: Path) -> tuple[pd.DataFrame, list[Notice]]:
         text = line.split(None, 1)[1].rstrip("\r") if len(words) > 1 else None
         rows.append((text, labels[0][len(FASTTEXT) :]))
     return pd.DataFrame(rows, columns=["text", "label"], dtype=object), []
-
-
-FASTTEXT = "__label__"
-"""What a label begins with in files of fastText."""
-_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
 def _delimiter(text: str) -> str:

@@ -216,14 +216,12 @@ def n_truncated(prompt: Prompt, task: Task) -> int:
     return sum(n_cut(prompt, rows) for rows in task.splits.values())
 
 
-def cut_notices(prompt: Prompt, task: Task) -> list[Notice]:
-    """What must be said of texts that the length limit shortens."""
-    n = n_truncated(prompt, task)
-    if not n:
+def cut_notices(max_length: int, n_cut: int, n_texts: int) -> list[Notice]:
+    """What must be said where the length limit shortens `n_cut` of `n_texts` rows."""
+    if not n_cut:
         return []
-    n_texts = sum(map(len, task.splits.values()))
-    message = f"The length limit of {prompt.max_length} tokens cuts {n:,} of {n_texts:,} texts."
-    return [Notice("texts-cut", message, n)]
+    message = f"The length limit of {max_length} tokens cuts {n_cut:,} of {n_texts:,} texts."
+    return [Notice("texts-cut", message, n_cut)]
 
 
 def segment_break(tokenizer: Any) -> int | None:

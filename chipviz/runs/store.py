@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import psutil
 from filelock import FileLock
 
-from chipviz.config import CutSpec, RunConfig
+from chipviz.config import RECOMMENDED, CutSpec, RunConfig
 from chipviz.errors import JobError, Refusal
 from chipviz.features import cache
 from chipviz.keys import ChipKey, Cut
@@ -85,7 +85,7 @@ _NEW_COLUMNS = {
 
 def summary(report: RunReport) -> dict[str, Any]:
     """What the list of runs shows of a report: the choice of rule *within*."""
-    chosen = report.selection["within"]
+    chosen = report.selection[RECOMMENDED]
     return {
         "test_accuracy": chosen.test_accuracy,
         "cut_layer": chosen.cut_layer,

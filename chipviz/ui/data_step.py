@@ -55,7 +55,7 @@ def _named(kind: str) -> str:
             key="upload",
         )
         st.caption(
-            f"CSV, TSV, JSON lines, JSON or Parquet, up to {uploads.MAX_MB} MB. "
+            f"CSV, TSV, JSON lines, JSON, Parquet or lines of fastText, up to {uploads.MAX_MB} MB. "
             "A larger table is best named under File or folder."
         )
         return "" if file is None else str(uploads.keep(file))

@@ -9,6 +9,7 @@ import streamlit as st
 from chipviz.keys import Cut
 from chipviz.results.metrics import Score, confusion_matrix
 from chipviz.results.report import RunReport
+from chipviz.results.run_folder import Predictions
 from chipviz.runs.store import Job
 from chipviz.ui import state
 from chipviz.ui.plots import curves, heatmaps
@@ -26,11 +27,13 @@ VIEWS = (
 )
 
 
-def tabs(job: Job, report: RunReport, cut: Cut) -> None:
+def tabs(job: Job, report: RunReport, cut: Cut, predictions: Predictions | None) -> None:
     """Draw the open tab alone: a moved slider need not wait for four hidden ones.
 
     The table is the charts' accessible twin.
     """
+    # True and predicted class of every test text at the cut, each of shape (N,).
+    found = predictions and (predictions.labels["test"], predictions.at(cut, "test"))
     size, learning, confusion, mistakes, table = st.tabs(VIEWS, key="views", on_change="rerun")
     if size.open:
         with size:
@@ -41,10 +44,10 @@ def tabs(job: Job, report: RunReport, cut: Cut) -> None:
             _learning(job, cut)
     if confusion.open:
         with confusion:
-            _confusion(report, cut, _test_predictions(job, cut))
+            _confusion(report, cut, found)
     if mistakes.open:
         with mistakes:
-            _mistakes(job, report, _test_predictions(job, cut))
+            _mistakes(job, report, found)
     if table.open:
         with table:
             _scores(report)
@@ -71,12 +74,6 @@ def _learning(job: Job, cut: Cut) -> None:
         return
     figure = curves.learning_figure(points, cut=cut, look=state.look())
     _chart(figure, "learning", "Accuracy against training texts")
-
-
-def _test_predictions(job: Job, cut: Cut) -> tuple[np.ndarray, np.ndarray] | None:
-    """True and predicted class of every test text at the cut, each of shape (N,)."""
-    predictions = state.predictions(job.run_id)
-    return predictions and (predictions.labels["test"], predictions.at(cut, "test"))
 
 
 def _confusion(report: RunReport, cut: Cut, found: tuple[np.ndarray, np.ndarray] | None) -> None:

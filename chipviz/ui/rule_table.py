@@ -2,7 +2,7 @@
 
 import html
 
-from chipviz.config import Rule
+from chipviz.config import RECOMMENDED, Rule
 from chipviz.keys import Cut
 from chipviz.results.metrics import paired_lower_bound
 from chipviz.results.report import RunReport
@@ -10,8 +10,6 @@ from chipviz.results.run_folder import Predictions
 from chipviz.ui.cut import RULE_NAMES
 from chipviz.ui.plots.theme import chip_name
 
-RECOMMENDED: Rule = "within"
-"""Rule whose cut a run opens at."""
 HEADS = ("Rule", "Cut", "Validation (95 %)", "To the best (95 %)", "Size", "Speed")
 
 

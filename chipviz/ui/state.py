@@ -10,7 +10,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from chipviz.config import home_dir
+from chipviz.config import RECOMMENDED, home_dir
 from chipviz.keys import ChipKey, Cut
 from chipviz.results.report import RunReport
 from chipviz.results.run_folder import Predictions
@@ -92,7 +92,7 @@ def _remembered() -> Job | None:
 
 def current_cut(report: RunReport) -> Cut:
     """The cut chosen for a run: from the address, else kept, else what rule *within* says."""
-    kept = _cuts().get(report.run_id, report.selection["within"].cut)
+    kept = _cuts().get(report.run_id, report.selection[RECOMMENDED].cut)
     return parse_cut(st.query_params.to_dict(), report, kept) or kept
 
 
