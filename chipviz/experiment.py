@@ -11,6 +11,8 @@ import torch
 from chipviz import reporting
 from chipviz.backbones.opening import open_backbone
 from chipviz.bundle.build import build as build
+from chipviz.chips.rows import Rows
+from chipviz.chips.scoring import score
 from chipviz.chips.training import PointsFn, Trainer
 from chipviz.config import RunConfig
 from chipviz.data.from_table import load_task
@@ -18,6 +20,7 @@ from chipviz.features.distributed import join
 from chipviz.features.extract import extract
 from chipviz.parallel import Pool
 from chipviz.progress import ProgressFn, silent
+from chipviz.pruning.cut import impossible_cuts
 from chipviz.results.report import RunReport
 from chipviz.results.run_folder import RunFolder
 
@@ -51,6 +54,7 @@ def run(
     task = load_task(config, home, progress)
     backbone, prompt = open_backbone(config, task, home=home, progress=progress)
     config = config.resolved(causal=backbone.causal)
+    no_cut = impossible_cuts(backbone)
     team.share(backbone.dtype)  # everything is in place: helpers may begin
     prompt.save(folder.prompt)
     clock.lap("load_s")
@@ -75,13 +79,17 @@ def run(
         clock.lap("extract_s", less=live.seconds)
         chips = trainer.fit(extracted.features)
         chips.save(folder.chips, backbone.folder.fingerprint)
-        trained = trainer.score(extracted.features, chips)
+        rows = Rows(extracted.features, task, fitting)
+        trained = score(rows, chips, config.seed, progress)
     folder.write_predictions(trained.predictions)
+    for found in chips.sparsified:
+        folder.write_neurons(found)
     clock.lap("fit_s")  # what was drawn while reading is in it
-    reporting.keep_examples(task, folder)
-    found = reporting.Findings(config, task, backbone, prompt, extracted, trained)
+    folder.keep_examples(task)
+    found = reporting.Findings(config, task, backbone, prompt, no_cut, extracted, trained)
     report = reporting.assemble(found, run_id, clock)
     folder.write_report(report)
+    folder.seal()
     return report
 
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,50 @@ def made_once(final: Path, make: Callable[[Path], None]) -> Path:
     return final
 
 
+def bytes_below(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder. What goes away meanwhile counts nothing."""
+    total = 0
+    for file in [path, *path.rglob("*")]:
+        with suppress(OSError):
+            total += file.lstat().st_size if not file.is_dir() else 0
+    return total
+
+
 class NamedTwiceError(ValueError):
     """A name stands twice in a JSON object."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name[:80]!r} stands twice in one object")
         self.name = name
+
+
+MAX_SETTINGS = 8 << 20
+"""Bytes of a file of settings that may come from a stranger. Ten thousand classes take one MiB."""
+
+
+def read_small(path: Path, most: int = MAX_SETTINGS) -> str:
+    """The text of a file, unless it has more bytes than any that is right.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is too large, no regular file or not UTF-8.
+    """
+    if not path.is_file():  # a pipe or a device has no end
+        raise ValueError(f"{path.name} is no file")
+    if path.stat().st_size > most:
+        raise ValueError(f"{path.name} has more than {most:,} bytes")
+    return path.read_text("utf-8")
+
+
+def read_small_json(path: Path, most: int = MAX_SETTINGS) -> Any:
+    """Parse a JSON file, unless it has more bytes than any that is right.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is too large, no regular file or not well-formed.
+        RecursionError: If it is nested too deep.
+    """
+    return json.loads(read_small(path, most))
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -6,14 +6,19 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-Recipe = Literal["sound", "published"]
-"""How a chip is trained: *sound* is our way, *published* the paper's, to the letter."""
-Site = Literal["block", "raw"]
-"""Where a feature is taken: *block* is a block's output after the final norm, *raw* before it."""
+Recipe = Literal["sound", "published", "stc"]
+"""How a chip is trained: *sound* is our way, *published* the paper's, to the letter, *stc* reads
+the neurons that matter of every layer up to its own (Sparsify-then-Classify)."""
+Site = Literal["block", "raw", "gate", "ffn_in", "ffn_out", "all"]
+"""Where a feature is taken: *block* is a block's output after the final norm, *raw* before it. In
+the feed-forward part *gate* is the activation alone, *ffn_in* what the down projection reads,
+*ffn_out* what the part gives. *all* is what *stc* reads where it takes several sites together."""
+FfnSite = Literal["gate", "ffn_in", "ffn_out"]
 Pooling = Literal["last", "mean", "first", "max"]
 """Which state of a text is taken: the last token's, the mean over all tokens, the first token's, or
 the largest value of each dimension."""
-ChipKind = Literal["linear", "mlp"]
+ChipKind = Literal["linear", "mlp", "sparse"]
+"""*sparse* chips are linear with an L1 penalty: most of their weights are zero."""
 Split = Literal["train", "validation", "test"]
 """*train* fits chips, *validation* chooses everything, *test* is scored once, for the report."""
 
@@ -30,8 +35,10 @@ class Vector:
 
     @property
     def name(self) -> str:
-        """Word in file names and links: the pooling, or `raw` for the published recipe's states."""
-        return RAW_NAME if self.site == "raw" else self.pooling
+        """Word in file names and links: `mean`, `ffn_in-mean`, `raw` for the published recipe."""
+        if self.site == "raw":
+            return RAW_NAME
+        return self.pooling if self.site == "block" else f"{self.site}-{self.pooling}"
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -42,12 +49,18 @@ class Vector:
         """
         if name == RAW_NAME:
             return cls("raw", "last")
-        for pooling in get_args(Pooling):
-            if name == pooling:
-                return cls("block", pooling)
+        site, dash, pooling = name.rpartition("-")
+        for known in get_args(Pooling):
+            if pooling == known and not dash:
+                return cls("block", known)
+            for other in (*get_args(FfnSite), ALL_SITES):
+                if (site, pooling) == (other, known):
+                    return cls(other, known)
         raise ValueError(f"{name[:40]!r} names no vector")
 
 
+STC: Literal["stc"] = "stc"
+ALL_SITES: Literal["all"] = "all"
 RAW_NAME = "raw"
 RAW = Vector.named(RAW_NAME)
 """What the published recipe reads: the last token's state before the final norm."""
@@ -72,15 +85,25 @@ class ChipKey:
         """A chip of the paper's recipe."""
         return cls.named(RAW_NAME, kind)
 
+    @classmethod
+    def sparse(cls, vector: Vector) -> Self:
+        """A sparse chip of one layer's vector."""
+        return cls("sound", vector.site, vector.pooling, "sparse")
+
     @property
     def vector(self) -> Vector:
         """What it reads."""
         return Vector(self.site, self.pooling)
 
     @property
+    def word(self) -> str:
+        """Word in links and on the command line for what it is: its kind, or `stc`."""
+        return STC if self.recipe == STC else self.kind
+
+    @property
     def name(self) -> str:
-        """Word in file names: `linear.last`, `mlp.raw`."""
-        return f"{self.kind}.{self.vector.name}"
+        """Word in file names: `linear.last`, `mlp.raw`, `stc.ffn_in-mean`."""
+        return f"{self.word}.{self.vector.name}"
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -94,12 +117,14 @@ class ChipKey:
 
     @classmethod
     def named(cls, vector: str, kind: str) -> Self:
-        """The key of a vector's name and a kind.
+        """The key of a vector's name and a `word`.
 
         Raises:
             ValueError: If there is no such vector or kind.
         """
         read = Vector.named(vector)
+        if kind == STC and read.site != "raw":
+            return cls(STC, read.site, read.pooling, "sparse")
         recipe: Recipe = "published" if read.site == "raw" else "sound"
         for known in get_args(ChipKind):
             if kind == known:
@@ -108,15 +133,18 @@ class ChipKey:
 
 
 def in_order(keys: Iterable[ChipKey]) -> list[ChipKey]:
-    """Chips as they are drawn and named: by pooling, the published last, linear first."""
-    there = set(keys)
-    vectors = [*(Vector("block", pooling) for pooling in get_args(Pooling)), RAW]
-    return [
-        key
-        for vector in vectors
-        for kind in get_args(ChipKind)
-        if (key := ChipKey.named(vector.name, kind)) in there
-    ]
+    """Chips as they are drawn and named: by site and pooling, raw states last, linear first."""
+    sites, words = get_args(Site), [*get_args(ChipKind), STC]
+    poolings = get_args(Pooling)
+    return sorted(
+        set(keys),
+        key=lambda key: (
+            key.site == "raw",
+            sites.index(key.site),
+            poolings.index(key.pooling),
+            words.index(key.word),
+        ),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,21 @@ from time import perf_counter
 from chipviz.backbones.backbone import Backbone
 from chipviz.bundle import save
 from chipviz.chips import controls
-from chipviz.chips.training import Trained
+from chipviz.chips.scoring import Trained
 from chipviz.config import RunConfig
-from chipviz.data.prompt import Prompt, as_read, cut_notices, n_truncated
+from chipviz.data.prompt import Prompt, cut_notices, n_truncated
 from chipviz.data.task import Task
 from chipviz.features.extract import Extracted
-from chipviz.keys import EMBEDDING_LAYER, ChipKey, Split
+from chipviz.keys import ChipKey
 from chipviz.pruning import cost
+from chipviz.pruning.cut import no_cut_notices
 from chipviz.results.report import (
     BackboneInfo,
     BundleKind,
-    Controls,
-    Example,
     RunReport,
     TaskInfo,
     Timing,
 )
-from chipviz.results.run_folder import RunFolder
-
-KEPT_EXAMPLES: dict[Split, int] = {"test": 400, "validation": 64}
-"""Maximum texts kept per split: test texts for the pages, validation texts for bundle checks."""
 
 
 @dataclass
@@ -53,6 +48,8 @@ class Findings:
     task: Task
     backbone: Backbone
     prompt: Prompt
+    no_cut: dict[int, str]
+    """Layers that the backbone cannot be cut after, and why."""
     extracted: Extracted
     trained: Trained
 
@@ -62,7 +59,8 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     backbone, prompt, chips = found.backbone, found.prompt, found.trained.chips
     limit = prompt.max_length
     n_cut, n_texts = n_truncated(prompt, found.task), sum(map(len, found.task.splits.values()))
-    tfidf = _tfidf(found, any_cut=n_cut > 0)
+    scores = found.trained.scores
+    beside = controls.measure(found.task, prompt, scores, any_cut=n_cut > 0)
     typical = cost.typical_length(found.extracted.lengths["validation"])
     measurement = cost.measure(backbone, typical)
     bundles: dict[ChipKey, BundleKind] = {
@@ -73,41 +71,32 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
         run_id=run_id,
         status="done",
         preset=found.config.preset,
-        backbone=_backbone_info(backbone, found.config),
+        backbone=_backbone_info(found),
         task=_task_info(found.task, prompt, n_cut),
         timing=_timing(clock, found.extracted.n_tokens),
         scores=found.trained.scores,
-        controls=_controls(found, "test", tfidf["test"]),
-        controls_validation=_controls(found, "validation", tfidf["validation"]),
+        controls=beside["test"],
+        controls_validation=beside["validation"],
         selection={},
         dense=cost.dense_cost(backbone, limit, measurement),
-        costs=cost.cut_costs(backbone, chips, bundles, limit, measurement),
+        costs=cost.cut_costs(backbone, chips, bundles, limit, measurement, no_cut=found.no_cut),
         parts=cost.parts(backbone),
         measured=measurement.how,
-        refit=bool(chips.refits),
+        refit=bool(chips.refits) or found.task.folds > 1,
+        folds=found.task.folds,
         warnings=[
             *found.task.notices,
             *cut_notices(prompt.max_length, n_cut, n_texts),
             *backbone.notices(n_texts),
+            *no_cut_notices(found.no_cut, backbone.name),
         ],
     )
     chosen = report.choices(found.trained.predictions.correct)
     return report.model_copy(update={"selection": chosen})
 
 
-def keep_examples(task: Task, folder: RunFolder) -> None:
-    """Keep the texts that pages show, and those that a bundle is verified on."""
-    for split, most in KEPT_EXAMPLES.items():
-        rows = task.splits[split].take(range(min(most, len(task.splits[split]))))
-        pairs = rows.pairs or [None] * len(rows)
-        examples = [
-            Example(text=text, text_pair=pair, label=int(label))
-            for text, pair, label in zip(rows.texts, pairs, rows.labels, strict=True)
-        ]
-        folder.write_examples(split, examples)
-
-
-def _backbone_info(backbone: Backbone, config: RunConfig) -> BackboneInfo:
+def _backbone_info(found: Findings) -> BackboneInfo:
+    backbone = found.backbone
     return BackboneInfo(
         name=backbone.name,
         n_layers=backbone.n_layers,
@@ -117,8 +106,9 @@ def _backbone_info(backbone: Backbone, config: RunConfig) -> BackboneInfo:
         device=str(backbone.device),
         revision=backbone.folder.revision,
         causal=backbone.causal,
-        blocks=config.blocks,
+        blocks=found.config.blocks,
         padded=backbone.padded,
+        no_cut=found.no_cut,
         licence=backbone.folder.licence,
     )
 
@@ -150,31 +140,4 @@ def _timing(clock: Clock, n_tokens: int) -> Timing:
         total_s=clock.total,
         n_tokens=n_tokens,
         tokens_per_s=n_tokens / extract_s if extract_s > 0 else 0.0,
-    )
-
-
-def _tfidf(found: Findings, *, any_cut: bool) -> dict[Split, tuple[float, float | None]]:
-    """Accuracy of TF-IDF per split: on what the model reads, and on whole texts where these differ.
-
-    A control that sees more than the model says nothing about the model.
-    """
-    splits = found.task.splits
-    read = {split: as_read(found.prompt, rows) for split, rows in splits.items()}
-    cut = controls.tfidf(read["train"], read["validation"], read["test"])
-    whole: tuple[float | None, float | None] = (None, None)
-    if any_cut:
-        whole = controls.tfidf(splits["train"], splits["validation"], splits["test"])
-    return {"validation": (cut[0], whole[0]), "test": (cut[1], whole[1])}
-
-
-def _controls(found: Findings, split: Split, tfidf: tuple[float, float | None]) -> Controls:
-    """Reference accuracies. The embedding control is on the pooling that validation prefers."""
-    embedding = [s for s in found.trained.scores if s.layer == EMBEDDING_LAYER]
-    best = max((s for s in embedding if s.split == "validation"), key=lambda s: s.accuracy)
-    same = next(s for s in embedding if s.split == split and s.key.vector == best.key.vector)
-    return Controls(
-        majority=controls.majority(found.task.splits["train"], found.task.splits[split]),
-        embedding=same.accuracy,
-        tfidf=tfidf[0],
-        tfidf_whole=tfidf[1],
     )

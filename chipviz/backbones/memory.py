@@ -85,8 +85,9 @@ def look_ahead(folder: ModelFolder, config: RunConfig, *, home: Path, n_texts: i
     dtype = chosen_dtype(config, device, home)
     text = folder.config.get_text_config()
     n_layers, width = int(text.num_hidden_layers), int(text.hidden_size)
-    n_vectors = len(config.resolved(causal=True).vectors)
     inner = int(getattr(text, "intermediate_size", None) or 4 * width)
+    sites = [vector.site for vector in config.resolved(causal=True).vectors]
+    numbers = sum(inner if site in ("gate", "ffn_in") else width for site in sites)
     # In and out of a block, its norms, queries, keys, values, and three of the wide product.
     per_token = (8 * width + 3 * inner) * dtype.itemsize
     return Outlook(
@@ -101,7 +102,7 @@ def look_ahead(folder: ModelFolder, config: RunConfig, *, home: Path, n_texts: i
         device=str(device),
         weight_bytes=folder.n_loaded * dtype.itemsize,
         activation_bytes=per_token * batch_tokens(device) * n_beside(device),
-        feature_bytes=4 * n_texts * n_vectors * (n_layers + 1) * width,
+        feature_bytes=4 * n_texts * (n_layers + 1) * numbers,
         free_bytes=free_memory(device),
     )
 

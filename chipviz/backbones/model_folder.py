@@ -78,11 +78,13 @@ def open_folder(path: Path, name: str) -> ModelFolder:
     Raises:
         BackboneError: If the folder holds what no model folder should, or no known architecture.
     """
-    files = vet(path)
+    weights = vet(path)
+    files = weights.files
     try:
         config: Any = AutoConfig.from_pretrained(path, **SAFE)
         with torch.device("meta"):
             model: nn.Module = AutoModel.from_config(config, trust_remote_code=False)
+        weights.refuse_larger(name, _count(model))
         n_published = _count_published(config, model)
         stored = _stored_dtype(files)
     except FOREIGN as error:
@@ -93,7 +95,7 @@ def open_folder(path: Path, name: str) -> ModelFolder:
     return ModelFolder(
         path=path,
         name=name,
-        files=tuple(files),
+        files=files,
         config=config,
         fingerprint=_fingerprint(path, files),
         stored_dtype=stored,

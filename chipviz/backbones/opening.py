@@ -71,10 +71,12 @@ def reopen(
         stored: Load the backbone on the CPU in the dtype of its files, not in the run's.
 
     Raises:
-        ChipvizError: If the backbone is gone.
+        ChipvizError: If the backbone is gone, or the prompt is not what it was.
     """
     task = report.task
-    prompt = load_prompt(folder.prompt, task.template, task.max_length, task.max_chars)
+    prompt = load_prompt(
+        folder.whole(folder.prompt), task.template, task.max_length, task.max_chars
+    )
     backbone = load_backbone(
         replace(find_model(_pinned(config.backbone, report), home), name=report.backbone.name),
         dtype="auto" if stored else getattr(torch, report.backbone.dtype),

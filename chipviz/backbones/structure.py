@@ -3,6 +3,7 @@
 Found by structure and by running it, never by the name of an architecture.
 """
 
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,8 @@ def find_blocks(
         BackboneError: If there is none.
     """
     config: Any = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise _no_chain(name, "it has an encoder and a decoder, and is no single chain")
     n_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     lists = {
         where: module
@@ -107,7 +110,7 @@ def _after_blocks(
     # By value: some families reshape after the norm, so the output is another tensor object.
     for module, out in made[order[-1] + 1 :]:
         if isinstance(out, Tensor) and _same(out, output):
-            with torch.inference_mode():
+            with torch.inference_mode(), suppress(*FOREIGN):
                 if _same(module(left[-1]), output):
                     return module
     raise _no_chain(name, "more than a norm stands after its last block")
@@ -176,3 +179,22 @@ def place_of(model: nn.Module) -> torch.device:
 def first_of(output: Any) -> Tensor:
     """Blocks return a tensor, or a tuple that begins with it."""
     return output if isinstance(output, Tensor) else output[0]
+
+
+def refuse_unknown_token(largest: int, model: nn.Module, name: str) -> None:
+    """Refuse a tokenizer that has more tokens than the model has embeddings.
+
+    Args:
+        largest: The largest token of any text.
+        model: The base model, or a classifier around it.
+        name: What the user calls it.
+
+    Raises:
+        BackboneError: If there is no embedding for it.
+    """
+    n_known = getattr(cast(Any, model).get_input_embeddings(), "num_embeddings", None)
+    if n_known is not None and largest >= n_known:
+        raise BackboneError(
+            f"A text holds token {largest}, and {name} has embeddings for {n_known:,}.",
+            "Tokenizer and model do not belong together: give the folder as it was published.",
+        )

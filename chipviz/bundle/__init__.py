@@ -7,14 +7,14 @@ first asked for, so that who only reads a card loads no torch.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chipviz.bundle.save import load
+    from chipviz.bundle.classifier import load
 
 __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from chipviz.bundle.save import load
+        from chipviz.bundle.classifier import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

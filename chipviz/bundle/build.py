@@ -11,12 +11,13 @@ from chipviz.backbones.opening import reopen
 from chipviz.bundle import save
 from chipviz.chips.chip import Chip, Chips
 from chipviz.config import CutSpec
-from chipviz.data.prompt import Prompt
+from chipviz.data.prompt import Prompt, hard_endings
 from chipviz.errors import ConfigError
-from chipviz.features.forward import forward_pooled
+from chipviz.features.forward import forward_neurons, forward_pooled
 from chipviz.progress import Progress, ProgressFn
-from chipviz.results.report import BundleReport, Example
+from chipviz.results.report import BundleReport
 from chipviz.results.run_folder import RunFolder
+from chipviz.results.selection import refuse_layer
 
 
 def build(
@@ -41,31 +42,40 @@ def build(
             f"Layer {spec.cut_layer} does not exist, the last is {report.backbone.n_layers - 1}.",
             "Give the last layer to keep, counted from 0.",
         )
+    refuse_layer(spec.cut_layer, report.backbone.no_cut)
     progress(Progress("building", f"loading {report.backbone.name}"))
     backbone, prompt = reopen(config, report, home=home, folder=folder, stored=True)
-    chip = Chips.load(folder.chips, backbone.folder.fingerprint).at(spec.cut)
+    chip = Chips.load(folder.whole(folder.chips), backbone.folder.fingerprint).at(spec.cut)
     rows = folder.read_examples("validation")
-    progress(Progress("verifying", f"asking the dense model about {len(rows)} texts"))
-    expected = _expected(backbone, prompt, chip, spec, rows)
+    check: list[tuple[str, str | None]] = [(row.text, row.text_pair) for row in rows]
+    hard = hard_endings(prompt.tokenizer)
+    check += [(text, text if prompt.takes_pair else None) for text in hard]
+    progress(Progress("verifying", f"asking the dense model about {len(check)} texts"))
+    expected = _expected(backbone, prompt, chip, spec, check)
     progress(Progress("building", f"cutting after layer {spec.cut_layer}, writing and verifying"))
-    check = [(row.text, row.text_pair) for row in rows]
     return save.save(backbone, prompt, chip, spec, report, out, check, expected)
 
 
 def _expected(
-    backbone: Backbone, prompt: Prompt, chip: Chip, spec: CutSpec, rows: Sequence[Example]
+    backbone: Backbone,
+    prompt: Prompt,
+    chip: Chip,
+    spec: CutSpec,
+    check: Sequence[tuple[str, str | None]],
 ) -> Tensor:
     """What the run's own chip says, read from the dense model by hooks, in float32."""
     stored = backbone.dtype
-    texts = [row.text for row in rows]
-    pairs = [row.text_pair or "" for row in rows] if prompt.takes_pair else None
+    texts = [text for text, _ in check]
+    pairs = [pair or "" for _, pair in check] if prompt.takes_pair else None
     backbone.model.float()  # exact, and so is the way back
+    pad_id, vector = prompt.tokenizer.pad_token_id, spec.key.vector
     try:
-        states = [
-            forward_pooled(backbone, [ids], prompt.tokenizer.pad_token_id, [spec.key.vector])
+        pooled = [
+            forward_neurons(backbone, [ids], pad_id, vector.pooling, chip.neurons)
+            if chip.neurons is not None
+            else forward_pooled(backbone, [ids], pad_id, [vector])[0][spec.cut_layer + 1]
             for ids in prompt.encode(texts, pairs)
         ]
     finally:
         backbone.model.to(stored)
-    pooled = torch.cat([state[0][spec.cut_layer + 1] for state in states])  # (N, D)
-    return chip.probabilities(pooled)
+    return chip.probabilities(torch.cat(pooled))  # of (N, D)

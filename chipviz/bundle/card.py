@@ -1,11 +1,12 @@
 """The model card of a bundle, and the lines that run it."""
 
 import json
+import re
 
 from huggingface_hub import ModelCardData
 
 from chipviz.config import CutSpec
-from chipviz.keys import RAW, Vector
+from chipviz.keys import RAW, STC, Site, Vector
 from chipviz.results.report import BundleKind, CutCost, LayerCost, RunReport, TaskInfo
 
 _USE: dict[BundleKind, str] = {
@@ -79,6 +80,38 @@ _STATES: dict[Vector, str] = {
     Vector("block", "max"): "the largest value of each hidden dimension",
     RAW: "the last token's raw hidden state (trained as published)",
 }
+_POOLED = {"last": "at the last token", "first": "at the first token"}
+_POOLED |= {"mean": "averaged over the text", "max": "at their largest in the text"}
+_FROM: dict[Site, str] = {
+    "block": "block outputs",
+    "gate": "activations of the feed-forward part",
+    "ffn_in": "inputs of the down projection",
+    "ffn_out": "outputs of the feed-forward part",
+    "all": "several sites",
+}
+_KINDS = {
+    "linear": "linear chip",
+    "mlp": "MLP chip",
+    "sparse": "linear chip with an L1 penalty",
+    "stc": "linear classifier",
+}
+_CHIP_TUNING = "Chip-Tuning, arXiv:2410.06541"
+_METHOD = {"stc": "Sparsify-then-Classify, arXiv:2311.15983"}
+
+
+def _reads(cut: CutSpec) -> str:
+    """What the chip reads, in words."""
+    key = cut.key
+    if key.recipe == STC:
+        where = f"layers 0 to {cut.cut_layer} ({_FROM[key.site]}), {_POOLED[key.pooling]}"
+        return f"the neurons that matter of {where}"
+    states = _STATES.get(key.vector)
+    return states or f"layer {cut.cut_layer}'s {_FROM[key.site]}, {_POOLED[key.pooling]}"
+
+
+def _kept(report: RunReport, cost: LayerCost) -> int:
+    """Layers that a bundle keeps: no more than its chip reads."""
+    return round(report.backbone.n_layers * (1 - cost.layer_ratio))
 
 
 def use(kind: BundleKind, *, takes_pair: bool) -> str:
@@ -113,15 +146,15 @@ def model_card(
         if stock
         else ""
     )
-    labels = ", ".join(f"`{name}`" for name in task.label_names[:50])
+    labels = ", ".join(_code(name) for name in task.label_names[:50])
     return f"""---
 {data.to_yaml()}
 ---
 
 # {_plain(task.name)}, cut from {_plain(backbone.name)}
 
-A text classifier made of the first {cut.cut_layer + 1} of {backbone.n_layers} layers of
-`{_plain(backbone.name)}` and one {"linear" if cut.chip == "linear" else "MLP"} chip on {_STATES[cut.key.vector]}.
+A text classifier made of the first {_kept(report, cost)} of {backbone.n_layers} layers of
+`{_plain(backbone.name)}` and one {_KINDS[cut.key.word]} on {_reads(cut)}.
 
 | | dense | this bundle |
 | --- | ---: | ---: |
@@ -154,7 +187,7 @@ Labels: {labels}.
 A fresh process with {"plain `transformers`" if stock else "chipviz"} gave the probabilities of the run's own chip on {n_verified}
 validation texts; the largest difference was {difference:.1e}.
 
-Method: Chip-Tuning, arXiv:2410.06541. The licence of the backbone applies to this bundle.
+Method: {_METHOD.get(cut.key.word, _CHIP_TUNING)}. The licence of the backbone applies to this bundle.
 """
 
 
@@ -200,7 +233,15 @@ def _fitted_on(cut: CutSpec, report: RunReport) -> str:
 def _chosen(cut: CutSpec, report: RunReport) -> str:
     if cut.rule == "oracle":  # never let it pass for an honest choice
         return "by rule *oracle* on the test texts themselves, so its accuracy is too good"
-    return f"by rule *{cut.rule}* on {report.task.n_validation} validation texts"
+    return f"by rule *{cut.rule}* on {report.judged}"
+
+
+def _code(text: str) -> str:
+    """A name as code: within it nothing is Markdown or HTML, and no backtick of its own ends it."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {text} {fence}" if longest else f"`{text}`"
 
 
 def _plain(text: str) -> str:

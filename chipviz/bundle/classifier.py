@@ -11,23 +11,21 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 
-from chipviz.backbones.backbone import pad, segments
+from chipviz.backbones.backbone import pad
 from chipviz.backbones.batching import batch_tokens, batches
 from chipviz.backbones.pooling import pool
-from chipviz.backbones.structure import find_blocks, first_of
-from chipviz.backbones.vetting import FOREIGN, SAFE, vet
+from chipviz.backbones.structure import refuse_unknown_token
+from chipviz.backbones.vetting import FOREIGN, SAFE, Weights, vet
 from chipviz.bundle.metadata import Metadata, read_metadata
-from chipviz.chips.chip import Chip
+from chipviz.bundle.reader import Reader, read_chip
 from chipviz.data.prompt import encode, segment_break
 from chipviz.data.task import check_fields
-from chipviz.errors import BackboneError, BundleError
+from chipviz.errors import BackboneError, BundleError, panics_as_errors
 from chipviz.results.answers import Prediction
+from chipviz.results.report import BundleKind
 
-CHIP_FILE = "chip.safetensors"
-"""Where kind *chipviz* keeps its chip. The stock kinds keep it in the model."""
 _CLASSES: dict[str, Any] = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,
@@ -43,8 +41,8 @@ class Classifier:
     model: Any
     """A stock classifier, or for kind *chipviz* the cut backbone alone."""
     tokenizer: Any
-    chip: Chip | None = None
-    """Kind *chipviz* alone has one beside the model."""
+    reader: Reader | None = None
+    """Of kind *chipviz* alone: the chip beside the model, and how it reads it."""
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
@@ -52,16 +50,19 @@ class Classifier:
 
         Raises:
             ConfigError: If second texts are missing, or given where one text is read.
+            BackboneError: If the tokenizer has more tokens than the model.
         """
         if not texts:
             return []
         check_fields(self.metadata.takes_pair, texts, pairs)
         ids = encode(self.tokenizer, texts, pairs)["input_ids"]
+        largest = max(map(max, ids))  # no prompt is empty
+        refuse_unknown_token(largest, self.model, "the bundle")
         names = self.model.config.id2label
         found: list[Prediction | None] = [None] * len(ids)
         lengths, budget = [len(sequence) for sequence in ids], batch_tokens(self.model.device)
         for rows in batches(lengths, budget, padded=self.metadata.padded):
-            logits = self._logits(*pad([ids[i] for i in rows], self._pad_id, self.model.device))
+            logits = self._logits([ids[i] for i in rows])
             for i, row in zip(rows, logits.softmax(dim=-1).tolist(), strict=True):
                 best = max(range(len(row)), key=row.__getitem__)
                 by_name = {names[c]: p for c, p in enumerate(row)}
@@ -72,28 +73,14 @@ class Classifier:
     def _pad_id(self) -> int:
         return self.tokenizer.pad_token_id
 
-    def _logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Class scores of a padded batch (B, T): shape (B, C), float32."""
-        if self.chip is not None:
-            pooled = pool(self._states(tokens, mask), mask, self.metadata.cut.key.pooling)
-            return self.chip.to(pooled.device).logits(pooled)
+    def _logits(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Class scores of a batch: shape (B, C), float32."""
+        if self.reader is not None:
+            return self.reader.logits(ids, self._pad_id)
+        tokens, mask = pad(ids, self._pad_id, self.model.device)
         logits = self.model(input_ids=tokens, attention_mask=mask).logits.float()
         # The mean of the token logits is the chip's logit.
         return pool(logits, mask, "mean") if self.metadata.kind == "token" else logits
-
-    def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The hidden states that the chip pools, shape (B, T, D): *raw* ones before the norm."""
-        seen: list[Any] = []
-        last = find_blocks(self.model, path=self.metadata.blocks)[-1]
-        handle = last.register_forward_hook(lambda _module, _args, output: seen.append(output))
-        try:
-            which = segments(self.model.config, tokens, segment_break(self.tokenizer))
-            output = self.model(input_ids=tokens, attention_mask=mask, **which)
-        finally:
-            handle.remove()
-        return (
-            first_of(seen[0]) if self.metadata.cut.key.site == "raw" else output.last_hidden_state
-        )
 
 
 def load(path: Path) -> Classifier:
@@ -103,45 +90,71 @@ def load(path: Path) -> Classifier:
         BundleError: If the folder is no bundle, or holds what a bundle may not hold.
     """
     metadata = read_metadata(path)
+    refuse_unfit(path, metadata.kind)
     try:
-        vet(path)
-    except BackboneError as error:
-        raise BundleError(error.message, error.hint) from None
-    try:
-        model: Any = _CLASSES[metadata.kind].from_pretrained(path, use_safetensors=True, **SAFE)
+        model, loading = _CLASSES[metadata.kind].from_pretrained(
+            path, use_safetensors=True, output_loading_info=True, **SAFE
+        )
         # Stock kinds are read as stock code reads them; ours as tokenizer.json says.
         own = metadata.kind == "chipviz"
         words: Any = transformers.PreTrainedTokenizerFast if own else transformers.AutoTokenizer
-        tokenizer = words.from_pretrained(path, **SAFE)
-        chip = _read_chip(path, model) if own else None
+        with panics_as_errors():
+            tokenizer = words.from_pretrained(path, **SAFE)
     except FOREIGN as error:
+        raise _unloadable(path, error) from None
+    _refuse_other_weights(path, loading)
+    if tokenizer.pad_token_id is None:
         raise BundleError(
-            f"{path.name} cannot be loaded: {' '.join(str(error).split())[:200]}",
-            "Run `python -m chipviz verify` on it, and build it again if a file was altered.",
-        ) from None
-    return Classifier(metadata, model.eval(), tokenizer, chip)
+            f"The tokenizer of {path.name} has no pad token.", "Build the bundle again."
+        )
+    reader, sep = None, segment_break(tokenizer)
+    try:
+        reader = read_chip(path, model.eval(), metadata, sep) if own else None
+    except BackboneError as error:
+        raise BundleError(error.message, error.hint) from None
+    except FOREIGN as error:
+        raise _unloadable(path, error) from None
+    return Classifier(metadata, model.eval(), tokenizer, reader)
 
 
-def _read_chip(path: Path, model: Any) -> Chip:
-    """The chip beside a cut backbone.
+def refuse_unfit(path: Path, kind: BundleKind) -> None:
+    """Refuse a bundle whose files are no safe model, or not of one size, before memory is taken.
 
     Raises:
-        ValueError: If it is none, or none for this backbone and these classes.
+        BundleError: Naming what is wrong.
     """
     try:
-        chip = Chip(**load_file(path / CHIP_FILE))
-    except TypeError:
-        raise ValueError(f"{CHIP_FILE} holds no chip") from None
-    n_classes, width = len(model.config.id2label), model.config.get_text_config().hidden_size
-    inner = width if chip.hidden_weight is None else len(chip.hidden_weight)
-    shapes = {
-        "weight": (n_classes, inner),
-        "bias": (n_classes,),
-        "hidden_weight": (inner, width),
-        "hidden_bias": (inner,),
-    }
-    tensors = chip.tensors()
-    fits = all(tuple(value.shape) == shapes[name] for name, value in tensors.items())
-    if not fits or ("hidden_weight" in tensors) != ("hidden_bias" in tensors):
-        raise ValueError(f"{CHIP_FILE} does not fit the model beside it")
-    return chip
+        _refuse_larger(path, _CLASSES[kind], vet(path))
+    except BackboneError as error:
+        raise BundleError(error.message, error.hint) from None
+    except FOREIGN as error:
+        raise _unloadable(path, error) from None
+
+
+def _refuse_larger(path: Path, kind: Any, weights: Weights) -> None:
+    """Refuse a configuration of a larger model than the weights are, before memory is taken."""
+    config = transformers.AutoConfig.from_pretrained(path, **SAFE)
+    with torch.device("meta"):
+        model: torch.nn.Module = kind.from_config(config, trust_remote_code=False)
+    weights.refuse_larger(path.name, sum(p.numel() for p in model.parameters()))
+
+
+def _refuse_other_weights(path: Path, loading: dict[str, Any]) -> None:
+    """Refuse weights that are not exactly the model's: what is missing would be random numbers.
+
+    Raises:
+        BundleError: Naming one of them.
+    """
+    for kind in ("missing", "unexpected", "mismatched"):
+        if keys := sorted(map(str, loading[f"{kind}_keys"])):
+            raise BundleError(
+                f"{path.name} has {kind} weights: {len(keys)}, such as {keys[0][:80]}.",
+                "Its files do not belong together; build or download the bundle again.",
+            )
+
+
+def _unloadable(path: Path, error: BaseException) -> BundleError:
+    return BundleError(
+        f"{path.name} cannot be loaded: {' '.join(str(error).split())[:200]}",
+        "Run `python -m chipviz verify` on it, and build it again if a file was altered.",
+    )

@@ -12,10 +12,14 @@ from typing import Any, get_args
 from chipviz import __version__
 from chipviz.config import CutSpec, Preset
 from chipviz.errors import BundleError
+from chipviz.files import read_small_json
 from chipviz.results.report import BundleKind, RunReport, TaskInfo
 
 FORMAT = 1
 METADATA = "chip.json"
+CHIP_FILE = "chip.safetensors"
+"""Where kind *chipviz* keeps its chip. The stock kinds keep it in the model."""
+SUMS = "SHA256SUMS"
 FILES = {".safetensors", ".json", ".md", ".txt", ".model"}
 """What a bundle may hold, beside SHA256SUMS."""
 
@@ -79,20 +83,19 @@ def read_metadata(path: Path) -> Metadata:
             f"{path} is no bundle: it has no chip.json.", "Give a folder written by `chipviz cut`."
         )
     for file in path.iterdir():
-        if file.name != "SHA256SUMS" and (file.suffix not in FILES or not file.is_file()):
+        if not file.is_file() or (file.name != SUMS and file.suffix not in FILES):
             raise BundleError(
                 f"{path.name} holds {file.name}, which no bundle has.",
                 "Remove it, or do not trust it.",
             )
     try:
-        found = json.loads((path / METADATA).read_text("utf-8"))
-        config = json.loads((path / "config.json").read_text("utf-8"))
+        found, config = (read_small_json(path / name) for name in (METADATA, "config.json"))
         known = found["format"] == FORMAT and found["kind"] in get_args(BundleKind)
         known = known and found["preset"] in get_args(Preset)
         cut, task = CutSpec.model_validate(found["cut"]), TaskInfo.model_validate(found["task"])
         backbone = found.get("backbone", {})
         blocks, padded = backbone.get("blocks"), backbone.get("padded", True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BundleError(
             f"{path.name} has an unreadable chip.json or config.json.", "Build the bundle again."
         ) from None

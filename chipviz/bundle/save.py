@@ -5,11 +5,7 @@ are stock classes of `transformers`, which loads them without chipviz. The third
 cannot: other poolings, chips with more than one matrix, families whose class has layers of its own.
 """
 
-import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,20 +21,17 @@ from transformers.models.auto.tokenization_auto import (
 
 from chipviz.backbones.backbone import Backbone
 from chipviz.bundle import card
-from chipviz.bundle.classifier import CHIP_FILE
-from chipviz.bundle.classifier import load as load  # reading and writing are one subject to callers
-from chipviz.bundle.metadata import describe, read_metadata, write_metadata
+from chipviz.bundle.metadata import CHIP_FILE, describe, write_metadata
+from chipviz.bundle.verify import compare, in_fresh_process, write_sums
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec
 from chipviz.data.prompt import Prompt, pad_ends_prompts
 from chipviz.errors import BundleError
-from chipviz.files import PROJECT, publish
+from chipviz.files import publish
 from chipviz.keys import Vector, fields_of
-from chipviz.pruning.cut import cut_config, cut_weights
+from chipviz.pruning.cut import as_stored, cut_config, cut_weights, last_kept
 from chipviz.results.report import BundleKind, BundleReport, RunReport
 
-TOLERANCE = 1e-3
-"""Largest probability difference between a bundle and its run's own chip, both in float32."""
 MAX_SHARD = "5GB"
 SELF_TEST = (
     ("The match ended two to one after extra time.", "Was there extra time?"),
@@ -63,14 +56,17 @@ def kind_of(backbone: Backbone, prompt: Prompt, vector: Vector, chip: Chip) -> B
         chip: One chip, or a stack of them.
     """
     kind = _STOCK.get(vector)
+    if chip.neurons is None:
+        chip = chip.folded()
     if kind is None or not {"weight"} <= set(chip.tensors()) <= {"weight", "bias"}:
         return "chipviz"
     if not backbone.causal or _has_tokenizer_of_its_own(backbone.config):
         return "chipviz"
-    if kind == "sequence" and pad_ends_prompts(prompt.tokenizer):
+    if kind == "sequence" and pad_ends_prompts(prompt.tokenizer, pairs=prompt.takes_pair):
         return "chipviz"
-    model = _empty_model(backbone, cut_config(backbone, 0), kind)
-    if model is None or set(model.state_dict()) != set(_stock_weights(model, backbone, 0, chip)):
+    last = backbone.n_layers - 1  # which every family can be cut after
+    model = _empty_model(backbone, cut_config(backbone, last), kind)
+    if model is None or set(model.state_dict()) != set(_stock_weights(model, backbone, last, chip)):
         return "chipviz"
     return kind
 
@@ -103,13 +99,14 @@ def save(
     """
     _refuse_in_the_way(out)
     kind = kind_of(backbone, prompt, cut.key.vector, chip)
+    chip = as_stored(chip, cut.cut, kind)
     with publish(out) as folder:
         _write_model(backbone, prompt, chip, cut, report, kind, folder)
         metadata = describe(cut, report, kind)
         write_metadata(folder, metadata)  # our own kind is loaded by it
         own = [(text, pair if prompt.takes_pair else None) for text, pair in SELF_TEST]
-        found = _in_fresh_process(folder, kind, [*check, *own])
-        difference = _compare(check, found[: len(check)], expected)
+        found = in_fresh_process(folder, kind, [*check, *own])
+        difference = compare(check, found[: len(check)], expected)
         metadata["verification"] = {"n_texts": len(check), "max_difference": difference}
         metadata["self_test"] = [
             {"text": text, "text_pair": pair, "probabilities": row}
@@ -118,7 +115,7 @@ def save(
         write_metadata(folder, metadata)
         text = card.model_card(cut, report, kind, len(check), difference)
         (folder / "README.md").write_text(text, "utf-8")
-        _write_sums(folder)
+        write_sums(folder)
         cost = report.cost_at(cut.cut)
         files = {f.name: f.stat().st_size for f in sorted(folder.iterdir())}
     return BundleReport(
@@ -135,37 +132,6 @@ def save(
     )
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Check a bundle: every checksum, nothing foreign inside, and its own test in a fresh process.
-
-    Returns:
-        Files checked, texts compared and the largest probability difference.
-
-    Raises:
-        BundleError: Naming the first thing that is wrong.
-    """
-    metadata = read_metadata(path)
-    sums = _read_sums(path)
-    for file in sorted(path.iterdir()):
-        if file.name != "SHA256SUMS" and sums.get(file.name) != _sha256(file):
-            raise BundleError(
-                f"{file.name} is not what its checksum says.", "Build or download the bundle again."
-            )
-    if absent := sorted(set(sums) - {f.name for f in path.iterdir()}):
-        raise BundleError(f"{absent[0]} is missing.", "Build or download the bundle again.")
-    tests = metadata.everything["self_test"]
-    expected = torch.tensor([list(t["probabilities"]) for t in tests])
-    texts = [(test["text"], test.get("text_pair")) for test in tests]
-    difference = _compare(texts, _in_fresh_process(path, metadata.kind, texts), expected)
-    return {
-        "path": str(path),
-        "kind": metadata.kind,
-        "n_files": len(sums),
-        "n_texts": len(tests),
-        "max_difference": difference,
-    }
-
-
 def _write_model(
     backbone: Backbone,
     prompt: Prompt,
@@ -175,19 +141,20 @@ def _write_model(
     kind: BundleKind,
     folder: Path,
 ) -> None:
-    config = cut_config(backbone, cut.cut_layer)
+    last = last_kept(chip, cut.cut_layer, report.backbone.no_cut)
+    config = cut_config(backbone, last)
     config.id2label = dict(enumerate(report.task.label_names))
     config.label2id = {name: i for i, name in enumerate(report.task.label_names)}
-    config.get_text_config().pad_token_id = prompt.tokenizer.pad_token_id
     if kind != "chipviz":
+        config.get_text_config().pad_token_id = prompt.tokenizer.pad_token_id
         config.problem_type = "single_label_classification"
     model = _empty_model(backbone, config, kind)
     if kind == "chipviz":
-        weights = cut_weights(backbone, cut.cut_layer)
-        tensors = {name: value.float().contiguous() for name, value in chip.tensors().items()}
+        weights = cut_weights(backbone, last)
+        tensors = {name: value.contiguous() for name, value in chip.tensors().items()}
         save_file(tensors, folder / CHIP_FILE)
     else:
-        weights = _stock_weights(model, backbone, cut.cut_layer, chip)
+        weights = _stock_weights(model, backbone, last, chip)
     model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD)
     (folder / "generation_config.json").unlink(missing_ok=True)
     # Stored as published, computed in float32 unless the user asks otherwise: rounding the chip's
@@ -239,64 +206,3 @@ def _refuse_in_the_way(out: Path) -> None:
         raise BundleError(
             f"{out} exists and is no bundle.", "Give another folder; nothing was overwritten."
         )
-
-
-def _compare(
-    check: Sequence[tuple[str, str | None]], found: list[list[float]], expected: Tensor
-) -> float:
-    """Largest probability difference between what a fresh process found and what is expected.
-
-    Raises:
-        BundleError: If a difference is above `TOLERANCE`, naming the text.
-    """
-    differences = (torch.tensor(found) - expected).abs().amax(dim=1)
-    worst = int(differences.argmax())
-    if not differences[worst] <= TOLERANCE:
-        raise BundleError(
-            f"The bundle disagrees with its run's chip by {differences[worst]:.3g} on the text "
-            f"{check[worst][0][:60]!r}.",
-            "This is a fault of chipviz or of the model's family; the bundle was not kept.",
-        )
-    return float(differences[worst])
-
-
-def _in_fresh_process(
-    folder: Path, kind: BundleKind, check: Sequence[tuple[str, str | None]]
-) -> list[list[float]]:
-    """Probabilities by class of texts. Of the stock kinds, without a line of chipviz."""
-    environment = dict(os.environ)
-    if kind == "chipviz":  # which may not be installed, only be at hand
-        places = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
-    done = subprocess.run(
-        [sys.executable, "-c", card.PROGRAMS[kind], str(folder)],
-        input=json.dumps(check).encode(),
-        capture_output=True,
-        check=False,
-        env=environment,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-        raise BundleError(
-            f"A fresh process could not load the bundle: {last[:200]}",
-            "This is a fault of chipviz or of the model's family; the bundle was not kept.",
-        )
-    return json.loads(done.stdout.decode().strip().splitlines()[-1])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _write_sums(folder: Path) -> None:
-    lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
-    (folder / "SHA256SUMS").write_text("".join(lines), "utf-8")
-
-
-def _read_sums(folder: Path) -> dict[str, str]:
-    try:
-        lines = (folder / "SHA256SUMS").read_text("utf-8").splitlines()
-    except OSError:
-        raise BundleError("SHA256SUMS is missing.", "Build or download the bundle again.") from None
-    return {name: digest for digest, name in (line.split("  ", 1) for line in lines if line)}

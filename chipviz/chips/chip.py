@@ -6,15 +6,17 @@ A chip reads pooled hidden states and gives class logits. Knows neither models n
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import get_args
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from chipviz.errors import SourceError
 from chipviz.files import replacing
-from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut
+from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, Site
+from chipviz.results.neurons import SparsifyReport
 
 FORMAT = "1"
 
@@ -24,8 +26,9 @@ class Chip:
     """One chip, or a stack of them with leading dimensions.
 
         linear  logits = W x (+ b)              MLP  logits = W relu(V x + c) + b
+        sparse  logits = W ((x - m) / s) + b, most of W zero
 
-    Source: arXiv:2410.06541, section 3.1.
+    Source: arXiv:2410.06541, section 3.1; sparse ones arXiv:2311.15983.
     """
 
     weight: Tensor
@@ -36,10 +39,19 @@ class Chip:
     """V: shape (..., H, D)."""
     hidden_bias: Tensor | None = None
     """c: shape (..., H)."""
+    mean: Tensor | None = None
+    """m: shape (..., D)."""
+    scale: Tensor | None = None
+    """s: shape (..., D)."""
+    neurons: Tensor | None = None
+    """Where each of the D numbers is taken: site (its place in `keys.Site`), layer and column,
+    shape (..., D, 3), int32. None where a chip reads one vector of one layer."""
 
     def logits(self, features: Tensor) -> Tensor:
         """Class scores of pooled features (..., N, D): shape (..., N, C)."""
         hidden = features
+        if self.mean is not None and self.scale is not None:
+            hidden = (features - self.mean[..., None, :]) / self.scale[..., None, :]
         if self.hidden_weight is not None and self.hidden_bias is not None:
             hidden = (features @ self.hidden_weight.mT + self.hidden_bias[..., None, :]).relu()
         logits = hidden @ self.weight.mT
@@ -67,6 +79,38 @@ class Chip:
         """Numbers it is made of."""
         return sum(value.numel() for value in self.tensors().values())
 
+    @property
+    def deepest(self) -> int | None:
+        """The last layer that neurons are taken of, -1 for none. None for a vector of one layer."""
+        if self.neurons is None:
+            return None
+        return int(self.neurons[:, 1].max()) if len(self.neurons) else EMBEDDING_LAYER
+
+    def kept(self) -> "Chip":
+        """One sparse chip without the columns whose weights are all zero."""
+        used = (self.weight != 0).any(dim=0)
+        own = self.tensors()
+        for name in own.keys() & {"mean", "scale", "neurons"}:
+            own[name] = own[name][used]
+        return Chip(**(own | {"weight": self.weight[:, used]}))
+
+    def of_neurons(self, site: Site, layer: int) -> "Chip":
+        """One sparse chip of one layer's vector, as one that reads the neurons it needs."""
+        if self.neurons is not None:
+            return self.kept()
+        columns = torch.arange(self.weight.shape[1], dtype=torch.int32)
+        number = get_args(Site).index(site)
+        place = torch.tensor([number, layer], dtype=torch.int32).expand(len(columns), 2)
+        neurons = torch.cat([place, columns[:, None]], dim=1)
+        return Chip(**(self.tensors() | {"neurons": neurons})).kept()
+
+    def folded(self) -> "Chip":
+        """The same linear chip on plain features: the scaler is part of weights and bias."""
+        if self.mean is None or self.scale is None or self.bias is None:
+            return self
+        weight = self.weight / self.scale[..., None, :]
+        return Chip(weight, self.bias - (weight @ self.mean[..., None])[..., 0])
+
     @classmethod
     def cat(cls, stacks: "Sequence[Chip]") -> "Chip":
         """One stack of several, along the first dimension."""
@@ -85,8 +129,13 @@ class Chips:
     refits: dict[ChipKey, Chip] = field(default_factory=dict)
     """The same chips fitted on training and validation texts together, where a recipe does that.
     They take the place of the others on disk."""
+    held_out: dict[ChipKey, Tensor] = field(default_factory=dict)
+    """With folds: probabilities of the training and validation texts, each by a chip that had not
+    seen it, shape (L + 1, N, C). Not kept on disk."""
     repeats: dict[ChipKey, list[Chip]] = field(default_factory=dict)
     """The same chips fitted again on bootstrap samples, for the band. Not kept on disk."""
+    sparsified: list[SparsifyReport] = field(default_factory=list)
+    """What Sparsify-then-Classify found, if it was asked for: one. Kept in a file of its own."""
 
     def at(self, cut: Cut, *, train_only: bool = False) -> Chip:
         """The chip of one layer. Layer -1 reads the embedding output.
@@ -128,8 +177,18 @@ class Chips:
         """Read what `save` wrote.
 
         Raises:
-            SourceError: If the file belongs to another backbone or another format.
+            SourceError: If the file belongs to another backbone or format, or was damaged.
         """
+        try:
+            return cls._read(path, fingerprint)
+        except (OSError, ValueError, TypeError, SafetensorError):
+            raise SourceError(
+                f"{path.name} of run {path.parent.name} is gone or damaged.",
+                "Its folder was changed; delete the run and train again.",
+            ) from None
+
+    @classmethod
+    def _read(cls, path: Path, fingerprint: str) -> "Chips":
         stacks: dict[ChipKey, dict[str, Tensor]] = {}
         strengths: dict[ChipKey, list[float]] = {}
         with safe_open(path, framework="pt") as file:

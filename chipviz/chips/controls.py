@@ -1,14 +1,63 @@
-"""Reference classifiers a chip has to beat. Knows texts and labels only."""
+"""Reference classifiers a chip has to beat."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
-from chipviz.data.task import Examples
+from chipviz.data.prompt import Prompt, as_read
+from chipviz.data.task import Examples, Task
+from chipviz.keys import EMBEDDING_LAYER, STC, Split
+from chipviz.results.metrics import Score
+from chipviz.results.report import Controls
 
+Fold = NDArray[np.int64] | None
 TFIDF_STRENGTHS = (1.0, 10.0, 100.0)
+
+
+def measure(
+    task: Task, prompt: Prompt, scores: Sequence[Score], *, any_cut: bool
+) -> dict[Split, Controls]:
+    """Accuracy of every control on validation and test.
+
+    TF-IDF reads what the model reads: a control that sees more says nothing about the model. Beside
+    it stands TF-IDF on whole texts, where the length limit cuts any.
+
+    Args:
+        task: The texts.
+        prompt: Knows where a text is cut.
+        scores: Those of all chips. The embedding control is on the pooling that validation prefers.
+        any_cut: Whether the limit cuts any text.
+    """
+    splits, fold = task.splits, task.fold
+    read = [as_read(prompt, splits[name]) for name in ("train", "validation", "test")]
+    whole: tuple[float | None, float | None] = (None, None)
+    # Its products are so small that a second thread doubles their time, and trebles it where
+    # threads wait asleep, as a worker's do.
+    with threadpool_limits(1):
+        words = tfidf(*read, fold=fold)
+        if any_cut:
+            whole = tfidf(splits["train"], splits["validation"], splits["test"], fold=fold)
+    # Feed-forward sites have no embedding, and one is enough of chips that join layers.
+    plain = [s for s in scores if s.recipe != STC and s.site in ("block", "raw")]
+    embedding = [s for s in plain if s.layer == EMBEDDING_LAYER]
+    best = max((s for s in embedding if s.split == "validation"), key=lambda s: s.accuracy)
+    names: tuple[Split, Split] = ("validation", "test")
+    train = splits["train"] if fold is None else task.judged("validation")
+    return {
+        name: Controls(
+            majority=majority(train, task.judged(name)),
+            embedding=next(
+                s.accuracy for s in embedding if s.split == name and s.key.vector == best.key.vector
+            ),
+            tfidf=words[i],
+            tfidf_whole=whole[i],
+        )
+        for i, name in enumerate(names)
+    }
 
 
 def majority(train: Examples, rows: Examples) -> float:
@@ -17,28 +66,58 @@ def majority(train: Examples, rows: Examples) -> float:
     return float(np.mean(rows.labels == commonest))
 
 
-def tfidf(train: Examples, validation: Examples, test: Examples) -> tuple[float, float]:
+def tfidf(
+    train: Examples, validation: Examples, test: Examples, *, fold: Fold = None
+) -> tuple[float, float]:
     """Accuracy of TF-IDF words with logistic regression, its C chosen on validation.
 
+    Args:
+        train: The training texts.
+        validation: The validation texts.
+        test: The test texts.
+        fold: Fold of each training and then of each validation text. With it C is chosen, as for
+            chips, on all of them, each judged by a model of the other folds.
+
     Returns:
-        Accuracy on validation and on test. Where no text has a word, that of the commonest class.
+        Accuracy on validation and on test.
+    """
+    if fold is None:
+        said, on_test = _answers(train, TFIDF_STRENGTHS, [validation, test])
+        right = [np.mean(one == validation.labels) for one in said]
+        best = int(np.argmax(right))
+        return float(right[best]), float(np.mean(on_test[best] == test.labels))
+    rows, hits = train.joined(validation), np.zeros(len(TFIDF_STRENGTHS))
+    for one in np.unique(fold):
+        held = rows.take(np.flatnonzero(fold == one))
+        (said,) = _answers(rows.take(np.flatnonzero(fold != one)), TFIDF_STRENGTHS, [held])
+        hits += [np.sum(answers == held.labels) for answers in said]
+    best = int(np.argmax(hits))
+    ((on_test,),) = _answers(rows, TFIDF_STRENGTHS[best : best + 1], [test])
+    return float(hits[best]) / len(rows), float(np.mean(on_test == test.labels))
+
+
+def _answers(
+    train: Examples, strengths: Sequence[float], asked: Sequence[Examples]
+) -> list[list[NDArray[np.int64]]]:
+    """Classes of the texts that are asked about, at each strength.
+
+    Where no training text has a word, the commonest class.
     """
     vectorizer = TfidfVectorizer(sublinear_tf=True)
     try:
         features = vectorizer.fit_transform(_whole(train))
+        if len(np.unique(train.labels)) < 2:
+            raise ValueError("one class only")
     except ValueError:  # empty vocabulary: digits or punctuation only
-        return majority(train, validation), majority(train, test)
-    fitted = [
-        LogisticRegression(C=c, max_iter=1000).fit(features, train.labels) for c in TFIDF_STRENGTHS
-    ]
-    on_validation = [_accuracy(model, vectorizer, validation) for model in fitted]
-    best = int(np.argmax(on_validation))
-    return on_validation[best], _accuracy(fitted[best], vectorizer, test)
-
-
-def _accuracy(model: LogisticRegression, vectorizer: TfidfVectorizer, rows: Examples) -> float:
-    predicted = np.asarray(model.predict(vectorizer.transform(_whole(rows))))
-    return float(np.mean(predicted == rows.labels))
+        commonest = int(np.bincount(train.labels).argmax())
+        return [[np.full(len(rows), commonest)] * len(strengths) for rows in asked]
+    questions = [vectorizer.transform(_whole(rows)) for rows in asked]
+    said: list[list[NDArray[np.int64]]] = [[] for _ in asked]
+    for strength in strengths:
+        model = LogisticRegression(C=strength, max_iter=1000).fit(features, train.labels)
+        for answers, question in zip(said, questions, strict=True):
+            answers.append(np.asarray(model.predict(question)))
+    return said
 
 
 def _whole(rows: Examples) -> Sequence[str]:

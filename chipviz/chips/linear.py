@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as fn
 from torch import Tensor
 
 from chipviz.chips.lbfgs import Numbers, minimise
@@ -27,9 +26,13 @@ CURVATURE = 0.1
 
 CACHE_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 """Rows of one block, at most: on a CPU both products of a block find it in the cache."""
-MEMORY_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
+MEMORY_BYTES = 16 << 20
 """Centred features up to this size stay in memory. Larger ones are read anew for every step, which
-costs a CPU a tenth more time and spares a worker's memory."""
+costs a CPU a tenth more time and spares a worker's memory. On a GPU a third of what is free stays:
+reading anew means a copy from the host, at a hundredth of the speed."""
+
+TOLERANCE = 2e-6
+"""See `chipviz.chips.lbfgs.minimise`."""
 
 Read = Callable[[int, int], Tensor]
 """Rows `start` to `stop` of K layers' features, shape (K, stop - start, D)."""
@@ -66,14 +69,7 @@ class Turn:
     @classmethod
     def of(cls, read: Read, n_rows: int) -> "Turn":
         """Measure the training features, in two passes over blocks of rows."""
-        total, square = 0.0, 0.0
-        for start, stop in spans(read, n_rows):
-            total = total + read(start, stop).sum(dim=1, keepdim=True, dtype=torch.float64)
-        mean = torch.as_tensor(total / n_rows).float()
-        for start, stop in spans(read, n_rows):
-            block = read(start, stop) - mean
-            square = square + block.square_().sum(dim=1, keepdim=True, dtype=torch.float64)
-        spread = torch.as_tensor(square / n_rows).float().sqrt_()
+        mean, spread = mean_and_spread(read, n_rows)
         # A feature that hardly moves must not be blown up into the largest of all.
         floor = 1e-2 * (spread.square() + mean.square()).sqrt_()
         scale = torch.maximum(spread, floor).clamp_min(1e-12)
@@ -174,7 +170,9 @@ class Blocks:
         self._places = list(spans(read, self.n_rows))
         k, _, width = turn.mean.shape
         self._kept: Tensor | None = None
-        limit = MEMORY_BYTES.get(turn.mean.device.type, MEMORY_BYTES["cpu"])
+        limit = MEMORY_BYTES
+        if turn.mean.is_cuda:
+            limit = torch.cuda.mem_get_info(turn.mean.device)[0] // 3
         if 4 * k * self.n_rows * width <= limit:
             # One piece: many small ones would not go back to the system when they are freed.
             self._kept = turn.mean.new_empty(k, self.n_rows, width)
@@ -244,6 +242,18 @@ class Flattened:
         return across * rows + (steep * (along - across)) @ self.directions.mT[:, None]
 
 
+def mean_and_spread(read: Read, n_rows: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature, both (K, 1, D): two passes over the rows."""
+    total, square = 0.0, 0.0
+    for start, stop in spans(read, n_rows):
+        total = total + read(start, stop).sum(dim=1, keepdim=True, dtype=torch.float64)
+    mean = torch.as_tensor(total / n_rows).float()
+    for start, stop in spans(read, n_rows):
+        block = read(start, stop) - mean
+        square = square + block.square_().sum(dim=1, keepdim=True, dtype=torch.float64)
+    return mean, torch.as_tensor(square / n_rows).float().sqrt_()
+
+
 def spans(read: Read, n_rows: int) -> Iterator[tuple[int, int]]:
     """Cut rows into blocks of about `CACHE_BYTES`."""
     one = read(0, 1)
@@ -259,7 +269,7 @@ def fit_linear(
     strengths: Sequence[float] | Tensor = STRENGTHS,
     row_weight: Tensor | None = None,
     start: Tensor | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float = TOLERANCE,
     max_steps: int = 500,
 ) -> Tensor:
     """Fit one chip for each layer and strength.
@@ -270,7 +280,7 @@ def fit_linear(
         n_classes: C.
         strengths: scikit-learn's C, G of them (or K x G): they share every read of the features.
         row_weight: Weight per row, 1 on average, shape (N,) or (G, N). None weighs all the same.
-        start: Weights to begin from, shape (K, C, D). None begins at zero.
+        start: Weights to begin from, shape (K, C, D), or (K, G, C, D). None begins at zero.
         tolerance: See `chipviz.chips.lbfgs.minimise`.
         max_steps: See there.
 
@@ -296,21 +306,10 @@ def fit_linear(
 
     begin = like.new_zeros(k, g, n_classes * width)
     if start is not None:
-        begin += turn.forth(start.to(like)).flatten(1)[:, None]
+        start = start.to(like)
+        rows = turn.forth(start.flatten(1, -2))  # (K, C or G C, D + 1)
+        begin += rows.flatten(1)[:, None] if start.dim() == 3 else rows.view(k, g, -1)
         begin = flat.weights(begin, every, inverse=True).flatten(2)
     fitted = minimise(flattened, begin, tolerance=tolerance, max_steps=max_steps)
     weights = turn.back(flat.weights(fitted, every).flatten(1, 2))
     return weights.view(k, g, n_classes, width - 1)
-
-
-def choose_strength(weights: Tensor, features: Tensor, labels: Tensor) -> int:
-    """The strength whose chip has the lowest validation log-loss. Ties to the stronger penalty.
-
-    Args:
-        weights: Shape (G, C, D), strongest penalty first.
-        features: Validation features, shape (N, D).
-        labels: Shape (N,).
-    """
-    logits = torch.einsum("nd,gcd->gnc", features, weights)
-    losses = [fn.cross_entropy(one, labels).item() for one in logits]
-    return losses.index(min(losses))

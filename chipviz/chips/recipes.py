@@ -4,14 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as fn
 from torch import Tensor
 
 from chipviz.chips.chip import Chip
-from chipviz.chips.linear import STRENGTHS, Read, choose_strength, fit_linear
+from chipviz.chips.judge import Judge, balanced_weights, joined, with_constant
+from chipviz.chips.linear import Read, fit_linear
 from chipviz.chips.mlp import fit_mlp
 from chipviz.chips.published import fit_published
 from chipviz.chips.rows import Rows
+from chipviz.chips.sparse import Scaler, Solution, choose, solve_path
 from chipviz.config import PUBLISHED_MAX_TRAIN, RunConfig
 from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, Recipe, Split
 from chipviz.progress import Meter
@@ -29,6 +30,8 @@ class Block:
     bias: bool
     """Whether linear chips get one."""
     meter: Meter
+    fold: Tensor | None = None
+    """Fold of each training and each validation text, shape (N,). None has no folds."""
 
     def read(self, split: Split) -> Read:
         """What reads rows of a split, all layers of the block at once."""
@@ -54,6 +57,9 @@ class Fitted:
     """Penalty that validation chose, per layer. None where a recipe chooses none."""
     refit: Chip | None = None
     """The same chips fitted on training and validation texts together, at the chosen strengths."""
+    held_out: Tensor | None = None
+    """With folds: what chips that had not seen them say of the training and validation texts, shape
+    (K, N, C). The chip above is fitted on all of them then."""
     repeats: list[Chip] = field(default_factory=list)
     """The same chips fitted again on bootstrap samples of the training texts."""
     history: list[CurvePoint] = field(default_factory=list)
@@ -64,17 +70,51 @@ def sound(block: Block) -> Fitted:
     """Chips of this project's recipe, and the same again for the band."""
     weights, seed = _class_weights(block, block.labels("train")), block.config.seed
     refit = None
+    if block.key.kind == "sparse":
+        return _sparse(block, weights)
     if block.key.kind == "mlp":
         chip = _mlp(block, weights, seed, tell=True)
         strengths: list[float] = []
     else:
-        chip, strengths = _linear(block, weights)
+        chosen = judge_of(block).choose()
+        # The mean of the folds' weights, or those of the one fit: where a further fit begins.
+        chip = _chip(chosen.weights.mean(dim=1), bias=block.bias)
+        strengths = chosen.strengths.tolist()
+        if block.fold is not None:
+            return Fitted(_refit(block, chip, strengths), strengths, held_out=chosen.said)
         refit = _refit(block, chip, strengths) if block.config.refit else None
     repeats = [
         _again(block, chip, strengths, weights, seed + repeat)
         for repeat in range(1, block.config.repeats)
     ]
-    return Fitted(chip, strengths, refit, repeats)
+    return Fitted(chip, strengths, refit, repeats=repeats)
+
+
+def _sparse(block: Block, row_weight: Tensor | None) -> Fitted:
+    """Chips with an L1 penalty, its strength by validation, and the same from all texts."""
+    train, validation = block.labels("train"), block.labels("validation")
+    read, held = block.read("train"), block.read("validation")
+    found = choose(read, train, held, validation, block.n_classes, row_weight=row_weight)
+    strengths = (1 / (found.solution.penalty * len(train))).tolist()
+    if not block.config.refit:
+        return Fitted(_sparse_chip(found.solution, found.scaler), strengths)
+    labels = torch.cat([train, validation])
+    (again,) = solve_path(
+        joined(read, held, len(train)),
+        labels,
+        block.n_classes,
+        penalty=found.solution.penalty * (len(train) / len(labels)),  # C stays what it was
+        row_weight=_class_weights(block, labels),
+        start=found.solution,
+        scaler=found.scaler,
+    )
+    chip = _sparse_chip(found.solution, found.scaler)
+    return Fitted(chip, strengths, _sparse_chip(again, found.scaler))
+
+
+def _sparse_chip(solution: Solution, scaler: Scaler) -> Chip:
+    mean, scale = scaler.mean[:, 0].cpu(), scaler.scale[:, 0].cpu()
+    return Chip(solution.weight, solution.bias, mean=mean, scale=scale)
 
 
 def published(block: Block) -> Fitted:
@@ -101,23 +141,25 @@ def published(block: Block) -> Fitted:
         seed=block.config.seed,
         on_rows=look,
     )
-    return Fitted(chip, history=history)
+    return Fitted(chip.to(torch.device("cpu")), history=history)
 
 
 RECIPES: dict[Recipe, Callable[[Block], Fitted]] = {"sound": sound, "published": published}
 
 
-def _linear(block: Block, row_weight: Tensor | None) -> tuple[Chip, list[float]]:
-    """One linear chip per layer, and the strength that validation chose for it."""
-    read, held_out = block.read("train"), block.read("validation")
-    if block.bias:
-        read, held_out = with_constant(read), with_constant(held_out)
-    grid = fit_linear(read, block.labels("train"), block.n_classes, row_weight=row_weight)
-    validation = block.labels("validation").to(grid.device)
-    states = held_out(0, len(validation))
-    best = [choose_strength(grid[k], states[k], validation) for k in range(len(block.layers))]
-    weight = torch.stack([grid[k, g] for k, g in enumerate(best)]).cpu()
-    return _chip(weight, bias=block.bias), [STRENGTHS[g] for g in best]
+def judge_of(block: Block) -> Judge:
+    """Who judges the linear chips of a block: the validation split, or every fold of all texts."""
+    train, validation = block.labels("train"), block.labels("validation")
+    balanced = block.config.class_weight == "balanced"
+    read, held = (_widened(block, block.read(split)) for split in ("train", "validation"))
+    if block.fold is None:
+        return Judge.of_split(read, train, held, validation, block.n_classes, balanced=balanced)
+    labels, both = torch.cat([train, validation]), joined(read, held, len(train))
+    return Judge.of_folds(both, labels, block.fold, block.n_classes, balanced=balanced)
+
+
+def _widened(block: Block, read: Read) -> Read:
+    return with_constant(read) if block.bias else read
 
 
 def _refit(block: Block, chip: Chip, strengths: list[float]) -> Chip:
@@ -186,31 +228,7 @@ def _chip(weight: Tensor, *, bias: bool) -> Chip:
 
 
 def _class_weights(block: Block, labels: Tensor) -> Tensor | None:
-    """Weight per training row, 1 on average. None where all weigh the same."""
+    """Weight per row, 1 on average. None where all weigh the same."""
     if block.config.class_weight == "none":
         return None
-    counts = torch.bincount(labels, minlength=block.n_classes).float()
-    return (len(labels) / (counts.clamp_min(1) * (counts > 0).sum()))[labels]
-
-
-def with_constant(read: Read) -> Read:
-    """The same rows with a column of ones at their end, whose weight is a bias."""
-
-    def widened(start: int, stop: int) -> Tensor:
-        return fn.pad(read(start, stop), (0, 1), value=1.0)
-
-    return widened
-
-
-def joined(first: Read, second: Read, n_first: int) -> Read:
-    """The rows of one reader, `n_first` of them, and then those of another."""
-
-    def read(start: int, stop: int) -> Tensor:
-        parts = []
-        if start < n_first:
-            parts.append(first(start, min(stop, n_first)))
-        if stop > n_first:
-            parts.append(second(max(start, n_first) - n_first, stop - n_first))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    return read
+    return balanced_weights(labels, torch.ones_like(labels, dtype=torch.bool), block.n_classes)

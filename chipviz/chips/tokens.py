@@ -8,10 +8,12 @@ from torch import Tensor
 
 from chipviz.backbones.backbone import Backbone, watch_layers
 from chipviz.backbones.pooling import pool, pool_so_far
+from chipviz.backbones.sites import FFN_SITES
 from chipviz.chips.chip import Chips
 from chipviz.data.prompt import Prompt, encode
 from chipviz.data.task import check_fields
-from chipviz.keys import EMBEDDING_LAYER, Cut
+from chipviz.features.forward import watch_neurons
+from chipviz.keys import EMBEDDING_LAYER, STC, ChipKey, Cut
 from chipviz.results.answers import Token, TokenReading
 
 
@@ -52,6 +54,11 @@ def read_tokens(
     encoding = encode(prompt.tokenizer, [text], pairs, return_offsets_mapping=True)
     ids = torch.tensor(encoding["input_ids"], device=device)
     mask = torch.ones_like(ids)
+    if cut.chip.recipe == STC or cut.chip.site in FFN_SITES:
+        probabilities, whole = _joined(backbone, chips, cut.chip, ids, single=single)
+        return _reading(
+            prompt, encoding, [text, text_pair or ""], probabilities, whole, cut, label_names
+        )
     at_tokens: list[Tensor] = []
     for_text: list[Tensor] = []
 
@@ -69,9 +76,46 @@ def read_tokens(
         backbone.forward(ids, mask)
     probabilities = torch.stack(at_tokens)  # (L, T, C)
     whole = torch.stack(for_text)  # (L, C)
+    return _reading(
+        prompt, encoding, [text, text_pair or ""], probabilities, whole, cut, label_names
+    )
+
+
+def _joined(
+    backbone: Backbone, chips: Chips, key: ChipKey, ids: Tensor, *, single: bool
+) -> tuple[Tensor, Tensor]:
+    """What the classifier of every depth says at each token, (L, T, C), and of the text, (L, C).
+
+    A classifier on the mean or the maximum is asked about the text so far, or, `single`, about each
+    token's own values. Both are outside of what it was trained on but for the last token's.
+    """
+    layers = range(backbone.n_layers)
+    depths = [chips.at(Cut(layer, key)).of_neurons(key.site, layer) for layer in layers]
+    places = [depth.neurons for depth in depths if depth.neurons is not None]
+    neurons, which = torch.cat(places).unique(dim=0, return_inverse=True)
+    with watch_neurons(backbone, neurons, ids.shape, lambda values: values[0].float()) as taken:
+        backbone.forward(ids, torch.ones_like(ids))
+        values = taken().cpu()  # (T, U)
+    at_tokens = values if single else pool_so_far(values, key.pooling)
+    whole = pool(values[None], torch.ones(1, len(values)), key.pooling)
+    own = which.split([len(place) for place in places])
+    said = [d.probabilities(at_tokens[:, w]) for d, w in zip(depths, own, strict=True)]
+    of_text = [d.probabilities(whole[:, w])[0] for d, w in zip(depths, own, strict=True)]
+    return torch.stack(said), torch.stack(of_text)
+
+
+def _reading(
+    prompt: Prompt,
+    encoding: Any,
+    texts: list[str],
+    probabilities: Tensor,
+    whole: Tensor,
+    cut: Cut,
+    label_names: Sequence[str],
+) -> TokenReading:
     confidence, label = probabilities.max(dim=-1)
     return TokenReading(
-        tokens=_pieces(prompt.tokenizer, encoding, [text, text_pair or ""]),
+        tokens=_pieces(prompt.tokenizer, encoding, texts),
         layer=cut.layer,
         label_index=label.tolist(),
         confidence=_rounded(confidence),

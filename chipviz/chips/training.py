@@ -1,42 +1,34 @@
-"""Features + task -> chips of every layer, and their scores."""
+"""Features + task -> chips of every layer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from chipviz.chips.chip import Chip, Chips
 from chipviz.chips.live import LiveCurve, PointsFn
 from chipviz.chips.recipes import RECIPES, Block, Fitted
 from chipviz.chips.rows import Rows
-from chipviz.config import PUBLISHED_MAX_TRAIN, RunConfig
+from chipviz.chips.scoring import points
+from chipviz.chips.stc import Joiner
+from chipviz.config import RunConfig
 from chipviz.data.task import Task
 from chipviz.features.storage import Features
-from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, Split
+from chipviz.keys import EMBEDDING_LAYER, STC, ChipKey
 from chipviz.parallel import Pool
-from chipviz.progress import Meter, Progress, ProgressFn
-from chipviz.results import metrics
-from chipviz.results.metrics import CurvePoint, Score
-from chipviz.results.run_folder import Predictions
+from chipviz.progress import Meter, ProgressFn
 
 TOGETHER_BYTES = {"cpu": 0, "cuda": 8 << 30}
 """Maximum bytes of features of layers that are fitted as one problem, one layer at least. A GPU is
 only full with many. A CPU's cache only holds one."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The chips of a run, what each reaches and what each predicted."""
-
-    chips: Chips
-    scores: list[Score]
-    predictions: Predictions
+SPARSE_BYTES = 128 << 20
+"""Maximum bytes of standardised columns, and of three numbers a text and class, of sparse chips
+that are fitted together."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Fits and scores the chips of one run."""
+    """Fits the chips of one run."""
 
     task: Task
     config: RunConfig
@@ -63,11 +55,17 @@ class Trainer:
         rows, keys = Rows(features, self.task, self.device), self.config.chip_keys
         meter = Meter("fitting", len(keys) * (features.n_layers + 1), self.progress)
         chips = Chips({})
+        joiner = Joiner(rows, self.config, chips, meter)
         for key in keys:
+            if key.recipe == STC:
+                continue  # these rest on the others
             blocks = self._fit_curve(rows, key, meter)
             chips.stacks[key] = Chip.cat([fitted.chip for fitted in blocks])
             if strengths := [s for fitted in blocks for s in fitted.strengths]:
                 chips.strengths[key] = strengths
+            held_out = [fitted.held_out for fitted in blocks if fitted.held_out is not None]
+            if held_out:
+                chips.held_out[key] = torch.cat(held_out)
             refits = [fitted.refit for fitted in blocks if fitted.refit is not None]
             if refits:
                 chips.refits[key] = Chip.cat(refits)
@@ -76,83 +74,49 @@ class Trainer:
             history = [point for fitted in blocks for point in fitted.history]
             for n_train in sorted({point.n_train for point in history}):
                 self.on_points([point for point in history if point.n_train == n_train])
-            self.on_points(self._points(rows, chips.stacks[key], key))
+            self.on_points(points(rows, chips, key))
+        joined = [key for key in keys if key.recipe == STC]
+        for key, found in zip(joined, self.pool.map(joiner.join, joined), strict=True):
+            joiner.keep(key, found)
+            self.on_points(points(rows, chips, key))
+        chips.sparsified.extend(joiner.told())
         return chips
 
     def _fit_curve(self, rows: Rows, key: ChipKey, meter: Meter) -> list[Fitted]:
         """The chips of each block of layers."""
-        blocks, recipe = list(_blocks(rows, key)), RECIPES[key.recipe]
+        beside = self.pool.width if key.kind == "sparse" else None
+        blocks, recipe = list(_blocks(rows, key, beside)), RECIPES[key.recipe]
+        fold = None if self.task.fold is None else torch.from_numpy(self.task.fold)
         fitted: list[Fitted] = []
+        folds = f", {self.task.folds} folds" if self.task.folds > 1 else ""
 
         def fit(layers: range) -> Fitted:
-            return recipe(Block(rows, key, layers, self.config, self.bias, meter))
+            return recipe(Block(rows, key, layers, self.config, self.bias, meter, fold))
 
         for layers, result in zip(blocks, self.pool.map(fit, blocks), strict=True):
             fitted.append(result)
-            meter.advance(len(layers), f"fitting {_words(key)} chips")
+            meter.advance(len(layers), f"fitting {_words(key)} chips{folds}")
         return fitted
 
-    def score(self, features: Features, chips: Chips) -> Trained:
-        """Score every chip on validation and, once, on test.
 
-        On validation those chips are scored that have not seen it; on test those that are shipped.
-        """
-        rows = Rows(features, self.task, self.device)
-        scores: list[Score] = []
-        predictions = Predictions({}, {})
-        splits: tuple[Split, ...] = ("validation", "test")
-        for split in splits:
-            labels = self.task.splits[split].labels
-            predictions.labels[split] = labels.astype(np.int32)
-            resamples = metrics.Resamples.of(labels, self.task.n_classes, self.config.seed)
-            for key in chips.stacks:
-                answers = []
-                for layer in range(EMBEDDING_LAYER, features.n_layers):
-                    self.progress(Progress("fitting", f"scoring on the {split} texts"))
-                    cut = Cut(layer, key)
-                    chip = chips.at(cut, train_only=split == "validation")
-                    probabilities = rows.probabilities(chip, split, key.vector, layer)
-                    answers.append(probabilities.argmax(axis=1).astype(np.int32))
-                    scores.append(
-                        metrics.score(
-                            probabilities,
-                            labels,
-                            cut=cut,
-                            split=split,
-                            resamples=resamples,
-                            repeats=_repeats(rows, chips, cut, split),
-                        )
-                    )
-                predictions.classes[split, key] = np.stack(answers[1:])  # no embedding
-        return Trained(chips, scores, predictions)
+def _blocks(rows: Rows, key: ChipKey, beside: int | None) -> Iterator[range]:
+    """Layers to fit as one problem, embedding first.
 
-    def _points(self, rows: Rows, stack: Chip, key: ChipKey) -> list[CurvePoint]:
-        """Validation accuracy per layer after all training texts."""
-        n_train = len(self.task.splits["train"])
-        n_seen = min(n_train, PUBLISHED_MAX_TRAIN) if key.recipe == "published" else n_train
-        return [
-            CurvePoint(
-                n_seen,
-                Cut(layer, key),
-                rows.accuracy(stack.at(layer + 1), "validation", key.vector, layer),
-            )
-            for layer in range(rows.features.n_layers)
-        ]
-
-
-def _blocks(rows: Rows, key: ChipKey) -> Iterator[range]:
-    """Layers to fit as one problem, embedding first."""
+    Args:
+        rows: Their features.
+        key: The curve.
+        beside: Groups that are fitted beside each other, for chips whose steps are so small that
+            many layers should share them. None fits as few together as the device allows.
+    """
     n_layers, width = rows.features.n_layers, rows.features.widths[key.site]
-    bytes_of_layer = 4 * len(rows.task.splits["train"]) * (width + 1)
-    n = max(1, TOGETHER_BYTES.get(rows.device.type, 0) // bytes_of_layer)
+    n_rows = len(rows.task.splits["train"])
+    if beside is None:
+        n = max(1, TOGETHER_BYTES.get(rows.device.type, 0) // (4 * n_rows * (width + 1)))
+    else:
+        most = SPARSE_BYTES // (4 * n_rows * max(width, 3 * rows.task.n_classes))
+        n = max(1, min(most, -(-(n_layers + 1) // beside)))
     for first in range(EMBEDDING_LAYER, n_layers, n):
         yield range(first, min(first + n, n_layers))
-
-
-def _repeats(rows: Rows, chips: Chips, cut: Cut, split: Split) -> tuple[float, ...]:
-    """Accuracies of the same chip fitted again."""
-    again = (stack.at(cut.layer + 1) for stack in chips.repeats.get(cut.chip, []))
-    return tuple(rows.accuracy(chip, split, cut.chip.vector, cut.layer) for chip in again)
 
 
 def _words(key: ChipKey) -> str:

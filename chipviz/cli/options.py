@@ -18,12 +18,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Layer = Annotated[int | None, typer.Option(help="The last layer to keep, from 0.")]
 PoolingName = Annotated[str | None, typer.Option(help="Take a chip on this pooling.")]
 ChipName = Annotated[str | None, typer.Option(help="Take a chip of this kind.")]
+RecipeName = Annotated[
+    str | None, typer.Option(help="Take a chip of this recipe: sound, published or stc.")
+]
+SiteName = Annotated[
+    str | None,
+    typer.Option(help="Take a chip that reads this site: block, raw, gate, ffn_in, ffn_out, all."),
+]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `runs` lists it.")]
 RULES = ", ".join(rule for rule in get_args(Rule) if rule != "manual")
 _RULE_OF = {"tolerance": "within", "margin": "non-inferior", "budget": "budget"}
 
 
-_SINGULAR = {"poolings": "pooling", "chips": "chip"}
+_SINGULAR = {"poolings": "pooling", "chips": "chip", "sites": "sites"}
 """Options that take several values by commas are named by one of them."""
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from chipviz.cli.options import flag
 from chipviz.config import Rule
@@ -14,6 +14,21 @@ from chipviz.keys import Cut
 from chipviz.progress import Progress, ProgressFn
 from chipviz.results.report import Controls, RunReport, SelectionInfo
 from chipviz.runs.store import Job, Store
+
+
+def show(text: str, file: TextIO | None = None) -> None:
+    """Print lines for a person. Texts and names in them are of others: nothing is obeyed.
+
+    Args:
+        text: Lines, parted by newlines.
+        file: Where they go. None is standard output.
+    """
+    print("\n".join(map(_harmless, text.split("\n"))), file=file or sys.stdout)
+
+
+def _harmless(line: str) -> str:
+    """A line without what a terminal would obey: colours, titles, the cursor, reading backwards."""
+    return "".join(c if c.isprintable() else " " for c in line)
 
 
 def run_line(job: Job) -> dict[str, Any]:
@@ -42,27 +57,27 @@ def run_object(store: Store, job: Job) -> dict[str, Any]:
 
 def print_run(store: Store, job: Job) -> None:
     """A run as a person reads it: curves, controls and what each rule says, if it is done."""
-    print(f"{job.run_id}  {job.name}  {job.status}  {job.message}")
+    show(f"{job.run_id}  {job.name}  {job.status}  {job.message}")
     if job.state != "done":
         return
     report = store.report(job.run_id)
-    print(say_columns(report.task.columns, report.task.guessed))
+    show(say_columns(report.task.columns, report.task.guessed))
     for notice in report.warnings:
-        print(notice_in_words(notice))
-    print(f"\nTest accuracy by layer, preset {report.preset}")
+        show(notice_in_words(notice))
+    show(f"\nTest accuracy by layer, preset {report.preset}")
     _print_curves(report)
-    print(
+    show(
         f"\nControls: majority {100 * report.controls.majority:.1f}%, "
         f"embedding {100 * report.controls.embedding:.1f}%, "
         f"TF-IDF {100 * report.controls.tfidf:.1f}%{_whole(report.controls)}\n\n"
-        "Rules, on validation"
+        f"Rules, on {report.judged}"
     )
     choices = dict(report.selection)
     oracle = choices.pop("oracle", None)
     for rule, chosen in choices.items():
         _print_choice(report, rule, chosen)
     if oracle:
-        print("\nFor comparison only, chosen on test")
+        show("\nFor comparison only, chosen on test")
         _print_choice(report, "oracle", oracle)
 
 
@@ -75,25 +90,26 @@ def _print_curves(report: RunReport) -> None:
     """A table of accuracies: one column per chip, one row per layer, the embedding first."""
     chips = list(dict.fromkeys(score.key for score in report.scores))
     published = [key for key in chips if key.recipe == "published"]
-    heads = [f"{key.vector.name}{'*' * (key in published)} {key.kind}" for key in chips]
-    print(" layer  " + "  ".join(f"{head:>7}" for head in heads))
+    heads = [f"{key.vector.name}{'*' * (key in published)} {key.word}" for key in chips]
+    show(" layer  " + "  ".join(f"{head:>7}" for head in heads))
     for layer in range(-1, report.backbone.n_layers):
         row = (report.score_at(Cut(layer, key), "test").accuracy for key in chips)
         cells = (
             f"{100 * value:.1f}%".rjust(max(7, len(head)))
             for value, head in zip(row, heads, strict=True)
         )
-        print(f" {'embed' if layer < 0 else f'{layer:>5}'}  " + "  ".join(cells))
+        show(f" {'embed' if layer < 0 else f'{layer:>5}'}  " + "  ".join(cells))
     if published:
-        print(" * as published: the paper's own recipe, on the last token's raw state")
+        show(" * as published: the paper's own recipe, on the last token's raw state")
 
 
 def _print_choice(report: RunReport, rule: Rule, chosen: SelectionInfo) -> None:
     test = report.score_at(chosen.cut, "test")
-    print(
-        f"{rule:>12}: layer {chosen.cut_layer} {chosen.key.vector.name} {chosen.chip}, "
+    show(
+        f"{rule:>12}: layer {chosen.cut_layer} {chosen.key.vector.name} {chosen.key.word}, "
         f"test {100 * test.accuracy:.1f}% "
         f"({100 * test.accuracy_low:.1f} to {100 * test.accuracy_high:.1f}), "
+        f"{'' if test.auroc is None else f'AUROC {test.auroc:.3f}, '}"
         f"layer ratio {100 * chosen.layer_ratio:.1f}%, "
         f"parameter ratio {100 * chosen.parameter_ratio:.1f}%: {chosen.why}"
     )
@@ -102,7 +118,7 @@ def _print_choice(report: RunReport, rule: Rule, chosen: SelectionInfo) -> None:
 def print_notices(notices: Sequence[Notice]) -> None:
     """What must be known although nothing stops, on standard error."""
     for notice in notices:
-        print(notice_in_words(notice), file=sys.stderr)
+        show(notice_in_words(notice), file=sys.stderr)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -124,9 +140,9 @@ def printer() -> ProgressFn:
         left = f", {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
         line = f"{progress.stage}: {progress.label}{share}{left}"
         if terminal:
-            print(f"\r\033[K{line[:110]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{_harmless(line[:110])}", end="", file=sys.stderr, flush=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            print(_harmless(line), file=sys.stderr, flush=True)
 
     return report
 
@@ -137,7 +153,7 @@ def refuse(refusal: Refusal) -> int:
     options = " and ".join(flag(field) for field in refusal.fields)
     hint = f"{refusal.hint} See {options}." if options else refusal.hint
     for name, text in (("error", refusal.message), ("hint", hint)):
-        print(f"{name}: {' '.join(text.splitlines())}", file=sys.stderr)
+        show(f"{name}: {' '.join(text.splitlines())}", file=sys.stderr)
     return 1
 
 

@@ -4,6 +4,7 @@ A guess is made on the training rows alone and holds for every split.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ QUESTIONS = ("question", "question_stem", "query", "ctx")
 CHOICES = ("choices", "options", "endings")
 """Names, in lower case, that are taken for each role when the user names none."""
 
+_ANNOTATOR = re.compile(r"(label|class|annotator|annotation|rater|coder|judge|worker)s?[ _-]?\d+.*")
+"""Names, in lower case, of columns of which each holds one person's labels."""
+
 
 def find_columns(frame: pd.DataFrame, config: RunConfig) -> Columns:
     """Find the column of every role.
@@ -40,8 +44,9 @@ def find_columns(frame: pd.DataFrame, config: RunConfig) -> Columns:
     Raises:
         TaskError: If a named column is not there, or no label or text column can be guessed.
     """
+    frame = frame.drop(columns=[config.group], errors="ignore") if config.group else frame
     text, pair, label, choices = (
-        _named(frame, getattr(config, role), role)
+        named_column(frame, getattr(config, role), role)
         for role in ("text", "text_pair", "label", "choices")
     )
     found_label = label or _guess_label(frame)
@@ -95,8 +100,12 @@ def options_of(value: Any) -> list[str] | None:
     return [str(option) for option in options]
 
 
-def _named(frame: pd.DataFrame, wanted: str | None, role: str) -> str | None:
-    """The column the user named, checked."""
+def named_column(frame: pd.DataFrame, wanted: str | None, role: str) -> str | None:
+    """The column that the user named for a role, checked.
+
+    Raises:
+        TaskError: If there is no such column.
+    """
     if wanted is not None and wanted not in frame.columns:
         raise TaskError(
             f"There is no column {wanted!r}; columns are {list_columns(frame.columns)}.",
@@ -112,10 +121,18 @@ def _first(lowered: dict[str, str], names: Sequence[str]) -> str | None:
 
 def _guess_label(frame: pd.DataFrame) -> str:
     found = _first({c.lower(): c for c in frame.columns}, LABELS)
+    several = [c for c in frame.columns if _ANNOTATOR.fullmatch(c.lower())]
+    if found is None and len(several) > 1:
+        raise TaskError(
+            f"Columns {list_columns(several)} look like the labels of several annotators.",
+            "Make one column of them, such as what most of them say, or name one of them.",
+            "label",
+        )
     if found is None:
         raise TaskError(
             f"No label column was found; columns are {list_columns(frame.columns)}.",
-            "Name the column that holds the labels.",
+            "Name the column that holds the labels; a file without a row of names needs one, such "
+            "as text,label.",
             "label",
         )
     return found

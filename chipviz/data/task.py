@@ -27,17 +27,28 @@ class Examples:
     labels: NDArray[np.int64]
     """Class indices, shape (N,)."""
 
+    groups: list[str] | None = None
+    """What each row belongs to, where rows of one group must not be parted."""
+
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "Examples":
         """The given rows, in the given order."""
-        pairs = self.pairs
+        pairs, groups = self.pairs, self.groups
         return Examples(
             [self.texts[i] for i in rows],
             None if pairs is None else [pairs[i] for i in rows],
             self.labels[np.asarray(rows, dtype=np.int64)],
+            None if groups is None else [groups[i] for i in rows],
         )
+
+    def joined(self, other: "Examples") -> "Examples":
+        """These rows, and then those of another split of the same task."""
+        both = (self.pairs, other.pairs), (self.groups, other.groups)
+        pairs, groups = ([*a, *b] if a and b else None for a, b in both)
+        labels = np.concatenate([self.labels, other.labels])
+        return Examples(self.texts + other.texts, pairs, labels, groups)
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,20 @@ class Task:
     """Which state of the data set on the Hub this is."""
     notices: tuple[Notice, ...] = ()
     """What must be said of how its rows were read and chosen."""
+    fold: NDArray[np.int64] | None = None
+    """Fold of each training and then of each validation text, (N,). Without folds, the validation
+    texts judge the chips of the training texts."""
+
+    @property
+    def folds(self) -> int:
+        """Folds there are, 1 where there are none."""
+        return 1 if self.fold is None else int(self.fold.max()) + 1
+
+    def judged(self, split: Split) -> Examples:
+        """The texts that scores of a split are about: with folds, validation means all labelled."""
+        if split == "validation" and self.fold is not None:
+            return self.splits["train"].joined(self.splits["validation"])
+        return self.splits[split]
 
     @property
     def n_classes(self) -> int:

@@ -40,6 +40,11 @@ def used_by(run: RunFolder) -> str | None:
     return found[0] if found else None
 
 
+def users(runs: Path, key: str) -> list[Path]:
+    """The folders, of those in the folder `runs`, of the runs that use these features."""
+    return [run for run in runs.glob("*") if used_by(RunFolder(run)) == key]
+
+
 def drop(home: Path, key: str, runs: Path) -> None:
     """Remove features, unless a run in the folder `runs` uses them or somebody writes them.
 
@@ -50,5 +55,5 @@ def drop(home: Path, key: str, runs: Path) -> None:
     if not folder.is_dir():
         return
     with suppress(Timeout), lock_of(folder).acquire(timeout=0):
-        if all(used_by(RunFolder(run)) != key for run in runs.iterdir()):
+        if not users(runs, key):
             shutil.rmtree(folder)

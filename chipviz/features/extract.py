@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from filelock import Timeout
@@ -23,7 +23,7 @@ from chipviz.data.task import Examples, Task
 from chipviz.errors import BackboneError, JobError
 from chipviz.features import cache
 from chipviz.features.distributed import ALONE, Team
-from chipviz.features.forward import pooling_pass, reentrant
+from chipviz.features.forward import pooling_pass, reentrant, width_at
 from chipviz.features.storage import Features, Writer
 from chipviz.keys import Site, Split, Vector
 from chipviz.parallel import Pool
@@ -131,12 +131,13 @@ def extract(
     digest = _digest(identity)
     key = cache.key_of(digest)
     folder = cache.folder_of(home, key)
-    widths: dict[Site, int] = {vector.site: backbone.hidden_size for vector in vectors}
+    widths: dict[Site, int] = {v.site: width_at(backbone, v.site) for v in vectors}
     features = Features(folder, vectors, backbone.n_layers, widths, dict(identity["sizes"]))
     ids: dict[Split, list[NDArray[np.int32]]] = {
         split: _encode(prompt, task.splits[split]) for split in ORDER
     }
-    _refuse_unknown_tokens(ids, backbone)
+    largest = max((int(row.max()) for rows in ids.values() for row in rows if len(row)), default=0)
+    backbone.refuse_unknown_token(largest)
     lengths: dict[Split, list[int]] = {split: list(map(len, rows)) for split, rows in ids.items()}
     meter = Meter("extracting", sum(features.sizes.values()), progress)
     pool = pool or Pool(backbone.device)
@@ -178,22 +179,6 @@ def _refuse_no_numbers(states: States, backbone: Backbone) -> None:
             f"{backbone.name} gives no finite numbers from {where} on, computed in {kind}.",
             "Its weights are broken, or too large for that number format: try float32.",
             "dtype",
-        )
-
-
-def _refuse_unknown_tokens(ids: dict[Split, list[NDArray[np.int32]]], backbone: Backbone) -> None:
-    """Refuse a tokenizer that has more tokens than the model has embeddings.
-
-    Raises:
-        BackboneError: If a text holds such a token.
-    """
-    table: Any = cast(Any, backbone.model).get_input_embeddings()
-    n_known = getattr(table, "num_embeddings", None)
-    largest = max((int(row.max()) for rows in ids.values() for row in rows if len(row)), default=0)
-    if n_known is not None and largest >= n_known:
-        raise BackboneError(
-            f"A text holds token {largest}, and {backbone.name} has embeddings for {n_known:,}.",
-            "Tokenizer and model do not belong together: give the folder as it was published.",
         )
 
 

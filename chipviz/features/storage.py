@@ -7,7 +7,9 @@ the next one goes on at the next chunk.
 
 import errno
 import json
+import math
 import os
+import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chipviz.backbones.batching import Chunk
+from chipviz.errors import SourceError, disk_full
 from chipviz.files import write_atomic
 from chipviz.keys import EMBEDDING_LAYER, Site, Split, Vector
 
@@ -80,18 +83,28 @@ class Writer:
         Args:
             features: What is to be written.
             identity: All that the numbers depend on. Chunks of another identity are not done.
+
+        Raises:
+            SourceError: If the disk has no room for them.
         """
         self._features = features
         self._identity = identity
         self._manifest = features.folder / "manifest.json"
         features.folder.mkdir(parents=True, exist_ok=True)
         self._done = self._read_manifest()
-        for split, n_rows in features.sizes.items():
-            for vector in features.vectors:
-                shape = (features.n_layers + 1, n_rows, features.widths[vector.site])
-                path = features.path(split, vector)
-                if not _is_array(path, shape):
-                    _create(path, shape)
+        arrays = {
+            features.path(split, vector): (
+                features.n_layers + 1,
+                n_rows,
+                features.widths[vector.site],
+            )
+            for split, n_rows in features.sizes.items()
+            for vector in features.vectors
+        }
+        absent = {path: shape for path, shape in arrays.items() if not _is_array(path, shape)}
+        _refuse_no_room(features.folder, sum(4 * math.prod(shape) for shape in absent.values()))
+        for path, shape in absent.items():
+            _create(path, shape)
 
     def missing(self, chunk: Chunk) -> list[Vector]:
         """The vectors of a chunk that were never done, or whose bytes are not what they were."""
@@ -146,9 +159,10 @@ class Writer:
         """Chunk -> name of a vector -> checksum."""
         try:
             manifest = json.loads(self._manifest.read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return manifest["done"] if manifest.get("identity") == self._identity else {}
+            same = manifest["identity"] == self._identity
+            return {chunk: dict(sums) for chunk, sums in manifest["done"].items()} if same else {}
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+            return {}  # read again what nobody vouches for
 
 
 def _begin(file: BinaryIO) -> int:
@@ -164,6 +178,13 @@ def _is_array(path: Path, shape: tuple[int, ...]) -> bool:
     except (OSError, ValueError):
         return False
     return stored.shape == shape and stored.dtype == np.float32
+
+
+def _refuse_no_room(folder: Path, needed: int) -> None:
+    """Say before hours of reading that the disk has too few bytes for what is read."""
+    if needed > shutil.disk_usage(folder).free:
+        said = disk_full(folder, needed)
+        raise SourceError(said.message, f"{said.hint} Or read fewer texts.", "max_train")
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> None:

@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from chipviz.backbones.backbone import Backbone, watch_layers
 from chipviz.chips.chip import Chip, Chips
 from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, fields_of
+from chipviz.pruning.cut import as_stored, last_kept
 from chipviz.results.report import BundleKind, CutCost, LayerCost, Measured, Parts
 
 CHIP_BYTES = 4
@@ -92,6 +93,7 @@ def cut_costs(
     bundles: Mapping[ChipKey, BundleKind],
     max_length: int,
     measurement: Measurement,
+    no_cut: Container[int] = (),
 ) -> list[LayerCost]:
     """What every cut costs with every chip.
 
@@ -101,17 +103,19 @@ def cut_costs(
         bundles: What the cuts of each curve are built as.
         max_length: Tokens a prompt may have.
         measurement: Latency and memory of this backbone.
+        no_cut: Layers that it cannot be cut after.
     """
     return [
         layer_cost(
             backbone,
             Cut(layer, key),
-            stack.at(0),
+            chips.at(Cut(layer, key)),
             bundle=bundles[key],
             max_length=max_length,
             measurement=measurement,
+            no_cut=no_cut,
         )
-        for key, stack in chips.stacks.items()
+        for key in chips.stacks
         for layer in range(backbone.n_layers)
     ]
 
@@ -124,6 +128,7 @@ def layer_cost(
     bundle: BundleKind,
     max_length: int,
     measurement: Measurement,
+    no_cut: Container[int] = (),
 ) -> LayerCost:
     """What a bundle costs, its chip included.
 
@@ -134,8 +139,11 @@ def layer_cost(
         bundle: What it is kept as. The class of *token* has a bias (of zeros) beside the chip.
         max_length: Tokens a prompt may have.
         measurement: Latency and memory of this backbone.
+        no_cut: Layers that it cannot be cut after.
     """
-    n_layers, kept = backbone.n_layers, cut.layer + 1
+    chip = as_stored(chip, cut, bundle)
+    last = last_kept(chip, cut.layer, no_cut)
+    n_layers, kept = backbone.n_layers, last + 1
     stored_bytes = backbone.folder.stored_dtype.itemsize
     whole = _count(backbone.model)
     removed = sum(_count(block) for block in backbone.blocks[kept:])
@@ -154,8 +162,8 @@ def layer_cost(
         layer_ratio=(n_layers - kept) / n_layers,
         parameter_ratio=(backbone.folder.n_published - n_parameters) / backbone.folder.n_published,
         bundle=bundle,
-        latency_s=measurement.latency_s[cut.layer],
-        peak_bytes=measurement.peak_bytes[cut.layer] + chip_parameters * CHIP_BYTES,
+        latency_s=measurement.latency_s[last],
+        peak_bytes=measurement.peak_bytes[last] + chip_parameters * CHIP_BYTES,
     )
 
 

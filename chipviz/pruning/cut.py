@@ -1,18 +1,28 @@
 """Backbone + cut layer -> the configuration and weights of the shortened backbone."""
 
+from collections.abc import Container, Iterator
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from chipviz.backbones.backbone import Backbone
-from chipviz.errors import ConfigError
+from chipviz.backbones.vetting import FOREIGN
+from chipviz.chips.chip import Chip
+from chipviz.errors import BackboneError, ConfigError, Notice
+from chipviz.keys import Cut
+from chipviz.results.report import BundleKind
+
+_SETTINGS = (bool, int, float, str, type(None))
+"""Attributes of a module that say how it computes."""
 
 
 def cut_config(backbone: Backbone, cut_layer: int) -> Any:
     """The configuration of blocks 0 .. `cut_layer`.
 
     Every list with one entry a layer is cut, whatever its name: families keep attention kinds,
-    rotary switches and more in such lists, and refuse to load when one has another length.
+    rotary switches and more in such lists, and refuse to load when one has another length. Tables
+    by the number of the layer are cut likewise.
 
     Raises:
         ConfigError: If there is no such layer.
@@ -25,13 +35,42 @@ def cut_config(backbone: Backbone, cut_layer: int) -> Any:
         )
     kept = cut_layer + 1
     values = {
-        key: value[:kept] if isinstance(value, list) and len(value) == n_layers else value
+        key: _shortened(key, value, n_layers, kept)
         for key, value in backbone.config.to_dict().items()
     }
     values |= {"num_hidden_layers": kept, "use_cache": False}
     for dropped in ("_name_or_path", "architectures", "auto_map"):
         values.pop(dropped, None)
     return type(backbone.config).from_dict(values)
+
+
+def last_kept(chip: Chip, layer: int, no_cut: Container[int]) -> int:
+    """The last block that a chip needs: its layer's, or the deepest that its neurons are taken of.
+
+    A block more is kept where the model cannot be cut after that one.
+
+    Args:
+        chip: One chip.
+        layer: The layer whose chip it is.
+        no_cut: Layers that the model cannot be cut after.
+    """
+    if chip.deepest is None:
+        return layer
+    last = max(0, chip.deepest)
+    while last < layer and last in no_cut:
+        last += 1
+    return last
+
+
+def as_stored(chip: Chip, cut: Cut, bundle: BundleKind) -> Chip:
+    """A chip as its bundle keeps it.
+
+    A sparse one of a stock kind has its scaler folded in. One of our own kind is the neurons that
+    it reads.
+    """
+    if cut.chip.kind != "sparse":
+        return chip
+    return chip.folded() if bundle != "chipviz" else chip.of_neurons(cut.chip.site, cut.layer)
 
 
 def cut_weights(backbone: Backbone, cut_layer: int) -> dict[str, Tensor]:
@@ -44,3 +83,76 @@ def cut_weights(backbone: Backbone, cut_layer: int) -> dict[str, Tensor]:
         return int(key[len(path) + 1 :].split(".", 1)[0]) <= cut_layer
 
     return {key: value for key, value in backbone.model.state_dict().items() if is_kept(key)}
+
+
+def impossible_cuts(backbone: Backbone) -> dict[int, str]:
+    """Layers after which the family's own code would build another model, and why.
+
+    Some families count from the last layer, keep tables of all layers in one weight, or want an
+    attention layer among those kept. Every cut is built without weights and compared with the whole
+    model, built the same way. Takes a second for 30 layers.
+
+    Raises:
+        BackboneError: If no layer but the last can be cut after.
+    """
+    last = backbone.n_layers - 1
+    whole = _built(backbone, last)
+    found: dict[int, str] = {}
+    for layer in range(last):
+        try:
+            found[layer] = next(_differences(backbone, _built(backbone, layer), whole, layer + 1))
+        except StopIteration:
+            continue
+        except FOREIGN as error:
+            found[layer] = " ".join(str(error).split())[-120:]
+    if last and len(found) == last:
+        raise BackboneError(
+            f"{backbone.name} cannot be cut after any layer but its last: {found[last - 1]}.",
+            "Its family builds a shorter model otherwise; give a backbone of another family.",
+        )
+    return found
+
+
+def no_cut_notices(no_cut: dict[int, str], name: str) -> list[Notice]:
+    """What must be said of the layers that a model cannot be cut after."""
+    if not no_cut:
+        return []
+    message = f"{name} cannot be cut after {len(no_cut)} of its layers: no rule chooses them."
+    shown = tuple(f"layer {layer}: {why}" for layer, why in list(no_cut.items())[:3])
+    return [Notice("layers-without-cut", message, len(no_cut), shown)]
+
+
+def _built(backbone: Backbone, layer: int) -> nn.Module:
+    """The cut model as its family builds it, without weights."""
+    with torch.device("meta"):
+        model: Any = type(backbone.model)(cut_config(backbone, layer))
+    if layer == 0:
+        model.initialize_weights()  # as loading does: RWKV divides by its layers less one
+    return model
+
+
+def _differences(backbone: Backbone, cut: nn.Module, whole: nn.Module, kept: int) -> Iterator[str]:
+    """Where a cut model has other weights or settings than the same part of the whole one."""
+    wanted = {name: value.shape for name, value in cut_weights(backbone, kept - 1).items()}
+    built = {name: value.shape for name, value in cut.state_dict().items()}
+    for name in sorted(wanted.keys() | built.keys()):
+        if wanted.get(name) != built.get(name):
+            yield f"{name} would have another shape"
+    parts = dict(whole.named_modules())
+    counts = (kept, backbone.n_layers)  # a number of layers is another one by right
+    for where, part in cut.named_modules():
+        ours, theirs = vars(part), vars(parts.get(where, part))
+        for name in ours.keys() & theirs.keys():
+            one, other = ours[name], theirs[name]
+            if isinstance(one, _SETTINGS) and one != other and (one, other) != counts:
+                yield f"{where}.{name} would be {one}, not {other}".removeprefix(".")
+
+
+def _shortened(key: str, value: Any, n_layers: int, kept: int) -> Any:
+    if isinstance(value, list) and len(value) == n_layers:
+        return value[:kept]
+    if isinstance(value, dict) and value and key != "id2label":
+        numbers = [str(name) for name in value]
+        if all(name.isdigit() for name in numbers):
+            return {name: entry for name, entry in value.items() if int(name) < kept}
+    return value

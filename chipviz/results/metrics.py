@@ -63,6 +63,11 @@ class Score(ChipRecord):
     ece_low: float
     ece_high: float
     """Percentile bootstrap 95 % intervals over texts. The ECE's leans upwards, as the ECE does."""
+    auroc: float | None = None
+    """Area under the ROC curve, the second class as the positive one. None beyond two classes, or
+    where a split has one of them only."""
+    average_precision: float | None = None
+    """Average precision of the second class. None where `auroc` is."""
     repeats: tuple[float, ...] = ()
     """Accuracies of the same chip fitted again on bootstrap samples of the training texts."""
 
@@ -162,6 +167,32 @@ def expected_calibration_error(
     return float(np.abs(gap).sum() / len(hit))
 
 
+def ranking(
+    positive: NDArray[np.bool_], said: NDArray[np.floating]
+) -> tuple[float, float] | tuple[None, None]:
+    """AUROC and average precision of one score a text. Equal scores share a threshold.
+
+    Args:
+        positive: Which texts are of the positive class, shape (N,).
+        said: How sure a chip is of it, shape (N,).
+
+    Returns:
+        None and None where a class has no text.
+    """
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if not n_positive or not n_negative:
+        return None, None
+    order = np.argsort(-said, kind="stable")
+    ends = np.flatnonzero(np.diff(said[order], append=np.nan) != 0)  # last text of each threshold
+    hits = np.cumsum(positive[order])[ends]
+    alarms = ends + 1 - hits
+    recall, false_rate = hits / n_positive, alarms / n_negative
+    area = np.trapezoid(np.append(0.0, recall), np.append(0.0, false_rate))
+    precision = hits / (ends + 1)
+    return float(area), float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
 @dataclass(frozen=True)
 class Resamples:
     """Bootstrap samples of one split, the same for all chips, so that chips compare in pairs."""
@@ -253,6 +284,7 @@ def score(
     f1_low, f1_high = interval(drawn.macro_f1(labels, predicted))
     loss_low, loss_high = interval(drawn.mean(-np.log(likelihood)))
     ece_low, ece_high = interval(drawn.ece(confidence, hit))
+    auroc, precision = ranking(labels == 1, probabilities[:, 1]) if n_classes == 2 else (None, None)
     return Score(
         layer=cut.layer,
         **fields_of(cut.chip),
@@ -270,5 +302,7 @@ def score(
         ece=expected_calibration_error(confidence, hit),
         ece_low=ece_low,
         ece_high=ece_high,
+        auroc=auroc,
+        average_precision=precision,
         repeats=repeats,
     )

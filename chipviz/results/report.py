@@ -50,6 +50,8 @@ class BackboneInfo(_Record):
     """Where the blocks are, if the user had to say."""
     padded: bool = True
     """Whether texts of several lengths may share a batch, padded."""
+    no_cut: dict[int, str] = {}
+    """Layers that the model cannot be cut after, and why. Their accuracy is known all the same."""
     licence: str | None = None
     """As its model card says."""
 
@@ -207,6 +209,9 @@ class RunReport(_Record):
     refit: bool = False
     """Whether linear chips were fitted once more on training and validation texts together, after
     every choice. Test scores are theirs, validation scores those of the training texts alone."""
+    folds: int = 1
+    """Folds of the validation scores. From 2 on these are about training and validation texts
+    together, each judged by a chip that was fitted on the other folds."""
     warnings: list[Notice] = []
     """What a reader must know although nothing stopped the run."""
 
@@ -221,6 +226,14 @@ class RunReport(_Record):
         for name in ("chips", "_scores_by_cut", "_costs_by_cut"):
             vars(copy).pop(name, None)
         return copy
+
+    @property
+    def judged(self) -> str:
+        """What the validation scores are about, in words."""
+        task = self.task
+        if self.folds == 1:
+            return f"{task.n_validation:,} validation texts"
+        return f"{task.n_train + task.n_validation:,} labelled texts in {self.folds} folds"
 
     def score_at(self, cut: Cut, split: Split) -> Score:
         """The score of one chip (layer -1 is the embedding control)."""
@@ -244,6 +257,8 @@ class RunReport(_Record):
         *,
         pooling: str | None = None,
         chip: str | None = None,
+        recipe: str | None = None,
+        site: str | None = None,
         budget: str | None = None,
         **options: Any,
     ) -> SelectionInfo:
@@ -251,9 +266,11 @@ class RunReport(_Record):
 
         Args:
             rule: Its name.
-            pooling: Look only at chips on this pooling (`raw` is the published recipe's). None
-                looks at all.
-            chip: Look only at chips of this kind. None looks at all.
+            pooling: Look only at chips on this pooling (`raw` is the published recipe's), or on
+                this vector, such as `ffn_in-mean`. None looks at all.
+            chip: Look only at chips of this kind, or `stc`. None looks at all.
+            recipe: Look only at chips of this recipe. None looks at all.
+            site: Look only at chips that read this site. None looks at all.
             budget: For rule *budget*: `parameters=50%`, `parameters=80M`, `memory=300MB` or
                 `latency=20ms`. None is half of the published parameters.
             options: See `chipviz.results.selection.select`.
@@ -265,17 +282,22 @@ class RunReport(_Record):
         named = [
             key
             for key in self.chips
-            if pooling in (None, key.vector.name) and chip in (None, key.kind)
+            if pooling in (None, key.vector.name, key.pooling if key.site != "raw" else None)
+            and chip in (None, key.word, key.kind)
+            and recipe in (None, key.recipe)
+            and site in (None, key.site)
         ]
         if not named:
             raise ConfigError(
-                f"This run has no chip of pooling {pooling or 'any'} and kind {chip or 'any'}.",
+                f"This run has no chip of pooling {pooling or 'any'} and kind {chip or 'any'}"
+                f"{f', recipe {recipe}' if recipe else ''}{f', site {site}' if site else ''}.",
                 "Name a pooling and a chip that the run has trained; `show RUN` lists them.",
             )
         if rule == "budget":
             limit = parse_budget(budget or DEFAULT_BUDGET, _amounts(self.dense))
             costs = {cost.cut: _amounts(cost)[limit.quantity] for cost in self.costs}
             options |= {"budget": limit, "costs": costs}
+        options |= {"no_cut": self.backbone.no_cut}
         return self.describe(select(self.scores, rule, chips=named, **options))
 
     def choices(self, correct: Correct) -> dict[Rule, SelectionInfo]:

@@ -102,6 +102,7 @@ def select(
     correct: Correct | None = None,
     budget: Budget | None = None,
     costs: Mapping[Cut, float] | None = None,
+    no_cut: Mapping[int, str] | None = None,
 ) -> Selection:
     """Apply one rule to the scores of all layers. Ties go to the shallower layer.
 
@@ -126,14 +127,17 @@ def select(
         correct: For rule *non-inferior*.
         budget: For rule *budget*.
         costs: For rule *budget*: what each cut costs, in the budget's unit.
+        no_cut: Layers that no rule may choose, and why.
 
     Raises:
         ConfigError: If no score fits, `tolerance` or `margin` is out of range, there is no such
-            layer, or the rule lacks what it needs.
+            layer or no cut after it, or the rule lacks what it needs.
 
     Source: *validate*, *fixed* and *oracle* arXiv:2410.06541, sections 4.1 and 5.2. The rest ours.
     """
-    rows = list(scores)
+    no_cut = no_cut or {}
+    refuse_layer(layer, no_cut)
+    rows = [score for score in scores if score.layer not in no_cut]
     table = _table(rows, "validation", chips)
     for name, value in (("tolerance", tolerance), ("margin", margin)):
         if not 0 <= value < 1:
@@ -150,9 +154,11 @@ def select(
     elif rule == "budget":
         chosen, why = _within_budget(table, budget, costs)
     elif rule == "fixed":
-        n_layers = 1 + max(s.layer for s in table)
-        chosen = _at(table, fixed_layer(n_layers))
-        why = f"the paper's fixed depth, 5/8 of {n_layers} layers"
+        n_layers = 1 + max(s.layer for s in table)  # the last can always be cut after
+        depth = fixed_layer(n_layers)
+        chosen = _at(table, min(s.layer for s in table if s.layer >= depth))
+        nearest = "" if chosen.layer == depth else ": the next layer that can be cut after"
+        why = f"the paper's fixed depth, 5/8 of {n_layers} layers{nearest}"
     elif rule == "oracle":
         chosen, why = _oracle(table, _table(rows, "test", chips))
     else:
@@ -163,6 +169,21 @@ def select(
 def fixed_layer(n_layers: int) -> int:
     """The paper's fixed depth for any model: layer 20 of 32, 25 of 40."""
     return min(n_layers - 1, round(FIXED_DEPTH * n_layers))
+
+
+def refuse_layer(layer: int | None, no_cut: Mapping[int, str]) -> None:
+    """Refuse a layer that the model cannot be cut after.
+
+    Raises:
+        ConfigError: With the reason.
+    """
+    if layer is not None and layer in no_cut:
+        next_one = next(i for i in range(layer, layer + len(no_cut) + 1) if i not in no_cut)
+        raise ConfigError(
+            f"The model cannot be cut after layer {layer}: {no_cut[layer]}.",
+            f"Cut after layer {next_one}, the next one that its family can build.",
+            "layer",
+        )
 
 
 def _table(scores: Sequence[Score], split: Split, chips: Collection[ChipKey] | None) -> list[Score]:
@@ -275,7 +296,7 @@ def _at(table: Sequence[Score], layer: int | None) -> Score:
 
 def _chip(score: Score) -> str:
     key = score.key
-    return key.vector.name if key.kind == "linear" else f"{key.vector.name} {key.kind}"
+    return key.vector.name if key.word == "linear" else f"{key.vector.name} {key.word}"
 
 
 def _top(best: Score) -> str:

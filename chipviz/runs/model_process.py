@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from chipviz import preview
-from chipviz.errors import ChipvizError, Refusal
+from chipviz.errors import ChipvizError, Refusal, panics_as_errors
 from chipviz.results.answers import Prediction, TokenReading
 from chipviz.runs.questions import (
     ANSWER,
@@ -81,20 +81,21 @@ class Answerer:
         report, folder = self._store.report(run_id), self._store.folder(run_id)
         config = self._store.get(run_id).config
         backbone, prompt = reopen(config, report, home=self._home, folder=folder)
-        chips = Chips.load(folder.chips, backbone.folder.fingerprint)
+        chips = Chips.load(folder.whole(folder.chips), backbone.folder.fingerprint)
         return backbone, prompt, chips, report.task.label_names
 
 
 def _open_bundle(path: Path) -> Any:
-    from chipviz.bundle import save
+    from chipviz.bundle import load
 
-    return save.load(path)
+    return load(path)
 
 
 def reply(answerer: Answerer, line: str) -> str:
     """The line that answers a question. What the user can mend is refused in words."""
     try:
-        answer = answerer.answer(QUESTION.validate_json(line))
+        with panics_as_errors():
+            answer = answerer.answer(QUESTION.validate_json(line))
     except ChipvizError as error:
         return REFUSED + TypeAdapter(Refusal).dump_json(error.refusal).decode()
     except Exception as error:  # noqa: BLE001 - the page gets a sentence, the log the rest

@@ -12,23 +12,23 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import ChipvizError, JobError
 from chipviz.files import PROJECT
+from chipviz.runs.processes import how_it_ended, mark_of, out_of_memory_kills
 from chipviz.runs.store import ACTIVE, ENDED, Job, Kind, Store
 
 TICK_S = 1.0
 KILL_AFTER_S = 10.0
 """A job that was asked to stop gets so long before its process is killed."""
-CREATED_WITHIN_S = 2.0
-"""Two readings of one process's creation time may differ so much: the kernel rounds the boot time
-to seconds and shifts it with the clock."""
+
+EndFn = Callable[[int], str | None]
 
 _log = logging.getLogger("chipviz")
 
@@ -88,20 +88,27 @@ def stop(store: Store, job_id: str) -> None:
         _signal(job, signal.SIGTERM)
 
 
-def reconcile(store: Store, *, kill_after_s: float = KILL_AFTER_S) -> None:
+def reconcile(
+    store: Store, *, kill_after_s: float = KILL_AFTER_S, end_of: EndFn = lambda _pid: None
+) -> None:
     """Bring the store in line with the processes that really live.
 
     A working job without its process ends as the process wrote with its last act. Without such
     a note it is *interrupted*, or *stopped* if somebody had asked for that.
+
+    Args:
+        store: The jobs.
+        kill_after_s: Seconds after which a job that does not stop is killed.
+        end_of: Says how the process of a pid ended, in words. None if it does not know.
     """
     for job in store.active():
-        if _process(job) is None:
-            _bury(store, job)
+        if not _lives(job):
+            _bury(store, job, end_of(job.pid) if job.pid else None)
         elif job.stop_at is not None and time.time() - job.stop_at > kill_after_s:
             _signal(job, signal.SIGKILL)
 
 
-def _bury(store: Store, job: Job) -> None:
+def _bury(store: Store, job: Job, end: str | None) -> None:
     note = _exit_note(store, job)
     if note is not None:
         store.finish(
@@ -118,11 +125,15 @@ def _bury(store: Store, job: Job) -> None:
         store.finish(job.job_id, "stopped", pid=job.pid)
     else:
         again = "Resume it" if job.kind == "train" else "Build it again"
+        end = end or how_it_ended(None, short_of_memory=False)
+        short = "memory" in end
         store.finish(
             job.job_id,
             "interrupted",
-            message=f"The process that computed it ended without a word while {job.state}.",
-            hint=f"{again}; if it happens again, memory may be short: use fewer or shorter texts.",
+            message=f"The process that computed it {end} while {job.state}.",
+            hint=f"{again}, with fewer or shorter texts."
+            if short
+            else f"{again}; {store.folder(job.run_id).log} may say more.",
             pid=job.pid,
         )
 
@@ -131,38 +142,29 @@ def _exit_note(store: Store, job: Job) -> dict[str, Any] | None:
     """The last words of exactly this job's process. None if it left none, or torn ones."""
     try:
         note = json.loads(store.exit_path(job).read_text("utf-8"))
-        same = (note["pid"], note["pid_created"]) == (job.pid, job.pid_created)
+        same = (note["pid"], note["process"]) == (job.pid, job.process)
         whole = all(key in note for key in ("message", "hint", "fields", "result", "found"))
         return note if same and whole and note["state"] in ENDED else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _process(job: Job) -> psutil.Process | None:
-    """The living process of a job. Never another program that was given its pid later."""
-    if job.pid is None or job.pid_created is None:
-        return None
-    try:
-        process = psutil.Process(job.pid)
-        same = abs(process.create_time() - job.pid_created) <= CREATED_WITHIN_S
-        dead = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return None
-    return process if same and not dead else None
+def _lives(job: Job) -> bool:
+    """Whether the very process that took the job is alive. Another of its pid does not count."""
+    return job.pid is not None and job.process is not None and mark_of(job.pid) == job.process
 
 
 def _signal(job: Job, number: signal.Signals) -> None:
     """Signal a job's process and, where it leads one, its group. But never this very process."""
-    process = _process(job)
-    if process is None or process.pid == os.getpid():
+    if job.pid is None or job.pid == os.getpid() or not _lives(job):
         return
     try:
-        if os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, number)
+        if os.getpgid(job.pid) == job.pid:
+            os.killpg(job.pid, number)
         else:
-            os.kill(process.pid, number)
+            os.kill(job.pid, number)
     except (ProcessLookupError, PermissionError) as error:
-        _log.warning("process %d does not take signal %s: %s", process.pid, number.name, error)
+        _log.warning("process %d does not take signal %s: %s", job.pid, number.name, error)
 
 
 def worker_command(store: Store, job: Job) -> list[str]:
@@ -194,6 +196,14 @@ class _Child:
     job_id: str
     queued: float
     process: subprocess.Popen[bytes]
+    kills: int
+    """Processes that had been ended for want of memory when it began."""
+
+    @property
+    def end(self) -> str:
+        """How it ended, in words."""
+        short = out_of_memory_kills() > self.kills
+        return how_it_ended(self.process.returncode, short_of_memory=short)
 
 
 class Scheduler:
@@ -211,6 +221,7 @@ class Scheduler:
         self._lock = FileLock(store.home / "scheduler.lock")
         self._closing = threading.Event()
         self._children: list[_Child] = []
+        self._complaint = ""
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
     @property
@@ -230,7 +241,7 @@ class Scheduler:
 
     def tick(self) -> None:
         """Look once: bury the dead, start what may start."""
-        reconcile(self.store)
+        reconcile(self.store, end_of=self._end_of)
         self._reap()
         waiting, active = self.store.queue(), self.store.active()
         for kind in ("train", "bundle"):
@@ -252,7 +263,7 @@ class Scheduler:
     def _take_lock(self) -> bool:
         try:
             self._lock.acquire(blocking=False)
-        except Timeout:
+        except (Timeout, OSError):  # another server schedules, or the folder takes no lock now
             return False
         self.leads = True
         _log.info("this server schedules the jobs of %s", self.store.home)
@@ -261,8 +272,13 @@ class Scheduler:
     def _tick_safely(self) -> None:
         try:
             self.tick()
-        except (OSError, sqlite3.Error, psutil.Error, ChipvizError):  # the next tick may do better
-            _log.exception("the scheduler could not look after the queue; it tries again")
+        except (OSError, sqlite3.Error, ChipvizError) as error:
+            said = f"the queue could not be looked after, the next try follows: {error}"
+            if said != self._complaint:  # once, not every second
+                _log.warning("%s", said)
+            self._complaint = said
+        else:
+            self._complaint = ""
 
     def _start(self, job: Job, kind: Kind) -> None:
         try:
@@ -270,15 +286,20 @@ class Scheduler:
         except OSError as error:
             self._cannot_start(job.job_id, f"The {kind} process cannot start: {error}.")
             return
-        self._children.append(_Child(job.job_id, job.queued, process))
+        self._children.append(_Child(job.job_id, job.queued, process, out_of_memory_kills()))
 
     def _is_starting(self, job: Job) -> bool:
         return any(
             (child.job_id, child.queued) == (job.job_id, job.queued) for child in self._children
         )
 
+    def _end_of(self, pid: int) -> str | None:
+        """How a process that was started here ended."""
+        ended = (c for c in self._children if c.process.pid == pid and c.process.poll() is not None)
+        return next((child.end for child in ended), None)
+
     def _reap(self) -> None:
-        """Collect processes that ended, and fail the jobs of those that never took them."""
+        """Let go of processes that ended, and fail the jobs of those that never took them."""
         ended = [child for child in self._children if child.process.poll() is not None]
         self._children = [child for child in self._children if child not in ended]
         untaken = {(job.job_id, job.queued) for job in self.store.queue()}

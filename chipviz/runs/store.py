@@ -10,25 +10,29 @@ import secrets
 import shutil
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-import psutil
 from filelock import FileLock
+from pydantic import BaseModel
 
-from chipviz.config import RECOMMENDED, CutSpec, RunConfig
-from chipviz.errors import JobError, Refusal
+from chipviz.config import CutSpec, RunConfig
+from chipviz.errors import JobError, Refusal, disk_full, is_disk_full
 from chipviz.features import cache
+from chipviz.files import bytes_below, replacing
 from chipviz.keys import ChipKey, Cut
 from chipviz.progress import Progress
 from chipviz.results.metrics import CurvePoint
 from chipviz.results.report import BundleReport, RunReport
 from chipviz.results.run_folder import RunFolder
+from chipviz.runs.processes import my_mark
+from chipviz.runs.schema import prepare
 
 Kind = Literal["train", "bundle"]
 State = Literal[
@@ -50,48 +54,12 @@ ACTIVE: frozenset[State] = frozenset(get_args(State)) - ENDED - {"queued"}
 STALLED_AFTER_S = 15.0
 """Without a heartbeat for so long, a working job is shown as stalled."""
 
-SCHEMA_VERSION = 2
+RESERVE_BYTES = 1 << 20
+"""Size of a file that is given back where the disk is full, so that runs can end and be deleted."""
 _BUSY_S = 30.0
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    job_id TEXT PRIMARY KEY, kind TEXT NOT NULL, run_id TEXT NOT NULL, name TEXT NOT NULL,
-    created REAL NOT NULL, spec TEXT NOT NULL, state TEXT NOT NULL, queued REAL NOT NULL,
-    label TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0,
-    total INTEGER NOT NULL DEFAULT 0, rate REAL, eta_s REAL,
-    message TEXT NOT NULL DEFAULT '', hint TEXT NOT NULL DEFAULT '',
-    fields TEXT NOT NULL DEFAULT '',
-    pid INTEGER, pid_created REAL, heartbeat REAL, finished REAL, result TEXT, stop_at REAL,
-    test_accuracy REAL, cut_layer INTEGER, n_layers INTEGER, parameter_ratio REAL
-) STRICT;
-CREATE INDEX IF NOT EXISTS jobs_by_run ON jobs (run_id, kind);
-CREATE TABLE IF NOT EXISTS points (
-    run_id TEXT NOT NULL, n_train INTEGER NOT NULL, layer INTEGER NOT NULL,
-    pooling TEXT NOT NULL, chip TEXT NOT NULL, accuracy REAL NOT NULL,
-    PRIMARY KEY (run_id, n_train, pooling, chip, layer)
-) STRICT, WITHOUT ROWID;
-"""
-
-
-_NEW_COLUMNS = {
-    "test_accuracy": "REAL",
-    "cut_layer": "INTEGER",
-    "n_layers": "INTEGER",
-    "parameter_ratio": "REAL",
-    "fields": "TEXT NOT NULL DEFAULT ''",
-}
-"""Columns of version 2 that version 1 has not."""
-
-
-def summary(report: RunReport) -> dict[str, Any]:
-    """What the list of runs shows of a report: the choice of rule *within*."""
-    chosen = report.selection[RECOMMENDED]
-    return {
-        "test_accuracy": chosen.test_accuracy,
-        "cut_layer": chosen.cut_layer,
-        "n_layers": report.backbone.n_layers,
-        "parameter_ratio": chosen.parameter_ratio,
-    }
+_Record = TypeVar("_Record", bound=BaseModel)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,8 +88,8 @@ class Job:
     fields: str = ""
     """Settings of `RunConfig` that the hint is about, parted by commas."""
     pid: int | None = None
-    pid_created: float | None = None
-    """Process that computes it, with its creation time: a pid alone may be somebody else's."""
+    process: str | None = None
+    """Process that computes it, as `processes.mark_of` tells it from others of its pid."""
     heartbeat: float | None = None
     finished: float | None = None
     result: str | None = None
@@ -154,21 +122,33 @@ class Job:
 
     @property
     def config(self) -> RunConfig:
-        """What a training run was asked to do."""
-        return RunConfig.model_validate_json(self.spec)
+        """What a training run was asked to do.
+
+        Raises:
+            JobError: If the store was damaged.
+        """
+        return self._parse(RunConfig, self.spec)
 
     @property
     def cut(self) -> CutSpec:
         """Which cut a bundle job builds."""
-        return CutSpec.model_validate_json(self.spec)
+        return self._parse(CutSpec, self.spec)
 
     @cached_property
     def bundle(self) -> BundleReport | None:
         """What a bundle job built. None before it is done."""
-        return BundleReport.model_validate_json(self.result) if self.result else None
+        return self._parse(BundleReport, self.result) if self.result else None
+
+    def _parse(self, kind: type[_Record], text: str) -> _Record:
+        try:
+            return kind.model_validate_json(text)
+        except ValueError:
+            raise JobError(
+                f"What the store holds of {self.job_id} is damaged.", "Delete it and start again."
+            ) from None
 
 
-_COLUMNS = frozenset(field.name for field in fields(Job)) - {"stop_requested"}
+_COLUMNS = tuple(field.name for field in fields(Job) if field.name != "stop_requested")
 
 
 class Store:
@@ -182,12 +162,21 @@ class Store:
         """
         self.home = home
         self.path = home / "chipviz.db"
+        self._reserve = home / "reserve"
         try:
-            home.mkdir(parents=True, exist_ok=True)
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)  # texts of users lie here
             # SQLite does not wait its turn where one process prepares the file and others look.
             with FileLock(f"{self.path}.lock", timeout=_BUSY_S), self._open() as db:
-                self._prepare(db)
+                prepare(db, self.path, self.folder)
+            # What SQLite needs beside the file is made by the first who opens it, and removed by
+            # the last who closes it. While one stays open, a full disk can still be read.
+            kept = self._connect()
+            weakref.finalize(self, kept.close)
+            self._keep_reserve()
         except (OSError, sqlite3.Error) as error:
+            if is_disk_full(error, home):
+                said = disk_full(home)
+                raise JobError(said.message, "Free space, then try again.") from error
             raise JobError(
                 f"The store {self.path} cannot be opened: {error}.",
                 "Set CHIPVIZ_HOME to a folder on a local disk that you may write to.",
@@ -216,9 +205,32 @@ class Store:
             "`python -m chipviz runs` and the home page list them.",
         )
 
+    def run(self, run_id: str) -> Job:
+        """The training run as it is now.
+
+        Raises:
+            JobError: If there is none of this id.
+        """
+        job = self.get(run_id)
+        if job.kind != "train":
+            raise JobError(
+                f"{run_id} is a bundle of run {job.run_id}.", f"Give the run's id, {job.run_id}."
+            )
+        return job
+
     def runs(self) -> list[Job]:
         """All training runs, newest first."""
         return self._select("kind = 'train' ORDER BY created DESC, rowid DESC")
+
+    def states(self) -> dict[str, State]:
+        """Where every training run is, by its id, newest first. Cheaper than `runs`."""
+        with self._open() as db:
+            return dict(
+                db.execute(
+                    "SELECT run_id, state FROM jobs WHERE kind = 'train' "
+                    "ORDER BY created DESC, rowid DESC"
+                ).fetchall()
+            )
 
     def bundles(self, run_id: str) -> list[Job]:
         """All bundle builds of a run, newest first."""
@@ -243,9 +255,8 @@ class Store:
         values = {"state": to} | values
         if to == "queued":
             values["queued"] = time.time()
-        return self._update(
-            values, f"job_id = ? AND state IN ({_marks(expect)})", (job_id, *expect)
-        )
+        where = f"job_id = ? AND state IN ({_marks(expect)})"
+        return self._urgently(lambda: self._update(values, where, (job_id, *expect)))
 
     def claim(self, job_id: str) -> bool:
         """Take a queued job for this process. Exactly one of many that try hears True."""
@@ -277,7 +288,8 @@ class Store:
 
     def request_stop(self, job_id: str) -> bool:
         """Ask a working job to stop. The first request's time stays."""
-        return self._update_active(job_id, {"stop_at": time.time()}, " AND stop_at IS NULL")
+        values = {"stop_at": time.time()}
+        return self._urgently(lambda: self._update_active(job_id, values, " AND stop_at IS NULL"))
 
     def stop_requested(self, job_id: str) -> bool:
         """Whether somebody asked this job to stop, or it works no more."""
@@ -313,8 +325,11 @@ class Store:
         if result is not None:
             values["result"] = result
         values |= found or {}
+        values["finished"] = time.time()
         owner = "" if pid is None else f" AND pid = {int(pid)}"
-        return self._update_active(job_id, values | {"finished": time.time()}, owner)
+        ended = self._urgently(lambda: self._update_active(job_id, values, owner))
+        self._keep_reserve()
+        return ended
 
     def add_points(self, run_id: str, points: Sequence[CurvePoint]) -> None:
         """Add points to a live curve. One that is there already is replaced."""
@@ -324,7 +339,7 @@ class Store:
                 point.n_train,
                 point.cut.layer,
                 point.cut.chip.vector.name,
-                point.cut.chip.kind,
+                point.cut.chip.word,
                 point.accuracy,
             )
             for point in points
@@ -336,11 +351,24 @@ class Store:
                 rows,
             )
 
-    def points(self, run_id: str) -> list[CurvePoint]:
-        """The live curve, by number of training texts, then pooling, chip and layer."""
+    def points(self, run_id: str, *, ends_only: bool = False) -> list[CurvePoint]:
+        """The live curve, by number of training texts, then pooling, chip and layer.
+
+        Args:
+            run_id: The run.
+            ends_only: Whether only the first and the last two states of each chip are wanted.
+        """
+        ranks = (
+            "SELECT *, DENSE_RANK() OVER (PARTITION BY pooling, chip ORDER BY n_train) AS first, "
+            "DENSE_RANK() OVER (PARTITION BY pooling, chip ORDER BY n_train DESC) AS last "
+            "FROM points WHERE run_id = ?"
+        )
+        where = (
+            f"({ranks}) WHERE first = 1 OR last <= 2" if ends_only else "points WHERE run_id = ?"
+        )
         with self._open() as db:
             rows = db.execute(
-                "SELECT n_train, layer, pooling, chip, accuracy FROM points WHERE run_id = ? "
+                f"SELECT n_train, layer, pooling, chip, accuracy FROM {where} "
                 "ORDER BY n_train, pooling, chip, layer",
                 (run_id,),
             ).fetchall()
@@ -349,24 +377,30 @@ class Store:
             for n_train, layer, vector, kind, accuracy in rows
         ]
 
+    def points_mark(self, run_id: str) -> tuple[int, int, float]:
+        """What changes whenever the live curve does: its points, their last texts, their sum."""
+        with self._open() as db:
+            return db.execute(
+                "SELECT COUNT(*), COALESCE(MAX(n_train), 0), TOTAL(accuracy) FROM points "
+                "WHERE run_id = ?",
+                (run_id,),
+            ).fetchone()
+
     def report(self, run_id: str) -> RunReport:
         """What a finished run found. Parsed once for all who ask, as long as its file is the same.
 
         Raises:
             JobError: If it is not done, or its report is gone.
         """
-        job = self.get(run_id)
+        job = self.run(run_id)
         folder = self.folder(run_id)
         if job.state != "done":
             raise JobError(f"Run {run_id} is {job.status}, not done.", "Wait until it is done.")
         try:
             stat = folder.report.stat()
-            return _report(folder, stat.st_mtime_ns, stat.st_size)
-        except (OSError, ValueError):
-            raise JobError(
-                f"The report of run {run_id} cannot be read.",
-                "Its folder was changed; delete the run and train again.",
-            ) from None
+        except OSError:
+            return folder.read_report()  # says so
+        return _report(folder, stat.st_mtime_ns, stat.st_size)
 
     def folder(self, run_id: str) -> RunFolder:
         """The folder of a run, made or not.
@@ -400,18 +434,29 @@ class Store:
             JobError: If there is no such run, it or one of its bundles is being computed, or a
                 folder cannot be removed.
         """
-        run = self.folder(run_id)
-        self.get(run_id)
-        folder, key = run.path, cache.used_by(run)
+        self.folder(run_id)  # refuses what is no id
+        self.run(run_id)
+        self._urgently(lambda: self._delete(run_id))
+        self._keep_reserve()
+
+    def _delete(self, run_id: str) -> None:
+        """Folders first: on a full disk the rows cannot go before there is room for the change.
+
+        Nobody can take the run meanwhile, since this is one transaction.
+        """
         with self._open() as db, _transaction(db):
-            marks = _marks(ACTIVE)
             busy = db.execute(
-                f"SELECT 1 FROM jobs WHERE run_id = ? AND state IN ({marks})", (run_id, *ACTIVE)
+                f"SELECT 1 FROM jobs WHERE run_id = ? AND state IN ({_marks(ACTIVE)})",
+                (run_id, *ACTIVE),
             ).fetchone()
             if busy:
                 raise JobError(f"Run {run_id} is at work.", "Stop it first, then delete it.")
+            self._remove_files(self.folder(run_id))
             db.execute("DELETE FROM points WHERE run_id = ?", (run_id,))
             db.execute("DELETE FROM jobs WHERE run_id = ?", (run_id,))
+
+    def _remove_files(self, run: RunFolder) -> None:
+        folder, key = run.path, cache.used_by(run)
         try:
             if folder.exists():
                 shutil.rmtree(folder)
@@ -420,60 +465,59 @@ class Store:
                 cache.drop(self.home, key, runs)
         except OSError as error:
             raise JobError(
-                f"Run {run_id} is off the list, but a folder could not be removed: {error}.",
-                f"Remove {folder} by hand.",
+                f"A folder of run {run.path.name} could not be removed: {error}.",
+                f"Remove {folder} by hand, then delete the run again.",
             ) from error
+
+    def bytes_of(self, run_id: str) -> int:
+        """Bytes of the files that go when a run is deleted."""
+        run = self.folder(run_id)
+        key = cache.used_by(run)
+        freed = bytes_below(run.path)
+        if key is not None and cache.users(run.path.parent, key) == [run.path]:
+            freed += bytes_below(cache.folder_of(self.home, key))
+        return freed
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
         try:
-            db.execute("PRAGMA synchronous=NORMAL")
+            db = self._connect()
+        except sqlite3.OperationalError:
+            if not self._give_reserve():
+                raise
+            db = self._connect()
+        try:
             yield db
         finally:
             db.close()
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise JobError(
-                f"The store {self.path} has schema {version}, this chipviz knows {SCHEMA_VERSION}.",
-                "A newer chipviz wrote it: update chipviz, or set CHIPVIZ_HOME to another folder.",
-            )
-        if version == 1:
-            self._move_reports(db)
-        if version < SCHEMA_VERSION:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT"
-            )
+    def _connect(self) -> sqlite3.Connection:
+        """A connection that has looked into the file: what it needs beside it is there."""
+        db = sqlite3.connect(
+            self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+        except BaseException:
+            db.close()
+            raise
+        return db
 
-    def _move_reports(self, db: sqlite3.Connection) -> None:
-        """Migrate a store of version 1: reports move to the run folders, new columns are filled.
+    def _keep_reserve(self) -> None:
+        """Put some bytes by, where the disk has plenty."""
+        with suppress(OSError):
+            if not self._reserve.exists() and shutil.disk_usage(self.home).free > 4 * RESERVE_BYTES:
+                with replacing(self._reserve) as part:
+                    part.write_bytes(os.urandom(RESERVE_BYTES))  # no disk can make it smaller
 
-        Killed at any moment, it is done again: a report is written before its row forgets it.
-        """
-        there = {row[1] for row in db.execute("PRAGMA table_info(jobs)")}
-        for column, kind in _NEW_COLUMNS.items():
-            if column not in there:
-                db.execute(f"ALTER TABLE jobs ADD COLUMN {column} {kind}")
-        rows = db.execute(
-            "SELECT run_id, result FROM jobs WHERE kind = 'train' AND result IS NOT NULL"
-        ).fetchall()
-        for run_id, result in rows:
-            try:
-                report = RunReport.model_validate_json(result)
-            except ValueError:
-                continue  # nobody could read it before either
-            folder = self.folder(run_id)
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.write_report(report)
-            values = summary(report) | {"result": None}
-            assignments = ", ".join(f"{column} = ?" for column in values)
-            db.execute(
-                f"UPDATE jobs SET {assignments} WHERE run_id = ? AND kind = 'train'",
-                (*values.values(), run_id),
-            )
+    def _give_reserve(self) -> bool:
+        """Give these bytes back. False if there are none."""
+        try:
+            self._reserve.unlink()
+        except OSError:
+            return False
+        return True
 
     def _select(self, where: str, values: Sequence[object] = ()) -> list[Job]:
         with self._open() as db:
@@ -482,12 +526,22 @@ class Store:
         return [_job(row) for row in rows]
 
     def _update(self, values: dict[str, Any], where: str, where_values: Sequence[object]) -> bool:
-        unknown = values.keys() - _COLUMNS
+        unknown = values.keys() - set(_COLUMNS)
         assert not unknown, f"no such columns: {unknown}"
         assignments = ", ".join(f"{column} = ?" for column in values)
         statement = f"UPDATE jobs SET {assignments} WHERE {where}"
         with self._open() as db:
             return db.execute(statement, (*values.values(), *where_values)).rowcount == 1
+
+    def _urgently(self, write: Callable[[], T]) -> T:
+        """Do what must be possible on a full disk too: how a job ends, and that it goes."""
+        try:
+            return write()
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if busy or not self._give_reserve():
+                raise
+            return write()
 
     def _update_active(self, job_id: str, values: dict[str, Any], also: str = "") -> bool:
         where = f"job_id = ? AND state IN ({_marks(ACTIVE)}){also}"
@@ -519,14 +573,13 @@ def _report(folder: RunFolder, _time: int, _size: int) -> RunReport:
 
 
 def _job(row: sqlite3.Row) -> Job:
-    return Job(**row, stop_requested=row["stop_at"] is not None)
+    return Job(**{name: row[name] for name in _COLUMNS}, stop_requested=row["stop_at"] is not None)
 
 
 def _owned_by_this_process() -> dict[str, Any]:
-    me = psutil.Process(os.getpid())
     return {
-        "pid": me.pid,
-        "pid_created": me.create_time(),
+        "pid": os.getpid(),
+        "process": my_mark(),
         "heartbeat": time.time(),
         "message": "",
         "hint": "",

@@ -4,6 +4,7 @@ Whatever happens here ends as a state, a sentence and a hint in the store, and n
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -22,17 +23,20 @@ from types import FrameType
 from typing import Any
 
 from chipviz.config import home_dir
-from chipviz.errors import ChipvizError, JobError, is_disk_full
+from chipviz.errors import ChipvizError, JobError, disk_full, is_disk_full, panics_as_errors
 from chipviz.files import write_atomic
 from chipviz.progress import Cancelled, Progress, ProgressFn, silent
 from chipviz.results.run_folder import RunFolder
-from chipviz.runs.store import Job, State, Store, summary
+from chipviz.runs.schema import summary
+from chipviz.runs.store import Job, State, Store
 
 BEAT_EVERY_S = 2.0
 POLL_EVERY_S = 0.5
 WRITE_EVERY_S = 0.25
 NOT_QUEUED = 3
 """Exit status of a worker whose job somebody else has taken, stopped or deleted."""
+
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad allocation", "std::bad_alloc")
 
 _log = logging.getLogger("chipviz")
 
@@ -58,6 +62,10 @@ class _Reporter:
         self._stop = stop
         self._watch = watch
         self._stage: str | None = None
+        self.loading = False
+        """Whether nothing would be lost if the work broke off at any instruction."""
+        self.broken_off = False
+        """Whether it did."""
         self._written = self._polled = -float("inf")
 
     def __call__(self, progress: Progress) -> None:
@@ -70,6 +78,7 @@ class _Reporter:
             raise Cancelled
         if progress.stage != self._stage:
             _log.info("%s: %s", progress.stage, progress.label)
+            self.loading = progress.stage == "loading"
         if progress.stage != self._stage or now - self._written >= WRITE_EVERY_S:
             self._stage, self._written = progress.stage, now
             self._store.report_progress(self._job_id, progress)
@@ -103,8 +112,9 @@ def work(store: Store, job: Job, *, watch: ProgressFn = silent) -> Job:
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         store.exit_path(job).unlink(missing_ok=True)
-        with _logging_to(folder.log), _heartbeat(store, job, stop), _sigterm_sets(stop):
-            ending = _attempt(store, job, folder, _Reporter(store, job.job_id, stop, watch))
+        report = _Reporter(store, job.job_id, stop, watch)
+        with _logging_to(folder.log), _heartbeat(store, job, stop), _sigterm_sets(stop, report):
+            ending = _attempt(store, job, folder, report)
     except OSError as error:
         ending = _explain(error, folder)
     except KeyboardInterrupt:
@@ -118,13 +128,19 @@ def _attempt(store: Store, job: Job, folder: RunFolder, report: _Reporter) -> _E
     _log.info("%s %s started, process %d", job.kind, job.job_id, os.getpid())
     try:
         work = _train if job.kind == "train" else _build
-        ending = work(store, job, folder, report)
+        with panics_as_errors():
+            ending = work(store, job, folder, report)
     except Cancelled:
         ending = _Ending("stopped")
     except Exception as error:  # noqa: BLE001 - the one place where every failure gets its words
-        if not isinstance(error, ChipvizError):
-            _log.exception("the job failed")
-        ending = _explain(error, folder)
+        if report.broken_off:  # a library put words of its own around it
+            ending = _Ending("stopped")
+        else:
+            if not isinstance(error, ChipvizError):
+                _log.exception("the job failed")
+            ending = _explain(error, folder)
+    finally:
+        report.loading = False
     _log.info("%s %s %s %s", job.kind, job.job_id, ending.state, ending.message)
     return ending
 
@@ -172,12 +188,8 @@ def _explain(error: Exception, folder: RunFolder) -> _Ending:
             "or close other programs, then resume.",
         )
     if is_disk_full(error):
-        free = _free_mib(folder.path)
-        return _Ending(
-            "failed",
-            f"The disk is full: {free} MiB are free for {folder.path.parent}.",
-            "Delete runs you no longer need or free space, then resume.",
-        )
+        said = disk_full(folder.path.parent)
+        return _Ending("failed", said.message, f"{said.hint} Then resume.")
     return _Ending(
         "failed",
         f"Unexpected {type(error).__name__}: {str(error)[:300]}",
@@ -189,14 +201,9 @@ def _is_out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch
-        or "can't allocate memory" in str(error)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or any(words in str(error) for words in _NO_MEMORY)
     )
-
-
-def _free_mib(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free // 2**20
 
 
 def _end(store: Store, job: Job, ending: _Ending) -> None:
@@ -214,7 +221,7 @@ def _end(store: Store, job: Job, ending: _Ending) -> None:
         )
     except sqlite3.Error:
         _log.exception("the store does not take the end of %s", job.job_id)
-    owner = {"pid": os.getpid(), "pid_created": job.pid_created}
+    owner = {"pid": os.getpid(), "process": job.process}
     with suppress(OSError):  # the store knows already; a full disk must not hide what it knows
         write_atomic(store.exit_path(job), json.dumps(asdict(ending) | owner))
 
@@ -258,13 +265,20 @@ def _heartbeat(store: Store, job: Job, stop: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_sets(stop: threading.Event) -> Iterator[None]:
+def _sigterm_sets(stop: threading.Event, report: _Reporter) -> Iterator[None]:
+    """Let a signal stop the work: at the next report, or at once while it only loads.
+
+    Imports, downloads and the reading of weights take seconds without a report.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread alone; the store is asked anyway
         return
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         stop.set()
+        if report.loading:
+            report.loading, report.broken_off = False, True
+            raise Cancelled
 
     before = signal.signal(signal.SIGTERM, on_signal)
     try:

@@ -9,7 +9,7 @@ from chipviz import sources
 from chipviz.config import EXAMPLE
 from chipviz.errors import Refusal
 from chipviz.preview import BackbonePreview
-from chipviz.ui import lookups, widgets
+from chipviz.ui import draft, lookups, widgets
 from chipviz.ui.formatting import megabytes, millions
 
 EMBEDDED = {
@@ -23,7 +23,7 @@ def choose() -> dict[str, Any]:
     st.subheader("2 Backbone", anchor=False)
     kind = st.segmented_control(
         "Where the language model comes from",
-        ["Embedded", "File or folder", "Hub"],
+        draft.BACKBONE_SOURCES,
         default="Embedded",
         required=True,
         key="backbone_source",
@@ -94,6 +94,7 @@ def _facts(found: BackbonePreview, *, embedded: bool) -> str:
             megabytes(needed),
             f"of memory needed in {found.dtype}, {megabytes(free)} free on {found.device}",
         ),
+        *([(megabytes(found.feature_bytes), "of states on disk")] if found.feature_bytes else []),
     ]
     bar = widgets.bar(max(0.01, share), f"{100 * share:.0f} % of the free memory")
     licence = html.escape(found.licence or "none is stated in its folder")

@@ -32,7 +32,7 @@ def show(job: Job, report: RunReport) -> None:
     needs = "chipviz" if bundle.kind == "chipviz" else "torch and transformers alone"
     st.markdown(f"**Load it** anywhere, with {needs}")
     lines = card.use(bundle.kind, takes_pair=takes_pair).replace('"PATH"', repr(bundle.path))
-    st.code(lines, language="python")
+    st.code(lines, language="python", wrap_lines=True)
 
 
 def _try_it(bundle: BundleReport, *, takes_pair: bool) -> None:

@@ -31,7 +31,14 @@ def controls(report: RunReport) -> Cut:
     last = report.backbone.n_layers - 1
     if last > 0:
         _show("cut", cut.layer)
-        st.slider("Cut layer", 0, last, cut.layer, key="cut", on_change=_moved, args=(report,))
+        no_cut = report.backbone.no_cut
+        if no_cut:
+            layers = [layer for layer in range(last + 1) if layer not in no_cut]
+            st.select_slider(
+                "Cut layer", layers, cut.layer, key="cut", on_change=_moved, args=(report,)
+            )
+        else:
+            st.slider("Cut layer", 0, last, cut.layer, key="cut", on_change=_moved, args=(report,))
     names = [chip_name(key) for key in report.chips]
     if len(names) > 1:
         _show("chip", chip_name(cut.chip))
@@ -152,5 +159,8 @@ def _moved(report: RunReport) -> None:
 
 def _clicked(report: RunReport) -> None:
     cut = curves.picked(st.session_state["curve"].selection.points)
-    if cut:
+    if cut and cut.layer in report.backbone.no_cut:
+        why = formatting.plain(report.backbone.no_cut[cut.layer])
+        st.toast(f"The model cannot be cut after layer {cut.layer}: {why}.")
+    elif cut:
         state.choose_cut(report, cut)

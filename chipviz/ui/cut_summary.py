@@ -23,9 +23,12 @@ def show(report: RunReport, cut: Cut, predictions: Predictions | None) -> None:
     )
     validation, test = _at(report, cut, "validation"), _at(report, cut, "test")
     scores = [
-        (percent(validation.accuracy), f"validation ({_interval(validation)})"),
+        (percent(validation.accuracy), f"{report.judged} ({_interval(validation)})"),
         (percent(test.accuracy), f"test ({_interval(test)}, n = {test.n:,})"),
     ]
+    if test.auroc is not None:
+        words = f"AUROC on test, average precision {test.average_precision:.3f}"
+        scores.append((f"{test.auroc:.3f}", words))
     st.html(widgets.facts(scores))
     st.caption(loss_words(report, cut, predictions))
     drawing = widgets.stack(layers, cut.layer)

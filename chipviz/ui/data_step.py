@@ -1,5 +1,6 @@
 """Step 1 of a new run: where the texts come from, and which columns are what."""
 
+import hashlib
 from typing import Any
 
 import streamlit as st
@@ -8,7 +9,7 @@ from chipviz import sources
 from chipviz.config import EXAMPLE
 from chipviz.errors import ChipvizError, Refusal
 from chipviz.preview import Preview
-from chipviz.ui import formatting, lookups, uploads, widgets
+from chipviz.ui import draft, formatting, lookups, uploads, widgets
 
 MAX_BARS = 12
 """Maximum classes drawn. The others are counted."""
@@ -24,7 +25,7 @@ def choose() -> dict[str, Any] | None:
     st.subheader("1 Data", anchor=False)
     kind = st.segmented_control(
         "Where the texts come from",
-        ["Embedded", "Upload", "File or folder", "Hub"],
+        draft.DATA_SOURCES,
         default="Embedded",
         required=True,
         key="data_source",
@@ -55,8 +56,8 @@ def _named(kind: str) -> str:
             key="upload",
         )
         st.caption(
-            f"CSV, TSV, JSON lines, JSON, Parquet or lines of fastText, up to {uploads.MAX_MB} MB. "
-            "A larger table is best named under File or folder."
+            "CSV, TSV, Excel, JSON lines, JSON, Parquet or lines of fastText, up to "
+            f"{uploads.MAX_MB} MB. A larger table is best named under File or folder."
         )
         return "" if file is None else str(uploads.keep(file))
     if kind == "Hub":
@@ -109,13 +110,16 @@ def _columns(data: str) -> dict[str, str | None] | None:
 
 def _box(role: str, options: list[Any], guess: str | None, guessed_for: str) -> str | None:
     """A box with the guess chosen and named as one. `guessed_for` names that table."""
+    key = f"column_{role}_{hashlib.sha256(guessed_for.encode()).hexdigest()[:12]}"
+    if st.session_state.get(key) not in options:  # the file has other columns than it had
+        st.session_state.pop(key, None)
     return st.selectbox(
         formatting.label_of(role),
         options,
         index=options.index(guess) if guess in options else None,
         format_func=lambda name: _shown(name, guess),
         placeholder="Choose",
-        key=f"column_{role}_{hash(guessed_for)}",
+        key=key,
     )
 
 

@@ -8,11 +8,22 @@ from streamlit.delta_generator import DeltaGenerator
 from chipviz.config import EXAMPLE, RunConfig
 from chipviz.errors import ChipvizError, Refusal
 from chipviz.runs import scheduler
-from chipviz.ui import backbone_step, data_step, lookups, nav, options, prompt_step, state, widgets
+from chipviz.ui import (
+    backbone_step,
+    data_step,
+    draft,
+    lookups,
+    nav,
+    options,
+    prompt_step,
+    state,
+    widgets,
+)
 
 
 def show() -> None:
     """Draw the three steps and what is known of the run they describe, and start it."""
+    draft.restore()
     # A place each: what comes and goes in one step must not move the next while the page waits.
     texts, rows, model, size, prompt, read, more, said = (st.container() for _ in range(8))
     with texts:
@@ -24,13 +35,18 @@ def show() -> None:
         values |= prompt_step.choose(embedded=embedded)
     with more:
         values |= options.choose(embedded=embedded)
+    draft.keep(data["data"] if data else None)
     fits = True
     if values["backbone"]:
         with size:
             fits = backbone_step.show_outlook(values)
     config = None if data is None else _config(values | data)
     ready = config is not None and fits and _looks_good(config, rows, size, read, said)
-    if st.button("Train chips on all layers", type="primary", key="start", disabled=not ready):
+    with st.container(horizontal=True, vertical_alignment="center"):
+        go = st.button("Train chips on all layers", type="primary", key="start", disabled=not ready)
+        if "draft" in st.session_state:
+            st.button("Start over", type="tertiary", key="over", on_click=draft.start_over)
+    if go:
         assert config is not None
         _start(config)
 

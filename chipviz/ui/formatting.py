@@ -7,10 +7,18 @@ from chipviz.config import RunConfig
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:^=&])")
 
+_ADDRESS = re.compile(r"https?(?=:)|www(?=\.)|[-.\w+](?=@)", re.IGNORECASE)
+"""Where Markdown would see an address without being told."""
+_JOINER = "\u2060"
+
 
 def plain(text: str) -> str:
-    """Text for places that read Markdown: every mark escaped, so it shows as written."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    """Text for places that read Markdown: every mark escaped, so it shows as written.
+
+    Addresses are no links either: what makes one is parted by a character that nobody sees.
+    """
+    parted = _ADDRESS.sub(lambda found: found[0] + _JOINER, " ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\1", parted)
 
 
 def label_of(field: str) -> str:
@@ -29,7 +37,9 @@ def percent(value: float) -> str:
 
 
 def megabytes(n_bytes: float) -> str:
-    """Bytes as MB, from 1 GB on as GB."""
+    """Bytes as MB, from 1 GB on as GB, below 1 MB as kB."""
+    if n_bytes < 1e6:
+        return f"{n_bytes / 1e3:,.0f} kB"
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
 
 

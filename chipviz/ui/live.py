@@ -4,10 +4,11 @@ from collections import deque
 
 import streamlit as st
 
+from chipviz.errors import JobError
 from chipviz.results.run_folder import RunFolder
 from chipviz.runs import scheduler
 from chipviz.runs.store import Job
-from chipviz.ui import nav, state, widgets
+from chipviz.ui import guard, nav, state, widgets
 from chipviz.ui.plots import curves
 
 EVERY_S = 2.0
@@ -18,13 +19,13 @@ def watch_run(job: Job) -> None:
     """Show a training run while it works and how it ended, with the button that fits."""
     _run_buttons(job)
     every = EVERY_S if widgets.at_work(job) else None
-    st.fragment(_run_view, run_every=every)(job.run_id, widgets.at_work(job))
+    guard.live(_run_view, every)(job.run_id, widgets.at_work(job))
 
 
 def watch_bundle(job: Job) -> None:
     """Show a bundle build while it works. The page is drawn anew when it ends."""
     st.button("Stop", icon=":material/stop:", key="stop_build", on_click=_stop, args=(job.job_id,))
-    st.fragment(_bundle_view, run_every=EVERY_S)(job.job_id)
+    guard.live(_bundle_view, EVERY_S)(job.job_id)
 
 
 def resume_button(job: Job, key: str) -> None:
@@ -73,22 +74,36 @@ def _run_buttons(job: Job) -> None:
 
 
 def _run_view(run_id: str, was_at_work: bool) -> None:
-    job = state.store().get(run_id)
+    job = still_there(run_id)
     if was_at_work and not widgets.at_work(job):
         st.rerun()
     with st.container():  # a place of its own: what comes and goes here must not move the chart
         widgets.progress(job)
         how_it_ended(job)
-    points = state.store().points(run_id)
-    if points or widgets.at_work(job):
+    store, look, total = state.store(), state.look(), _texts(job)
+    mark = store.points_mark(run_id)
+    if mark[0] or widgets.at_work(job):
         st.plotly_chart(
-            curves.live_figure(points, total=_texts(job), look=state.look()),
+            state.drawn_once(
+                (run_id, mark, total, look),
+                lambda: curves.live_figure(
+                    store.points(run_id, ends_only=True), total=total, look=look
+                ),
+            ),
             key="live_curve",
             theme=None,
             config={"displayModeBar": False},
             alt="Validation accuracy of a chip on every layer, growing as texts are read",
         )
-    _log(state.store().folder(run_id))
+    _log(store.folder(run_id))
+
+
+def still_there(job_id: str) -> Job:
+    """The job. One that was deleted elsewhere is the page's to speak of, once."""
+    try:
+        return state.store().get(job_id)
+    except JobError:
+        st.rerun()
 
 
 def _texts(job: Job) -> int | None:
@@ -98,7 +113,7 @@ def _texts(job: Job) -> int | None:
 
 
 def _bundle_view(job_id: str) -> None:
-    job = state.store().get(job_id)
+    job = still_there(job_id)
     if not widgets.at_work(job):
         st.rerun()
     widgets.progress(job)
@@ -110,7 +125,7 @@ def _log(folder: RunFolder) -> None:
     with st.expander("Log"):
         with folder.log.open(encoding="utf-8", errors="replace") as lines:
             tail = deque(lines, maxlen=_LOG_LINES)
-        st.code("".join(tail) or "(empty)", language=None)
+        st.code("".join(tail) or "(empty)", language=None, wrap_lines=True)
 
 
 def _stop(job_id: str) -> None:

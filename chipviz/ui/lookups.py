@@ -4,8 +4,11 @@ A refusal is an answer too: a page is drawn many times, and nothing is asked twi
 """
 
 import re
+import threading
+import time
+from collections import OrderedDict
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import streamlit as st
 
@@ -24,9 +27,12 @@ from chipviz.ui import state, widgets
 
 A = TypeVar("A")
 
-WAIT_S = 1800.0
-"""Fetching may take its time. What does not answer is given up by the process itself."""
+WAIT_S = 120.0
+"""Seconds that a look at what is on this machine may take."""
+FETCH_S = 1800.0
+"""Seconds where somebody asked to fetch it. What does not answer is given up by itself before."""
 KEPT_S = 900
+KEPT = 128
 
 
 def columns(data: str, label: str | None) -> ColumnsPreview | Refusal:
@@ -88,7 +94,7 @@ def show_failure(refusal: Refusal, *sources_asked: str) -> None:
             "Look again",
             key=f"again_{len(sources_asked)}_{sources_asked[0]}",
             icon=":material/refresh:",
-            on_click=_ask.clear,
+            on_click=forget,
         )
 
 
@@ -96,24 +102,64 @@ def _wanted() -> set[str]:
     return st.session_state.setdefault("wanted", set())
 
 
+def forget() -> None:
+    """Ask everything anew."""
+    _kept().clear()
+
+
 def _answer(question: Question, kind: type[A], stamp: object) -> A | Refusal:
     """What was found, or why nothing was. A process that broke down is asked anew the next time."""
-    try:
-        return _ask(question, kind, line_of(question), stamp)
-    except JobError as error:
-        return error.refusal
+    key, kept = (line_of(question), stamp), _kept()
+    if (found := kept.get(key)) is not None:
+        return found
+    wait_s = FETCH_S if _wanted() else WAIT_S
+    with st.spinner("Looking …"):
+        place = st.empty()
+        start = time.monotonic()
+
+        def waiting() -> None:
+            # What is drawn here is also where Streamlit ends a page that somebody left or changed.
+            place.caption(f"{time.monotonic() - start:.0f} s")
+
+        try:
+            found = state.scout().ask(question, kind, wait_s, waiting)
+        except JobError as error:
+            return error.refusal
+        except ChipvizError as error:
+            found = error.refusal
+        finally:
+            place.empty()
+    kept.put(key, found)
+    return found
 
 
-@st.cache_data(max_entries=128, ttl=KEPT_S, show_spinner="Looking …")
-def _ask(_question: Question, _kind: type[A], line: str, stamp: object) -> A | Refusal:
-    """Kept by the question's `line` and by `stamp`, which changes with the files asked about."""
-    del line, stamp
-    try:
-        return state.scout().ask(_question, _kind, WAIT_S)
-    except JobError:
-        raise
-    except ChipvizError as error:
-        return error.refusal
+class _Kept:
+    """Answers of the last minutes, shared by all sessions."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answers: OrderedDict[object, tuple[float, Any]] = OrderedDict()
+
+    def get(self, key: object) -> Any:
+        with self._lock:
+            when, answer = self._answers.get(key, (0.0, None))
+            return answer if time.monotonic() - when < KEPT_S else None
+
+    def put(self, key: object, answer: object) -> None:
+        with self._lock:
+            self._answers[key] = time.monotonic(), answer
+            self._answers.move_to_end(key)
+            while len(self._answers) > KEPT:
+                self._answers.popitem(last=False)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._answers.clear()
+
+
+@st.cache_resource
+def _kept() -> _Kept:
+    return _Kept()
 
 
 def _stamp(source: str) -> tuple[tuple[str, int, int], ...]:

@@ -4,7 +4,7 @@ import gc
 
 import streamlit as st
 
-from chipviz.ui import nav, state, style
+from chipviz.ui import guard, nav, state, style
 
 
 @st.cache_resource
@@ -18,4 +18,5 @@ st.set_page_config(page_title="chipviz", page_icon=style.ICON, layout="wide")
 _freeze()
 page = st.navigation(list(nav.pages().values()), position="top")
 st.html(style.sheet(state.look()))
-page.run()
+with guard.saying():
+    page.run()

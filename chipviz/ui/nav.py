@@ -9,13 +9,14 @@ import streamlit as st
 if TYPE_CHECKING:
     from streamlit.navigation.page import StreamlitPage
 
-PageName = Literal["runs", "train", "layers", "tokens", "bundle"]
+PageName = Literal["runs", "train", "layers", "sparsify", "tokens", "bundle"]
 
 _FOLDER = Path(__file__).resolve().parents[2] / "pages"
 _PAGES: dict[PageName, tuple[str, str]] = {
     "runs": ("Runs", ":material/list:"),
     "train": ("Train", ":material/play_arrow:"),
     "layers": ("Layers", ":material/stacked_line_chart:"),
+    "sparsify": ("Sparsify", ":material/scatter_plot:"),
     "tokens": ("Tokens", ":material/text_fields:"),
     "bundle": ("Bundle", ":material/inventory_2:"),
 }

@@ -4,14 +4,16 @@ from typing import Any, get_args
 
 import streamlit as st
 
-from chipviz.config import EXAMPLE, Contradictions, Preset
+from chipviz.config import EXAMPLE, Contradictions, Preset, StcSite
 from chipviz.keys import ChipKind, Pooling
-from chipviz.ui import formatting
+from chipviz.ui import draft, formatting
 
-CHIPS: dict[ChipKind, str] = {"linear": "Linear", "mlp": "MLP, 256 wide"}
+CHIPS: dict[ChipKind, str] = {
+    "linear": "Linear",
+    "mlp": "MLP, 256 wide",
+    "sparse": "Linear with L1",
+}
 PRESETS: dict[Preset, str] = {"sound": "Sound", "published": "As published, beside it"}
-DTYPES = ("float32", "bfloat16")
-MAX_FITS = 10
 
 
 def choose(*, embedded: bool) -> dict[str, Any]:
@@ -29,6 +31,12 @@ def _named(field: str) -> dict[str, Any]:
     return {"label": formatting.label_of(field), "help": formatting.help_of(field)}
 
 
+def _number(field: str) -> dict[str, Any]:
+    """The same with its bounds."""
+    least, most = draft.NUMBERS[field]
+    return _named(field) | {"min_value": least, "max_value": most, "key": field}
+
+
 def _chips() -> dict[str, Any]:
     left, right = st.columns(2)
     poolings = left.multiselect(
@@ -44,6 +52,14 @@ def _chips() -> dict[str, Any]:
         format_func=lambda kind: CHIPS[kind],
         key="chips",
     )
+    stc = left.toggle(**_named("stc"), key="stc")
+    sites = right.multiselect(
+        **_named("sites"),
+        options=get_args(StcSite),
+        default=["block", "ffn_in"],
+        disabled=not stc,
+        key="sites",
+    )
     preset = st.segmented_control(
         **_named("preset"),
         options=list(PRESETS),
@@ -56,7 +72,8 @@ def _chips() -> dict[str, Any]:
         "Two leaks of the published recipe are not repeated: it draws the validation rows from the "
         "evaluation split, and picks the best layer on the test texts."
     )
-    return {"poolings": poolings, "chips": chips, "preset": preset}
+    joined = {"stc": stc, "sites": sites} if stc else {}
+    return {"poolings": poolings, "chips": chips, "preset": preset} | joined
 
 
 def _texts(*, embedded: bool) -> dict[str, Any]:
@@ -79,6 +96,10 @@ def _texts(*, embedded: bool) -> dict[str, Any]:
         required=True,
         key="contradictions",
     )
+    left, right = st.columns(2)
+    for place, field in ((left, "split"), (right, "group")):
+        said = place.text_input(**_named(field), placeholder="none", key=field)
+        values[field] = (said or "").strip() or None
     balanced = st.toggle(
         "Balance the classes", key="balanced", help=formatting.help_of("class_weight")
     )
@@ -86,15 +107,15 @@ def _texts(*, embedded: bool) -> dict[str, Any]:
 
 
 def _computing() -> dict[str, Any]:
-    left, right = st.columns(2)
+    left, middle, right = st.columns(3)
     refit = st.toggle(**_named("refit"), value=True, key="refit")
-    repeats = left.number_input(
-        **_named("repeats"), min_value=1, max_value=MAX_FITS, value=1, key="repeats"
-    )
-    seed = right.number_input(**_named("seed"), min_value=0, value=0, key="seed")
+    repeats = left.number_input(**_number("repeats"), value=1)
+    folds = middle.number_input(**_number("folds"), value=None, placeholder="5 or 1")
+    seed = right.number_input(**_number("seed"), value=0)
     spread = st.toggle(**_named("device_map"), key="spread")
     return {
         "refit": refit,
+        "folds": folds,
         "repeats": repeats,
         "seed": seed,
         "device_map": "auto" if spread else None,
@@ -105,7 +126,7 @@ def _backbone() -> dict[str, Any]:
     left, right = st.columns(2)
     dtype = left.selectbox(
         **_named("dtype"),
-        options=[None, *DTYPES],
+        options=draft.DTYPES,
         format_func=lambda name: name or "what is fast here",
         key="dtype",
     )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import streamlit as st
@@ -16,8 +17,12 @@ from chipviz.ui.plots import curves, heatmaps
 from chipviz.ui.plots.theme import chip_name
 
 MISTAKES_SHOWN = 50
+CHARS_SHOWN = 2_000
+"""Characters of a text that a table shows."""
+CONFUSIONS_SHOWN = 50
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 VIEWS = (
     "Accuracy against size",
     "Learning curve",
@@ -81,13 +86,39 @@ def _confusion(report: RunReport, cut: Cut, found: tuple[np.ndarray, np.ndarray]
         st.info("The predictions of this run are not on disk any more.")
         return
     labels, predicted = (values.astype(np.int64) for values in found)
-    figure = heatmaps.confusion_figure(
-        confusion_matrix(labels, predicted, report.task.n_classes),
+    counts = confusion_matrix(labels, predicted, report.task.n_classes)
+    many = report.task.n_classes > heatmaps.MAX_CLASSES
+    draw = heatmaps.coarse_confusion_figure if many else heatmaps.confusion_figure
+    figure = draw(
+        counts,
         report.task.label_names,
         subtitle=f"layer {cut.layer}, {chip_name(cut.chip)}; test, n = {len(labels):,}",
         look=state.look(),
     )
+    if many:
+        _largest_confusions(counts, report.task.label_names)
     _chart(figure, "confusion", "Counts of true against predicted class")
+
+
+def _largest_confusions(counts: np.ndarray, names: Sequence[str]) -> None:
+    """A table of the pairs of classes that are mixed up most often."""
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:CONFUSIONS_SHOWN]
+    pairs = [divmod(int(place), len(names)) for place in order if wrong.flat[place] > 0]
+    st.caption(
+        f"{len(names):,} classes. The {len(pairs)} largest of {np.count_nonzero(wrong):,} "
+        "confusions, and under them a coarse map."
+    )
+    st.dataframe(
+        {
+            "true class": [names[truth][:CHARS_SHOWN] for truth, _ in pairs],
+            "the chip says": [names[said][:CHARS_SHOWN] for _, said in pairs],
+            "texts": [int(wrong[pair]) for pair in pairs],
+            "of this class": [int(counts[truth].sum()) for truth, _ in pairs],
+        },
+        hide_index=True,
+    )
 
 
 def _mistakes(job: Job, report: RunReport, found: tuple[np.ndarray, np.ndarray] | None) -> None:
@@ -101,13 +132,36 @@ def _mistakes(job: Job, report: RunReport, found: tuple[np.ndarray, np.ndarray] 
     st.caption(f"{len(wrong):,} of {len(labels):,} test texts; up to {MISTAKES_SHOWN} are shown.")
     st.dataframe(
         {
-            "text": [examples[i].text for i in wrong[:MISTAKES_SHOWN]],
+            "text": [examples[i].text[:CHARS_SHOWN] for i in wrong[:MISTAKES_SHOWN]],
             "truth": [names[labels[i]] for i in wrong[:MISTAKES_SHOWN]],
             "the chip says": [names[predicted[i]] for i in wrong[:MISTAKES_SHOWN]],
         },
         hide_index=True,
         column_config={"text": st.column_config.TextColumn(width="large")},
     )
+    rows = [(examples[i].text, names[labels[i]], names[predicted[i]]) for i in wrong]
+    st.download_button(
+        "Download all as CSV",
+        lambda: mistakes_csv(rows),
+        f"chipviz-{report.run_id}-mistakes.csv",
+        "text/csv",
+        key="mistakes_csv",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+
+
+def mistakes_csv(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Text, true and predicted label of every mistake.
+
+    A cell that a spreadsheet would run as a formula gets an apostrophe before it (OWASP).
+    """
+    text = io.StringIO()
+    lines = csv.writer(text)  # its ends of lines: a cell with either half of one is quoted
+    lines.writerow(["text", "label", "prediction"])
+    for row in rows:
+        lines.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in row])
+    return text.getvalue()
 
 
 def _scores(report: RunReport) -> None:
@@ -151,9 +205,20 @@ def _table(report: RunReport) -> list[dict[str, object]]:
             "macro-F1, 95 %": f"{s.macro_f1_low:.3f} to {s.macro_f1_high:.3f}",
             "log-loss": round(s.log_loss, 3),
             "log-loss, 95 %": f"{s.log_loss_low:.3f} to {s.log_loss_high:.3f}",
+            **_ranking(s),
             "ECE": round(s.ece, 3),
             "ECE, 95 %": f"{s.ece_low:.3f} to {s.ece_high:.3f}",
             "n": s.n,
         }
         for s in report.scores
     ]
+
+
+def _ranking(score: Score) -> dict[str, float]:
+    """What two classes have beside accuracy."""
+    if score.auroc is None or score.average_precision is None:
+        return {}
+    return {
+        "AUROC": round(score.auroc, 4),
+        "average precision": round(score.average_precision, 4),
+    }

@@ -1,51 +1,39 @@
-"""What the web server adds around the pages: bundle downloads, health, headers, the scheduler.
+"""What the web server adds around the pages: bundle downloads, health, the scheduler.
 
 Plain ASGI parts that `app.py` hands to Streamlit. Knows no page.
 """
 
 import gc
+import hashlib
 import logging
 import os
 import re
 import secrets
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import streamlit
 from anyio import to_thread
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zipstream import ZipStream
 
 from chipviz.errors import JobError
+from chipviz.runs import tidy
 from chipviz.runs.scheduler import Scheduler
 from chipviz.runs.store import Job, Store
+from chipviz.ui.gate import LOCAL_HOSTS, Guard, refuse
 
 LINK_AGE_S = 24 * 60 * 60
 """How long a download link is good for."""
-
-LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; "
-        "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-        "connect-src 'self'; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
-        "form-action 'self'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-}
-"""On every answer. Streamlit sends none of them. With these, injected script and foreign images
-stay dead even if a page should ever render hostile text as HTML."""
 
 _log = logging.getLogger("chipviz")
 
@@ -53,62 +41,109 @@ _log = logging.getLogger("chipviz")
 class Server:
     """Routes, middleware and lifespan of one home folder, for `streamlit.starlette.App`."""
 
-    def __init__(self, home: Path, hosts: Sequence[str] = ()) -> None:
-        """Open the store of `home`.
+    def __init__(self, home: Path, hosts: Sequence[str] = (), token: str | None = None) -> None:
+        """Knows its home, which it opens when it starts. One that cannot be opened is said so.
 
         Args:
             home: The folder with the store.
             hosts: Names this server answers to, next to this machine's own.
+            token: What a browser must know. None lets everybody in who reaches the server.
         """
-        self.store = Store(home)
-        self.scheduler = Scheduler(self.store)
+        self._home = home
+        self._opened: tuple[Store, Scheduler] | None = None
         self.routes = [
             Route("/bundles/{token}", self._bundle, methods=["GET"]),
             Route("/api/health", self._health, methods=["GET"]),
         ]
-        self.middleware = [Middleware(Guard, hosts=frozenset(hosts) | LOCAL_HOSTS)]
+        self.middleware = [Middleware(Guard, hosts=frozenset(hosts) | LOCAL_HOSTS, token=token)]
+        self._token = token
+
+    @property
+    def store(self) -> Store:
+        """The store of the home folder.
+
+        Raises:
+            JobError: If it cannot be opened. The next who asks tries again.
+        """
+        return self._open()[0]
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Starts queued jobs. Raises as `store` does."""
+        return self._open()[1]
+
+    def _open(self) -> tuple[Store, Scheduler]:
+        if self._opened is None:
+            store = Store(self._home)
+            self._opened = store, Scheduler(store)
+        return self._opened
 
     @asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncIterator[None]:
         """Schedule while the server runs. Processes at work outlive it."""
+        os.umask(0o077)  # what people upload and what runs read is theirs alone
+        if self._token is not None:
+            port = streamlit.get_option("server.port")
+            sys.stderr.write(f"Open http://127.0.0.1:{port}/?token={self._token}\n")
         gc.freeze()  # what is imported now stays: collections after a page's run skip it
-        self.scheduler.start()
+        try:
+            self.scheduler.start()
+            await to_thread.run_sync(_sweep, self.store)
+        except JobError as error:
+            # The pages say so too, and the server answers: whoever mends the folder starts it anew.
+            sys.stderr.write(f"error: {error.message}\nhint: {error.hint} Then start again.\n")
         try:
             yield
         finally:
-            await to_thread.run_sync(self.scheduler.close)
+            if self._opened is not None:
+                await to_thread.run_sync(self.scheduler.close)
 
     def _bundle(self, request: Request) -> Response:
         try:
-            run_id, job_id = _serializer(self.store).loads(
+            store = self.store
+            run_id, job_id = _serializer(store).loads(
                 request.path_params["token"], max_age=LINK_AGE_S
             )
         except SignatureExpired:
-            return _refuse("This link has expired. Open the Bundle page for a new one.", 403)
+            return refuse("This link has expired. Open the Bundle page for a new one.", 403)
         except (BadSignature, ValueError, TypeError):
-            return _refuse("This link is not valid. Open the Bundle page for a good one.", 403)
+            return refuse("This link is not valid. Open the Bundle page for a good one.", 403)
+        except (JobError, OSError):
+            return refuse("The server cannot read its home folder.", 503)
         try:
-            job, run = self.store.get(job_id), self.store.get(run_id)
+            job, run = store.get(job_id), store.get(run_id)
         except JobError:
-            return _refuse("This bundle has been deleted.", 404)
+            return refuse("This bundle has been deleted.", 404)
         folder = Path(job.bundle.path) if job.bundle else None
         if folder is None or not folder.is_dir():
-            return _refuse("There is no such bundle any more. Build it again.", 404)
-        return _zip_of(folder, _file_name(run, job), body=request.method == "GET")
+            return refuse("There is no such bundle any more. Build it again.", 404)
+        return _zip_of(folder, _file_name(run, job), request)
 
     def _health(self, _request: Request) -> Response:
-        scheduler = "stopped"
-        if self.scheduler.alive:
-            scheduler = "leads" if self.scheduler.leads else "waits for another server"
-        facts: dict[str, Any] = {"scheduler": scheduler, "store": "writable"}
+        facts: dict[str, Any] = {"scheduler": "stopped", "store": "writable"}
+        alive = False
         try:
+            alive = self.scheduler.alive
+            if alive:
+                leads = self.scheduler.leads
+                facts["scheduler"] = "leads" if leads else "waits for another server"
             self.store.check()
             facts["free_disk_bytes"] = shutil.disk_usage(self.store.home).free
-        except (sqlite3.Error, OSError) as error:
+        except (JobError, sqlite3.Error, OSError) as error:
             _log.warning("the store is not writable: %s", error)
             facts["store"] = "not writable"
-        well = self.scheduler.alive and facts["store"] == "writable"
+        well = alive and facts["store"] == "writable"
         return JSONResponse({"ok": well} | facts, status_code=200 if well else 503)
+
+
+def _sweep(store: Store) -> None:
+    try:
+        freed = tidy.sweep(store)
+    except (JobError, OSError, sqlite3.Error) as error:
+        _log.warning("what crashes left behind could not be removed: %s", error)
+    else:
+        if freed:
+            _log.info("%d bytes that crashes left behind are free again", freed)
 
 
 def bundle_link(store: Store, job: Job) -> str:
@@ -116,57 +151,79 @@ def bundle_link(store: Store, job: Job) -> str:
     return f"/bundles/{_serializer(store).dumps([job.run_id, job.job_id])}"
 
 
-class Guard:
-    """Refuses foreign host names (DNS rebinding) and puts the security headers on every answer."""
+def _zip_of(folder: Path, name: str, request: Request) -> Response:
+    """A zip of a folder, packed while it is sent: no copy on disk, flat memory, exact length.
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
-        self._app = app
-        self._hosts = hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one connection. Streamlit itself checks the host of web sockets."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY_HEADERS)
-            await send(message)
-
-        host = _host_name(Headers(scope=scope).get("host", ""))
-        if host in self._hosts:
-            await self._app(scope, receive, send_with_headers)
-        else:
-            refusal = _refuse(
-                "This server does not answer to that host name. "
-                "Open it as localhost, or add the name to server.allowedHosts.",
-                403,
-            )
-            await refusal(scope, receive, send_with_headers)
-
-
-def _host_name(host: str) -> str:
-    """The name in a Host header, without the port."""
-    return re.sub(r":\d*$", "", host).lower()
-
-
-def _refuse(sentence: str, status: int) -> Response:
-    return PlainTextResponse(sentence, status_code=status, headers={"Cache-Control": "no-store"})
-
-
-def _zip_of(folder: Path, name: str, *, body: bool) -> Response:
-    """A zip of a folder, packed while it is sent: no copy on disk, flat memory, exact length."""
+    A range of it is cut out of the same bytes, so that a download that broke off goes on.
+    """
     archive = ZipStream.from_path(folder, arcname=name, sized=True)
+    length = len(archive)
     headers = {
-        "Content-Length": str(len(archive)),
         "Content-Disposition": f'attachment; filename="{name}.zip"',
         "Cache-Control": "private, no-store",
-        "Accept-Ranges": "none",
+        "Accept-Ranges": "bytes",
+        "ETag": _tag_of(folder),
     }
-    if not body:
-        return Response(headers=headers, media_type="application/zip")
-    return StreamingResponse(iter(archive), headers=headers, media_type="application/zip")
+    wanted = request.headers.get("range", "")
+    if request.headers.get("if-range", headers["ETag"]) != headers["ETag"]:
+        wanted = ""  # the bundle is another now: all of it
+    try:
+        start, end = _range_of(wanted, length)
+    except ValueError:
+        headers["Content-Range"] = f"bytes */{length}"
+        return Response(status_code=416, headers=headers)
+    headers["Content-Length"] = str(end - start)
+    partial = end - start < length
+    if partial:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{length}"
+    status = 206 if partial else 200
+    if request.method != "GET":
+        return Response(status_code=status, headers=headers, media_type="application/zip")
+    content = _between(archive, start, end)
+    return StreamingResponse(content, status, headers=headers, media_type="application/zip")
+
+
+def _range_of(wanted: str, length: int) -> tuple[int, int]:
+    """The first byte that a Range header asks for and the one after its last.
+
+    What is no single range of bytes counts as not asked, as RFC 9110 wants.
+
+    Raises:
+        ValueError: If it lies beyond the end.
+    """
+    found = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip(), re.ASCII)
+    if found is None or not any(found.groups()) or len(wanted) > 60:
+        return 0, length
+    first, last = found.groups()
+    if not first:
+        start, end = max(0, length - int(last)), length
+    else:
+        start, end = int(first), min(length, int(last) + 1) if last else length
+        if last and int(last) < start:
+            return 0, length
+    if start >= end:
+        raise ValueError(wanted)
+    return start, end
+
+
+def _between(chunks: Iterable[bytes], start: int, end: int) -> Iterator[bytes]:
+    place = 0
+    for chunk in chunks:
+        here = chunk[max(0, start - place) : max(0, end - place)]
+        place += len(chunk)
+        if here:
+            yield here
+        if place >= end:
+            return
+
+
+def _tag_of(folder: Path) -> str:
+    """What changes when a file of a folder does."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        stat = path.stat()
+        digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return f'"{digest.hexdigest()[:32]}"'
 
 
 def _file_name(run: Job, job: Job) -> str:
@@ -181,16 +238,26 @@ def _serializer(store: Store) -> URLSafeTimedSerializer:
 def _secret(path: Path) -> str:
     """The key that signs links, made once per home and readable by its owner alone."""
     try:
-        return path.read_text("ascii")
+        kept = path.read_text("ascii")
+        if re.fullmatch(r"[0-9a-f]{64}", kept):
+            return kept
+        path.unlink(missing_ok=True)  # damaged: links that were signed with it are over
     except FileNotFoundError:
-        part = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32))
-        try:
-            os.link(part, path)  # fails where another server was faster: then its key counts
-        except FileExistsError:
-            pass
-        finally:
-            part.unlink()
-        return path.read_text("ascii")
+        pass
+    except UnicodeDecodeError:
+        path.unlink(missing_ok=True)
+    return _new_secret(path)
+
+
+def _new_secret(path: Path) -> str:
+    part = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+    try:
+        os.link(part, path)  # fails where another server was faster: then its key counts
+    except FileExistsError:
+        pass
+    finally:
+        part.unlink()
+    return path.read_text("ascii")

@@ -5,18 +5,28 @@ The address wins where it names a cut (a reload, a pasted link, the browser's ba
 never writes: a cut is written where somebody chooses it, and once where a page opens a run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import streamlit as st
 
 from chipviz.config import RECOMMENDED, home_dir
+from chipviz.errors import JobError
 from chipviz.keys import ChipKey, Cut
 from chipviz.results.report import RunReport
 from chipviz.results.run_folder import Predictions
 from chipviz.runs.model_client import Inference
 from chipviz.runs.store import Job, Store
 from chipviz.ui.plots.theme import DARK, LIGHT, Look
+
+T = TypeVar("T")
+
+SCOUTS = 3
+"""Questions about what runs would read that are answered beside each other."""
+
+FIGURES = 64
+"""Drawn figures that are kept for all sessions."""
 
 
 def store() -> Store:
@@ -26,15 +36,15 @@ def store() -> Store:
 
 def inference() -> Inference:
     """The client of the one inference process that all sessions share."""
-    return _inference(home_dir(), "inference")
+    return _inference(home_dir(), 1)
 
 
 def scout() -> Inference:
-    """The client of another such process, for what runs would read.
+    """The client of other such processes, for what runs would read.
 
-    Fetching data may take minutes, and nobody who reads words should wait for it.
+    Fetching data may take minutes, and nobody should wait for what another person asked for.
     """
-    return _inference(home_dir(), "scout")
+    return _inference(home_dir(), SCOUTS)
 
 
 @st.cache_resource
@@ -43,16 +53,28 @@ def _store(home: Path) -> Store:
 
 
 @st.cache_resource
-def _inference(home: Path, role: str) -> Inference:
-    del role  # one process each
-    return Inference(home)
+def _inference(home: Path, most: int) -> Inference:
+    return Inference(home, most=most)
+
+
+def drawn_once(key: tuple[Hashable, ...], draw: Callable[[], T]) -> T:
+    """What `draw` draws, kept for all sessions that ask for the same of this home folder.
+
+    Drawing is most of the time of a page's rerun, and many people may watch one run.
+    """
+    return _drawn((str(home_dir()), *key), draw)
+
+
+@st.cache_resource(max_entries=FIGURES, show_spinner=False)
+def _drawn(key: tuple[Hashable, ...], _draw: Callable[[], T]) -> T:  # noqa: ARG001
+    return _draw()
 
 
 def predictions(run_id: str) -> Predictions | None:
     """What the chips of a finished run predicted; None where that is not on disk any more."""
     try:
         return store().folder(run_id).read_predictions()
-    except OSError:
+    except JobError:
         return None
 
 
@@ -75,7 +97,7 @@ def current_run() -> Job | None:
     wanted = requested_run()
     if wanted:
         store().folder(wanted)
-        return store().get(wanted)
+        return store().run(wanted)
     return _remembered() or next((run for run in store().runs() if run.state == "done"), None)
 
 
@@ -99,7 +121,7 @@ def current_cut(report: RunReport) -> Cut:
 def choose_cut(report: RunReport, cut: Cut) -> None:
     """Keep a cut for this run and show it in the address, where no kind of chip means linear."""
     _cuts()[report.run_id] = cut
-    kind = "" if cut.chip.kind == "linear" else cut.chip.kind
+    kind = "" if cut.chip.word == "linear" else cut.chip.word
     words = {"cut": str(cut.layer), "pooling": cut.chip.vector.name, "chip": kind}
     _write_address({"run": report.run_id} | words)
 
@@ -107,11 +129,12 @@ def choose_cut(report: RunReport, cut: Cut) -> None:
 def parse_cut(params: Mapping[str, str], report: RunReport, kept: Cut) -> Cut | None:
     """The cut that an address names, with what is missing taken from `kept`. None if there is none.
 
-    A layer or chip that the run does not have counts as not named.
+    A layer or chip that the run does not have counts as not named, and so does a layer that the
+    model cannot be cut after.
     """
     text = params.get("cut", "")
     layer = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else -1
-    layer_fits = 0 <= layer < report.backbone.n_layers
+    layer_fits = 0 <= layer < report.backbone.n_layers and layer not in report.backbone.no_cut
     chip = _parse_chip(params, report, kept.chip)
     if not layer_fits and chip is None:
         return None
@@ -123,8 +146,8 @@ def _parse_chip(params: Mapping[str, str], report: RunReport, kept: ChipKey) -> 
     if not {"pooling", "chip"} & set(params):
         return None
     vector = params.get("pooling", kept.vector.name)
-    kind = params.get("chip", "linear" if "pooling" in params else kept.kind)
-    named = (key for key in report.chips if (key.vector.name, key.kind) == (vector, kind))
+    kind = params.get("chip", "linear" if "pooling" in params else kept.word)
+    named = (key for key in report.chips if (key.vector.name, key.word) == (vector, kind))
     return next(named, None)
 
 

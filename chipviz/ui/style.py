@@ -14,6 +14,13 @@ ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
 _SHEET = """
 .stMainBlockContainer { padding-top:4.2rem; padding-bottom:3rem; }
 [data-testid="stBaseButton-primary"], [data-testid="stBaseLinkButton-primary"] { color:ON_FILL; }
+[data-testid="stCaptionContainer"] { opacity:1; }
+[data-testid="stCaptionContainer"] p { color:MUTED; }
+.stCode .token { color:inherit !important; }
+.stCode .token.keyword { color:ACCENT !important; font-weight:600; }
+.stCode .token.string { opacity:.8; }
+/* A table's own export keeps cells that a spreadsheet would run; ours does not. */
+.stElementToolbar button[aria-label="Download as CSV"] { display:none; }
 .st-key-next a { border:1px solid ACCENT; }
 .cv-line { display:flex; flex-wrap:wrap; gap:.2rem 1rem; align-items:baseline; }
 .cv-name { font-weight:600; overflow-wrap:anywhere; }
@@ -45,6 +52,7 @@ _SHEET = """
 .cv-words .cv-rest { opacity:.45; text-decoration:line-through; }
 .cv-key { display:inline-block; border-radius:4px; padding:.05rem .5rem; color:#16201f;
   margin:0 .3rem .3rem 0; font-size:.88rem; overflow-wrap:anywhere; }
+.cv-texts { font-size:.86rem; padding-left:1.2rem; margin:.2rem 0 0; overflow-wrap:anywhere; }
 .cv-bars { display:grid; grid-template-columns:minmax(4rem,12rem) 1fr 3.6rem; gap:.35rem .7rem;
   align-items:center; }
 .cv-prompt { border-left:3px solid rgba(128,140,138,.3); padding:.1rem 0 .1rem .9rem;
@@ -72,6 +80,7 @@ _SHEET = """
 def sheet(look: Look) -> str:
     """The whole style element for a theme."""
     rules = _SHEET.replace("ACCENT", look.accent).replace("ON_FILL", look.on_accent)
+    rules = rules.replace("MUTED", look.muted)
     probed = "".join(
         f".cv-p-{vector.name}{{border-color:{look.series(vector)}}}" for vector in SERIES
     )

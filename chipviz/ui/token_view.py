@@ -2,10 +2,11 @@
 
 import html
 from collections.abc import Sequence
+from itertools import islice
 
 import streamlit as st
 
-from chipviz.keys import Cut
+from chipviz.keys import STC, Cut
 from chipviz.results.answers import TokenReading
 from chipviz.results.report import Example, RunReport
 from chipviz.runs.questions import ReadTokens
@@ -15,6 +16,8 @@ from chipviz.ui.plots import heatmaps
 from chipviz.ui.plots.theme import CLASS_COLOURS
 
 MAX_CHARS = 20_000
+MAX_WORDS = 4_000
+"""Tokens of a text that are shown on their tints."""
 
 
 def choose_text(job: Job, report: RunReport) -> tuple[str, str | None, int | None]:
@@ -27,17 +30,18 @@ def choose_text(job: Job, report: RunReport) -> tuple[str, str | None, int | Non
     place = st.session_state.get(f"example_{job.run_id}", 0)
     example = examples[place % len(examples)] if examples else Example(text="", label=0)
     key = f"{job.run_id}_{place}"
-    text = st.text_area("Text", example.text, max_chars=MAX_CHARS, height=130, key=f"text_{key}")
+    first, second = example.text[:MAX_CHARS], (example.text_pair or "")[:MAX_CHARS]
+    text = st.text_area("Text", first, max_chars=MAX_CHARS, height=130, key=f"text_{key}")
     pair = None
     if "{text_pair}" in report.task.template:
-        pair = st.text_area(
-            "Second text", example.text_pair or "", max_chars=MAX_CHARS, key=f"pair_{key}"
-        )
+        pair = st.text_area("Second text", second, max_chars=MAX_CHARS, key=f"pair_{key}")
+    if (first, second) != (example.text, example.text_pair or ""):
+        st.caption(f"The first {MAX_CHARS:,} characters of a longer text.")
     if len(examples) > 1:
         st.button(
             "Another test text", icon=":material/shuffle:", on_click=_next, args=(job.run_id,)
         )
-    unchanged = bool(examples) and text == example.text and (pair or None) == example.text_pair
+    unchanged = bool(examples) and (text, pair or "") == (first, second)
     return text, pair, example.label if unchanged else None
 
 
@@ -82,7 +86,13 @@ def show(answer: TokenReading, text: str, cut: Cut, truth: int | None, *, single
         f"{_verdict(names, said, best, slots, truth)}"
     )
     st.html(_legend(names, slots))
-    if cut.chip.pooling in ("mean", "max") and not single:
+    if cut.chip.recipe == STC:
+        what = "each token alone" if single else "the text up to that token"
+        st.caption(
+            f"A tint is what the joined neurons say of {what}, which is outside of what their "
+            "classifier was trained on: whole texts."
+        )
+    elif cut.chip.pooling in ("mean", "max") and not single:
         st.caption("A tint is what the chip says of the text up to that token.")
     else:
         st.caption("A tint is what the chip says at that token, having read the text up to there.")
@@ -119,7 +129,7 @@ def coloured(answer: TokenReading, text: str, layer: int, slots: Sequence[int]) 
     place = 0
     end_of_text = max((i for i, t in enumerate(answer.tokens) if t.in_text), default=-1)
     rows = zip(answer.tokens, answer.label_index[layer], answer.confidence[layer], strict=True)
-    for i, (token, label, share) in enumerate(rows):
+    for i, (token, label, share) in enumerate(islice(rows, MAX_WORDS)):
         if not token.in_text:
             pieces.append(_span("cv-frame", token.text))
             continue
@@ -132,6 +142,8 @@ def coloured(answer: TokenReading, text: str, layer: int, slots: Sequence[int]) 
         place = end
         if i == end_of_text and place < len(text):
             pieces.append(_span("cv-rest", text[place:], "beyond the length limit: not read"))
+    if len(answer.tokens) > MAX_WORDS:
+        pieces.append(_span("cv-rest", f" … and {len(answer.tokens) - MAX_WORDS:,} more tokens"))
     return "".join(pieces)
 
 

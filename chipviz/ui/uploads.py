@@ -14,7 +14,7 @@ from chipviz.ui import state
 if TYPE_CHECKING:
     from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-KINDS = ["csv", "tsv", "jsonl", "json", "parquet", "txt"]
+KINDS = ["csv", "tsv", "jsonl", "json", "parquet", "txt", "xlsx"]
 MAX_MB = 64
 
 

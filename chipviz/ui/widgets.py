@@ -54,6 +54,11 @@ def act(call: Callable[..., object], *values: object) -> None:
         st.session_state["failure"] = error.refusal
 
 
+def has_kept_failure() -> bool:
+    """Whether the error of the button that was pressed last waits to be shown."""
+    return "failure" in st.session_state
+
+
 def show_kept_failure() -> None:
     """Show the error of the button that was pressed last, once."""
     refusal = st.session_state.pop("failure", None)

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from chipviz.bundle import save
+from chipviz.bundle.classifier import load
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec
 from chipviz.data.prompt import bake, load_tokenizer, segment_break
@@ -172,7 +173,7 @@ def test_a_bundle_says_what_the_chip_says(found, pooling, bias, tmp_path, monkey
         forward_pooled(backbone, [ids], 2, [cut.key.vector])[0][2] for ids in prompt.encode(TEXTS)
     ]
     expected = chip.probabilities(torch.cat(states))
-    monkeypatch.setattr(save, "_in_fresh_process", said_here)
+    monkeypatch.setattr(save, "in_fresh_process", said_here)
     check = [(text, None) for text in TEXTS]
     about = save.save(backbone, prompt, chip, cut, report, tmp_path / "out", check, expected)
     assert about.max_difference < 1e-5
@@ -195,5 +196,5 @@ def small_report(pooling):
 
 def said_here(folder, _kind, check):
     """What a fresh process would say, without the seconds that its start takes."""
-    classifier = save.load(folder)
+    classifier = load(folder)
     return [list(classifier.predict([text])[0].probabilities.values()) for text, _ in check]

@@ -115,21 +115,21 @@ def test_a_backbone_comes_with_its_commit_and_without_code_or_pickles(server, ho
     ],
 )
 @pytest.mark.usefixtures("server")
-def test_each_no_of_the_hub_has_its_own_sentence(name, said, home):
+def test_f11_each_no_of_the_hub_has_its_own_sentence(name, said, home):
     with pytest.raises(SourceError, match=said) as refused:
         find_model(name, home, silent)
     assert "\n" not in refused.value.message
 
 
 @pytest.mark.usefixtures("server")
-def test_a_hub_that_sends_a_byte_now_and_then_is_given_up(home, monkeypatch):
+def test_f11_a_hub_that_sends_a_byte_now_and_then_is_given_up(home, monkeypatch):
     monkeypatch.setattr(download, "PATIENCE_S", 3.0)
     with pytest.raises(SourceError, match="sent nothing of owner/slow for 3 seconds"):
         find_model("owner/slow", home, silent)
     assert download.PATIENCE_S < 30
 
 
-def test_an_unreachable_hub_has_its_own_sentence(home, monkeypatch, tmp_path):
+def test_f11_an_unreachable_hub_has_its_own_sentence(home, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     for name, value in (("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", "http://127.0.0.1:1")):
         monkeypatch.setenv(name, value)
@@ -138,7 +138,7 @@ def test_an_unreachable_hub_has_its_own_sentence(home, monkeypatch, tmp_path):
         monkeypatch.delenv(name)
 
 
-def test_the_token_comes_from_the_environment_alone(server, home, monkeypatch, tmp_path):
+def test_b12_the_token_comes_from_the_environment_alone(server, home, monkeypatch, tmp_path):
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "token").write_text("hf_stored")
     find_model("owner/good", home, silent)

@@ -17,6 +17,7 @@ from chipviz.pruning import cost
 from chipviz.results.run_folder import RunFolder
 from tests.families import ALL, NAMED, load_backbone
 
+SITES = ("block", "gate", "ffn_in", "ffn_out")
 FLOAT = RunConfig(backbone="x", data="y", dtype="float32")
 
 
@@ -134,3 +135,19 @@ def test_an_unknown_architecture_is_refused(change, said, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(BackboneError, match=said):
         outlook(folder, "x")
+
+
+def test_the_states_of_feed_forward_sites_are_as_wide_as_they_are(tiny_backbone_folder, home):
+    folder = open_folder(tiny_backbone_folder, "tiny")
+    plain, joined = (
+        look_ahead(
+            folder,
+            RunConfig.checked(backbone="x", data="y", poolings=("mean",), stc=stc, sites=SITES),
+            home=home,
+            n_texts=10,
+        ).feature_bytes
+        for stc in (False, True)
+    )
+    # 4 layers and the embedding, 32 wide; the feed-forward part is 64 wide inside.
+    assert plain == 4 * 10 * 5 * 32
+    assert joined == 4 * 10 * 5 * (32 + 64 + 64 + 32)

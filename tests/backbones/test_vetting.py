@@ -4,6 +4,7 @@ import builtins
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from chipviz.backbones.find import find_model
 from chipviz.backbones.vetting import licence_of, vet, vet_weights
 from chipviz.data.prompt import load_tokenizer
 from chipviz.errors import BackboneError, ChipvizError
+from chipviz.files import PROJECT
 from tests.families import load_backbone
 
 
@@ -55,7 +57,7 @@ FOREIGN_CODE = [
 
 
 @pytest.mark.parametrize("setting", FOREIGN_CODE, ids=str)
-def test_a_config_that_asks_for_foreign_kernels_is_refused(folder, canary, setting):
+def test_b3_a_config_that_asks_for_foreign_kernels_is_refused(folder, canary, setting):
     change(folder / "config.json", **setting)
     with pytest.raises(BackboneError, match="asks for foreign code"):
         load_backbone(folder, "evil", device="cpu")
@@ -69,7 +71,7 @@ def test_attention_that_comes_with_torch_may_be_named(folder, asked):
 
 
 @pytest.mark.parametrize("setting", [{"quant_method": "gptq", "bits": 4}, "evil", [1]], ids=str)
-def test_quantised_weights_are_refused(folder, canary, setting):
+def test_b3_quantised_weights_are_refused(folder, canary, setting):
     change(folder / "config.json", quantization_config=setting)
     with pytest.raises(BackboneError, match="is quantised"):
         load_backbone(folder, "evil", device="cpu")
@@ -79,7 +81,7 @@ def test_quantised_weights_are_refused(folder, canary, setting):
 EVIL_MAP = dict.fromkeys(["AutoConfig", "AutoModel", "AutoModelForCausalLM"], "evil.Evil")
 
 
-def test_code_beside_a_known_model_is_never_run(folder, canary):
+def test_b3_code_beside_a_known_model_is_never_run(folder, canary):
     change(folder / "config.json", auto_map=EVIL_MAP)
     change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})
     assert load_backbone(folder, "evil", device="cpu").n_layers == 4
@@ -112,7 +114,7 @@ class Canary:
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_pickled_weights_are_refused_and_never_read(folder, canary, listed):
+def test_b2_pickled_weights_are_refused_and_never_read(folder, canary, listed):
     import pickle
 
     (folder / "model.safetensors").unlink()
@@ -203,7 +205,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
-def test_broken_weights_are_refused_without_being_read(folder, content):
+def test_b4_broken_weights_are_refused_without_being_read(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     before = psutil.Process().memory_info().rss
     with pytest.raises(BackboneError, match="no well-formed safetensors") as refused:
@@ -287,7 +289,7 @@ def watched():
 
 
 @pytest.mark.parametrize("source", HOSTILE, ids=repr)
-def test_a_hostile_id_or_path_is_refused_before_anything_is_touched(
+def test_b1_a_hostile_id_or_path_is_refused_before_anything_is_touched(
     source, home, watched, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -306,7 +308,7 @@ def test_a_hostile_id_or_path_is_refused_before_anything_is_touched(
 
 
 @pytest.mark.parametrize("source", ["\\\\host\\x", "//host/x", "file://host/x", "http://host/x"])
-def test_names_of_other_machines_are_not_even_looked_for(source, home, monkeypatch):
+def test_b1_names_of_other_machines_are_not_even_looked_for(source, home, monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda _: pytest.fail("looked for"))
     with pytest.raises(ChipvizError, match=REFUSED):
         find_model(source, home)
@@ -323,3 +325,68 @@ def test_what_is_no_model_file_is_not_read(kind, home, tmp_path):
         path.symlink_to("/dev/zero")
     with pytest.raises(ChipvizError, match=r"no folder or file|no GGUF file"):
         find_model(str(path), home)
+
+
+# --- numbers that would take the memory of the machine --------------------------------------------
+
+HUGE = [
+    {"hidden_size": 10**6},
+    {"vocab_size": 10**9},
+    {"intermediate_size": 10**8},
+    {"num_labels": 10**9},
+    {"num_attention_heads": 10**9},
+    {"num_hidden_layers": 10**9},
+    {"vocab_size": 1e12},
+]
+LOOK = """
+import resource, sys
+from pathlib import Path
+import torch, transformers
+from transformers import AutoModel
+from chipviz import bundle
+from chipviz.backbones.model_folder import open_folder
+from chipviz.errors import ChipvizError
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for folder in map(Path, sys.argv[1:]):
+    before = peak()
+    try:
+        bundle.load(folder) if (folder / "chip.json").exists() else open_folder(folder, "x")
+        print("loaded")
+    except ChipvizError as error:
+        print(peak() - before, error.message)
+"""
+
+
+def refuse_all_that_is_huge(folder, scratch, names):
+    """Each is refused in a sentence, and takes less than 100 MB."""
+    folders = []
+    for i, change_to in enumerate(HUGE):
+        folders.append(shutil.copytree(folder, scratch / f"huge{i}"))
+        change(folders[-1] / "config.json", **change_to)
+    for name in names:  # sparse: no byte of them is on the disk
+        folders.append(shutil.copytree(folder, scratch / f"sparse-{name}"))
+        os.truncate(folders[-1] / name, 3 << 30)
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, str(folder), *map(str, folders)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ, PYTHONPATH=str(PROJECT)),
+    )
+    first, *said = done.stdout.splitlines()
+    assert first == "loaded"  # what the libraries take is taken
+    assert len(said) == len(folders)
+    for line in said:
+        n_kib, message = line.split(" ", 1)
+        assert int(n_kib) < 100_000, message
+
+
+def test_a_config_cannot_take_the_memory_of_the_machine(folder, tmp_path):
+    refuse_all_that_is_huge(folder, tmp_path, ["config.json", "tokenizer.json"])
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused_in_words(folder):
+    change(folder / "tokenizer_config.json", pad_token=None, eos_token=None, unk_token=None)
+    with pytest.raises(ChipvizError, match="names no pad, end or unknown token"):
+        load_tokenizer(folder)

@@ -15,6 +15,7 @@ import pytest
 from chipviz.runs import scheduler
 from chipviz.runs.store import Store
 from tests.conftest import shared_home
+from tests.example_run import EVIL, LABELS, built_bundle, finished_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,6 +74,15 @@ def app_url(app_home):
             scheduler.stop(store, job.job_id)
         server.terminate()
         server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def seeded(app_home):
+    """A finished run of hostile data, written past the engine."""
+    store = Store(app_home)
+    run = finished_run(store, text=EVIL, label_names=[EVIL, *LABELS[1:]])
+    built_bundle(store, run.run_id)
+    return run
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def unbroken(config, home):
     return json.loads(done.stdout)
 
 
-def test_a_killed_worker_shows_as_interrupted_and_resumes_to_the_same_scores(
+def test_f1_a_killed_worker_shows_as_interrupted_and_resumes_to_the_same_scores(
     page, app_url, app_home, config, tmp_path
 ):
     store = Store(app_home)
@@ -91,7 +91,7 @@ def start_server(home, port):
         )
 
 
-def test_a_killed_server_leaves_the_worker_at_work_and_finds_it_again(page, config, tmp_path):
+def test_f2_a_killed_server_leaves_the_worker_at_work_and_finds_it_again(page, config, tmp_path):
     home, port = tmp_path / "home", _free_port()
     home.mkdir()
     url = f"http://127.0.0.1:{port}"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from chipviz.bundle import save
+from chipviz.bundle.classifier import load
 from chipviz.errors import ConfigError
 from chipviz.keys import ChipKey, Cut
 from chipviz.runs.model_process import Answerer
@@ -83,7 +83,7 @@ def test_the_lines_on_the_card_of_two_texts_run_and_agree(decoder, pooling, tabl
     code = code.replace("PATH", str(out)).replace("SECOND TEXT", pair).replace("TEXT", text)
     assert about["kind"] == "chipviz" or "chipviz" not in code.replace(str(out), "")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    (expected,) = save.load(out).predict([text], [pair])
+    (expected,) = load(out).predict([text], [pair])
     said = done.stdout.decode()
     assert expected.label in said
     numbers = [float(number) for number in re.findall(r"\d\.\d+(?:e-\d+)?", said)]
@@ -104,7 +104,7 @@ def test_options_and_tables_give_the_same_predictions(decoder, pooling, table, t
     for name in ("rows.csv", "rows.json"):
         asked = chipviz(home, "predict", out, "--file", tmp_path / name, "--json")
         assert asked.json["predictions"] == by_options
-    (direct, *_) = save.load(out).predict([rows[0]["premise"]], [rows[0]["hypothesis"]])
+    (direct, *_) = load(out).predict([rows[0]["premise"]], [rows[0]["hypothesis"]])
     assert by_options[0] == {"label": direct.label, "score": pytest.approx(direct.score, abs=1e-5)}
 
 
@@ -126,7 +126,7 @@ def test_tokens_shows_both_texts_and_answers_as_the_bundle_does(decoder, table):
         assert all(t["text"] == whole[t["start"] : t["end"]] for t in inside)
         assert {i for t in inside for i in range(t["start"], t["end"])} == set(range(len(whole)))
     assert not any(t["in_text"] and t["in_pair"] for t in said["tokens"])
-    (expected,) = save.load(bundles["max"][0]).predict([text], [pair])
+    (expected,) = load(bundles["max"][0]).predict([text], [pair])
     found = dict(zip(said["label_names"], said["by_layer"][1], strict=True))
     assert found == pytest.approx(expected.probabilities, abs=0.02)  # the run may be in bfloat16
 
@@ -139,7 +139,7 @@ def test_an_encoder_reads_two_texts_as_its_stock_tokenizer_and_model_do(encoder,
     dense = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     own = load_file(out / "chip.safetensors")
-    classifier = save.load(out)
+    classifier = load(out)
     rows = table[1][:8]
     found = classifier.predict([r["premise"] for r in rows], [r["hypothesis"] for r in rows])
     for row, prediction in zip(rows, found, strict=True):
@@ -194,4 +194,4 @@ def test_a_page_that_gives_no_second_text_gets_the_sentence(decoder):
     (found,) = answerer.answer(Predict(path, ["x"], ["y"]))
     assert set(found.probabilities) == set(CLASSES)
     with pytest.raises(ConfigError, match="1 texts and 2 second texts"):
-        save.load(bundles["max"][0]).predict(["x"], ["y", "z"])
+        load(bundles["max"][0]).predict(["x"], ["y", "z"])

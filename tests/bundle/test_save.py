@@ -1,16 +1,17 @@
 """Bundles: what is loaded from the folder says of raw texts what the run's chip says."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
@@ -18,14 +19,21 @@ from transformers import AutoModel, AutoTokenizer
 
 from chipviz import experiment
 from chipviz.bundle import build, card, save
+from chipviz.bundle.classifier import load
+from chipviz.bundle.verify import verify, write_sums
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec, RunConfig
 from chipviz.data.from_table import load_task
+from chipviz.data.prompt import bake
+from chipviz.data.task import Examples
 from chipviz.errors import BundleError, ConfigError
 from chipviz.keys import ChipKey, Cut
 from chipviz.progress import silent
 from chipviz.results.run_folder import RunFolder
+from tests.backbones.test_vetting import refuse_all_that_is_huge
 from tests.families import NAMED, load_backbone, make_tokenizer
+
+ONE = Examples(["a"], None, np.zeros(1, dtype=np.int64))
 
 
 def run(folder, data, home, **changes):
@@ -99,7 +107,7 @@ def built(finished, tmp_path, pooling, cut_layer=1, chip="linear"):
 
 def said_here(folder, _kind, check):
     """What a fresh process would say, without the seconds that its start takes."""
-    classifier = save.load(folder)
+    classifier = load(folder)
     return [list(classifier.predict([text])[0].probabilities.values()) for text, _ in check]
 
 
@@ -117,7 +125,7 @@ def test_a_bundle_repeats_the_test_predictions_of_its_run(finished, tmp_path, po
     config, report, home, folder = finished
     about, out = built(finished, tmp_path, pooling, cut_layer)
     task = load_task(config, home, silent)
-    found = save.load(out).predict(task.splits["test"].texts)
+    found = load(out).predict(task.splits["test"].texts)
     stored = folder.read_predictions().at(Cut(cut_layer, key_of(pooling)), "test")
     names = report.task.label_names
     same = sum(p.label == names[i] for p, i in zip(found, stored.tolist(), strict=True))
@@ -136,7 +144,7 @@ def test_the_sequence_bundle_in_a_fresh_pipeline_equals_chipvizs_own_prediction(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     stock = json.loads(done.stdout.decode().splitlines()[-1])
-    ours = save.load(out).predict(texts)
+    ours = load(out).predict(texts)
     assert [s["label"] for s in stock] == [p.label for p in ours]
     assert max(abs(s["score"] - p.score) for s, p in zip(stock, ours, strict=True)) < 1e-5
 
@@ -149,7 +157,7 @@ def test_the_lines_on_the_card_run_and_agree(finished, tmp_path, pooling):
     lines = readme.split("```python\n")[1].split("```")[0]
     code = lines.replace("PATH", str(out)).replace("TEXT", text)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    (expected,) = save.load(out).predict([text])
+    (expected,) = load(out).predict([text])
     said = done.stdout.decode()
     assert expected.label in said
     numbers = [float(number) for number in re.findall(r"\d\.\d+(?:e-\d+)?", said)]
@@ -158,14 +166,14 @@ def test_the_lines_on_the_card_run_and_agree(finished, tmp_path, pooling):
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "raw"])
-def test_a_bundles_size_is_what_the_report_said_before_it_was_built(finished, tmp_path, pooling):
+def test_e2_a_bundles_size_is_what_the_report_said_before_it_was_built(finished, tmp_path, pooling):
     _, report, _, _ = finished
     kind = "mlp" if pooling == "raw" else "linear"
     about, out = built(finished, tmp_path, pooling, chip=kind)
     cost = report.cost_at(Cut(1, key_of(pooling, kind)))
     assert cost.bundle == about.kind
-    found = save.load(out)
-    beside = found.chip.n_parameters if found.chip else 0
+    found = load(out)
+    beside = found.reader.chip.n_parameters if found.reader else 0
     assert sum(p.numel() for p in found.model.parameters()) + beside == cost.n_parameters
     n_bytes = 0
     for file in out.glob("*.safetensors"):
@@ -194,7 +202,7 @@ def test_a_bundle_holds_only_data(finished, tmp_path, pooling, chip):
     assert config["num_hidden_layers"] == 2
 
 
-def test_the_card_parses_and_its_numbers_are_the_reports(finished, tmp_path):
+def test_e3_the_card_parses_and_its_numbers_are_the_reports(finished, tmp_path):
     _, report, _, _ = finished
     _, out = built(finished, tmp_path, "last")
     written = ModelCard.load(out / "README.md")
@@ -215,12 +223,91 @@ def test_verify_accepts_a_fresh_bundle_and_names_the_file_that_was_harmed(
     finished, tmp_path, pooling, chip, name
 ):
     _, out = built(finished, tmp_path, pooling, chip=chip)
-    assert save.verify(out)["max_difference"] < 1e-5
+    assert verify(out)["max_difference"] < 1e-5
     content = bytearray((out / name).read_bytes())
     content[-3] ^= 1
     (out / name).write_bytes(content)
     with pytest.raises(BundleError, match=rf"{name} is not what its checksum says"):
-        save.verify(out)
+        verify(out)
+
+
+def with_metadata(out, **values):
+    """Change the words of a bundle, and its sums so that nobody notices."""
+    said = json.loads((out / "chip.json").read_text()) | values
+    (out / "chip.json").write_text(json.dumps(said))
+    write_sums_anew(out)
+
+
+def write_sums_anew(out):
+    (out / "SHA256SUMS").unlink(missing_ok=True)
+    write_sums(out)
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        None,
+        [],
+        {},
+        "x",
+        [3],
+        [{}],
+        [{"text": 3, "probabilities": [0.5, 0.5]}],
+        [{"text": "a", "probabilities": ["x", "y", "z"]}],
+        [{"text": "a", "probabilities": [0.5]}],
+        [{"text": "a", "probabilities": [float("nan")] * 3}],
+        [{"text": "a", "probabilities": [0.3] * 3}] * 10_000,
+        [{"text": "a" * 200_000, "probabilities": [0.3] * 3}],
+    ],
+)
+def test_verify_refuses_a_test_that_is_none(finished, tmp_path, tests):
+    _, out = built(finished, tmp_path, "last")
+    with_metadata(out, self_test=tests)
+    with pytest.raises(BundleError, match="holds no test of the bundle"):
+        verify(out)
+
+
+@pytest.mark.parametrize("sums", [b"", b"no sums", b"\xff\xfe", b"x  ../../etc/passwd\n", "pipe"])
+def test_verify_refuses_sums_that_are_none(finished, tmp_path, sums):
+    _, out = built(finished, tmp_path, "last")
+    (out / "SHA256SUMS").unlink()
+    if sums == "pipe":
+        os.mkfifo(out / "SHA256SUMS")
+    else:
+        (out / "SHA256SUMS").write_bytes(sums)
+    with pytest.raises(BundleError):
+        verify(out)
+
+
+def test_verify_refuses_words_nested_without_end(finished, tmp_path):
+    _, out = built(finished, tmp_path, "last")
+    (out / "chip.json").write_text("[" * 100_000 + "]" * 100_000)
+    write_sums_anew(out)
+    with pytest.raises(BundleError, match=r"unreadable chip\.json"):
+        verify(out)
+
+
+def test_verify_vets_before_it_reads_and_gives_up_after_a_time(finished, tmp_path, monkeypatch):
+    _, out = built(finished, tmp_path, "last")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"hidden_size": 10**6}))
+    write_sums_anew(out)
+    with pytest.raises(BundleError, match=r"describes|wider"):
+        verify(out)
+    (out / "config.json").write_text(json.dumps(config))
+    write_sums_anew(out)
+    monkeypatch.setitem(card.PROGRAMS, "sequence", "import time; time.sleep(60)")
+    monkeypatch.setattr("chipviz.bundle.verify.PATIENCE_S", 0.5)
+    with pytest.raises(BundleError, match="did not answer its own test"):
+        verify(out)
+
+
+def test_verify_holds_a_bundle_to_a_limit_of_memory(finished, tmp_path, monkeypatch):
+    _, out = built(finished, tmp_path, "last")
+    monkeypatch.setitem(card.PROGRAMS, "sequence", "bytearray(1 << 30); print([])")
+    monkeypatch.setattr("chipviz.bundle.verify.MEMORY_BYTES", 256 << 20)
+    with pytest.raises(BundleError, match="MemoryError"):
+        verify(out)
 
 
 @pytest.mark.parametrize("name", ["modeling_evil.py", "weights.bin", "x.pkl"])
@@ -228,7 +315,7 @@ def test_a_bundle_with_anything_foreign_inside_is_not_loaded(finished, tmp_path,
     _, out = built(finished, tmp_path, "last")
     (out / name).write_text("raise SystemExit")
     with pytest.raises(BundleError, match=name):
-        save.load(out)
+        load(out)
 
 
 @pytest.mark.parametrize(("pooling", "chip"), [("last", "linear"), ("raw", "mlp")])
@@ -237,7 +324,44 @@ def test_a_config_that_asks_to_run_code_is_not_loaded(finished, tmp_path, poolin
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.E"}}))
     with pytest.raises(BundleError, match="format"):
-        save.load(out)
+        load(out)
+
+
+@pytest.mark.parametrize(("pooling", "chip"), [("last", "linear"), ("raw", "mlp")])
+def test_a_strangers_bundle_cannot_take_the_memory_of_the_machine(
+    finished, tmp_path, pooling, chip
+):
+    _, out = built(finished, tmp_path, pooling, chip=chip)
+    refuse_all_that_is_huge(out, tmp_path, ["chip.json", "config.json", "tokenizer.json"])
+
+
+@pytest.mark.parametrize(
+    ("pooling", "chip"), [("last", "linear"), ("mean", "linear"), ("raw", "mlp")]
+)
+@pytest.mark.parametrize("harm", ["missing", "unexpected"])
+def test_a_bundle_with_other_weights_than_its_models_is_not_loaded(
+    finished, tmp_path, pooling, chip, harm
+):
+    """Stock code would fill what is missing with random numbers, and predict."""
+    _, out = built(finished, tmp_path, pooling, chip=chip)
+    weights = load_file(out / "model.safetensors")
+    name = next((n for n in weights if n == "score.weight"), max(weights))
+    if harm == "missing":
+        del weights[name]
+    else:
+        weights["layers.9.extra.weight"] = torch.zeros(2)
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BundleError, match=f"{harm} weights"):
+        load(out)
+
+
+def test_a_bundle_whose_tokenizer_has_no_pad_token_is_not_loaded(finished, tmp_path):
+    _, out = built(finished, tmp_path, "last")
+    said = json.loads((out / "tokenizer_config.json").read_text())
+    del said["pad_token"]
+    (out / "tokenizer_config.json").write_text(json.dumps(said))
+    with pytest.raises(BundleError, match="no pad token"):
+        load(out)
 
 
 # --- the kind for what stock classes cannot hold ------------------------------------------------
@@ -246,7 +370,7 @@ def test_a_config_that_asks_to_run_code_is_not_loaded(finished, tmp_path, poolin
 def test_a_stock_class_holds_a_plain_chip_on_final_normed_states_and_ours_all_else(family):
     name, folder, _ = family
     backbone = load_backbone(folder, name, dtype=torch.float32, device="cpu")
-    prompt: Any = SimpleNamespace(tokenizer=make_tokenizer("bytes"))
+    prompt = bake(make_tokenizer("bytes"), None, 24, ONE)
     weight, bias = torch.zeros(3, 32), torch.zeros(3)
     plain = Chip(weight)
     vectors = {name: key_of(name).vector for name in ("last", "mean", "first", "max", "raw")}
@@ -263,7 +387,7 @@ def test_a_stock_class_holds_a_plain_chip_on_final_normed_states_and_ours_all_el
         assert save.kind_of(backbone, prompt, vectors[pooling], plain) == "chipviz"
     for other in (Chip(weight, bias), Chip(torch.zeros(3, 4), bias, torch.zeros(4, 32), bias)):
         assert save.kind_of(backbone, prompt, vectors["last"], other) == "chipviz"
-    ends_in_pad: Any = SimpleNamespace(tokenizer=make_tokenizer("bytes"))
+    ends_in_pad = bake(make_tokenizer("bytes"), None, 24, ONE)
     pad = ends_in_pad.tokenizer.pad_token
     ends_in_pad.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         f"$A {pad}", special_tokens=[(pad, ends_in_pad.tokenizer.pad_token_id)]
@@ -313,7 +437,7 @@ def test_our_own_kind_says_what_the_chip_says_of_the_dense_models_hidden_states(
 ):
     """Against `output_hidden_states` of the whole model and the chip's formula, in float32."""
     config, _, home, folder = finished = request.getfixturevalue(which)
-    monkeypatch.setattr(save, "_in_fresh_process", said_here)
+    monkeypatch.setattr(save, "in_fresh_process", said_here)
     cut = spec(pooling, 1, chip)
     about = experiment.build(folder, cut, home=home, out=tmp_path / "out", progress=silent)
     assert about.kind == "chipviz"
@@ -322,7 +446,7 @@ def test_our_own_kind_says_what_the_chip_says_of_the_dense_models_hidden_states(
     tokenizer = AutoTokenizer.from_pretrained(folder.prompt)
     tensors = load_file(folder.chips)
     texts = list(load_task(config, home, silent).splits["test"].texts)
-    found = save.load(tmp_path / "out").predict(texts)
+    found = load(tmp_path / "out").predict(texts)
     assert finished[1].cost_at(cut.cut).bundle == "chipviz"
     for text, prediction in zip(texts, found, strict=True):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
@@ -354,7 +478,7 @@ def test_a_chip_that_does_not_fit_its_model_is_not_loaded(finished, tmp_path, ha
     else:
         save_file(harm(load_file(path)), path)
     with pytest.raises(BundleError, match=reason):
-        save.load(out)
+        load(out)
 
 
 def test_the_card_names_the_backbone_without_its_revision_and_its_licence(finished):
@@ -364,6 +488,19 @@ def test_the_card_names_the_backbone_without_its_revision_and_its_licence(finish
     cut = spec("raw", 1, "mlp")
     data = ModelCard(card.model_card(cut, report, "chipviz", 64, 0.0)).data
     assert (data.base_model, data.license) == ("owner/name", "apache-2.0")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "a`b", "``<b>x</b>", "`<img src=x onerror=y>`", "a\n# b", "`", "`` ` ``", "\x1b[2J"],
+)
+def test_a_label_on_the_card_is_code_whatever_it_holds(name):
+    """As a reader of CommonMark sees it: one span of code, and nothing beside it."""
+    tokens = MarkdownIt().parse(f"Labels: {card._code(name)}.")
+    (inline,) = [token for token in tokens if token.type == "inline"]
+    assert [child.type for child in inline.children] == ["text", "code_inline", "text"]
+    shown = " ".join(name.replace("\x1b", " ").split())
+    assert inline.children[1].content.strip() == shown
 
 
 @pytest.mark.parametrize("rule", ["within", "oracle"])

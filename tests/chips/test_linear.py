@@ -12,7 +12,6 @@ from chipviz.chips.linear import (
     Flattened,
     Problem,
     Turn,
-    choose_strength,
     fit_linear,
     spans,
 )
@@ -138,7 +137,7 @@ def test_blocks_that_are_read_anew_give_the_weights_of_blocks_that_are_kept(prob
     features, labels, n_classes = problem
     kept = fit_linear(rows_of(features), labels, n_classes)
     monkeypatch.setattr(linear, "CACHE_BYTES", {"cpu": 70 * features[0, 0].nbytes})
-    monkeypatch.setattr(linear, "MEMORY_BYTES", {"cpu": 0})
+    monkeypatch.setattr(linear, "MEMORY_BYTES", 0)
     reads = []
 
     def read(start, stop):
@@ -212,11 +211,3 @@ def test_constant_features_give_the_class_shares():
     weights = fit_linear(rows_of(torch.full((1, 40, 3), 2.0)), labels, 2)[0]
     probabilities = (torch.full((1, 3), 2.0) @ weights[-1].T).softmax(1)
     assert probabilities[0, 0].item() == pytest.approx(0.75, abs=0.02)
-
-
-def test_the_strength_is_chosen_by_validation_loss_alone():
-    weights = torch.stack(
-        [torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]]), torch.tensor([[-1.0], [1.0]])]
-    )
-    features, labels = torch.tensor([[2.0], [3.0]]), torch.tensor([0, 0])
-    assert choose_strength(weights, features, labels) == 1

@@ -6,9 +6,9 @@ import torch
 
 from chipviz.backbones.opening import open_backbone
 from chipviz.chips.chip import Chips
+from chipviz.chips.judge import joined, with_constant
 from chipviz.chips.linear import fit_linear
 from chipviz.chips.live import live_sizes
-from chipviz.chips.recipes import joined, with_constant
 from chipviz.chips.rows import Rows
 from chipviz.config import RunConfig
 from chipviz.data.from_table import load_task
@@ -39,7 +39,9 @@ def test_the_published_recipe_stands_beside_the_sound_one(tiny_backbone_folder, 
     last = Cut(3, ChipKey.sound("last"))
     assert set(report.chips) == {last.chip, published, ChipKey.published("linear")}
     sound = report.score_at(last, "test").accuracy
-    alone, _ = run(tmp_path, tiny_backbone_folder, toy_csv, poolings=("last",), name="alone")
+    alone, _ = run(
+        tmp_path, tiny_backbone_folder, toy_csv, poolings=("last",), folds=1, name="alone"
+    )
     assert alone.score_at(last, "test").accuracy == sound
     chips = Chips.load(folder.chips, _fingerprint(tiny_backbone_folder))
     assert chips.stacks[published].tensors().keys() == {
@@ -68,7 +70,7 @@ def test_shipped_chips_are_fitted_on_all_labelled_texts_at_the_strength_that_was
     tiny_backbone_folder, toy_csv, tmp_path
 ):
     """Against a fit from scratch on the rows of both splits; the validation curve stays."""
-    options = {"poolings": ("mean",), "max_train": 60, "max_validation": 30}
+    options = {"poolings": ("mean",), "max_train": 60, "max_validation": 30, "folds": 1}
     refitted, folder = run(tmp_path, tiny_backbone_folder, toy_csv, name="refit", **options)
     alone, other = run(tmp_path, tiny_backbone_folder, toy_csv, name="no", refit=False, **options)
     assert (refitted.refit, alone.refit) == (True, False)

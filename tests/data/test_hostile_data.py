@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import struct
 from collections import Counter
 
@@ -18,7 +19,7 @@ from chipviz.data.from_table import make_task
 from chipviz.data.labels import MAX_CLASSES
 from chipviz.data.tables import read_table
 from chipviz.data.task import Task
-from chipviz.errors import ChipvizError
+from chipviz.errors import ChipvizError, SourceError
 from tests.data.test_tables import parquet_bytes, write
 
 
@@ -176,7 +177,7 @@ def test_an_unusual_but_sound_file_loads(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_bad_file_is_refused_by_row_and_column_or_line(tmp_path, name):
+def test_b6_a_bad_file_is_refused_by_row_and_column_or_line(tmp_path, name):
     content, said = REFUSED[name]
     found = outcome(write_to(tmp_path, name, content))
     assert isinstance(found, ChipvizError), "it loaded"
@@ -316,13 +317,13 @@ def drawn(tmp_path_factory):
 
 @settings(max_examples=1_200)
 @given(content=csv_files())
-def test_a_drawn_csv_file_is_a_task_or_a_sentence(drawn, content):
+def test_b6_a_drawn_csv_file_is_a_task_or_a_sentence(drawn, content):
     seen["csv"][type(outcome(write_to(drawn, "a.csv", content))) is Task] += 1
 
 
 @settings(max_examples=1_200)
 @given(content=json_files())
-def test_a_drawn_json_file_is_a_task_or_a_sentence(drawn, content):
+def test_b6_a_drawn_json_file_is_a_task_or_a_sentence(drawn, content):
     seen["jsonl"][type(outcome(write_to(drawn, "a.jsonl", content))) is Task] += 1
 
 
@@ -332,3 +333,11 @@ def test_enough_files_of_both_kinds_were_drawn_and_of_both_fates():
             pytest.skip("nothing was drawn in this session")
         assert kind.total() >= 1_000
         assert min(kind[True], kind[False]) >= 100, kind
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_split_that_is_no_regular_file_is_refused_unread(tmp_path, kind):
+    path = tmp_path / "train.csv"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(SourceError, match=r"train\.csv is no regular file"):
+        read_table(str(tmp_path), tmp_path / "home")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, pipeline
 
 from chipviz import experiment
-from chipviz.bundle import save
+from chipviz.bundle.classifier import load
 from chipviz.config import CutSpec, RunConfig
 from chipviz.data.columns import options_of
 from chipviz.data.from_table import make_task
@@ -342,7 +342,7 @@ def test_a_stock_pipeline_on_raw_fields_gives_the_chips_answer(
     built = experiment.build(folder, cut, home=home, out=out, progress=silent)
     assert built.max_difference < 1e-5
     rows = make_task(Table("toy", {"all": frame}, {}), config).splits["test"]
-    ours = save.load(out).predict(rows.texts, rows.pairs)
+    ours = load(out).predict(rows.texts, rows.pairs)
     pairs = [{"text": t, "text_pair": p} for t, p in zip(rows.texts, rows.pairs, strict=True)]
     stock = pipeline("text-classification", str(out))(pairs)
     assert [s["label"] for s in stock] == [p.label for p in ours]

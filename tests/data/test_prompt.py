@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 
 from chipviz.data.prompt import as_read, bake, load_prompt, load_tokenizer, n_truncated
 from chipviz.data.task import Examples, Task
-from chipviz.errors import ConfigError, SourceError
+from chipviz.errors import ConfigError, SourceError, TaskError
+from tests.families import make_tokenizer
 
 WORDS = ["the", "old", "red", "house", "near", "a", "river", "goal", "bank", "atom"]
 
@@ -267,3 +268,14 @@ def test_a_limit_beyond_the_models_own_is_refused(tokenizer):
     ) as no:
         bake(tokenizer, "say {text} now", 31, SAMPLE)
     assert no.value.fields == ("max_length",)
+
+
+def test_a_prompt_without_a_token_is_refused_in_words():
+    """A tokenizer of bytes puts nothing before a text, so an empty one leaves nothing to read."""
+    prompt = bake(make_tokenizer("bytes"), None, 16, Examples(["a"], None, np.zeros(1, int)))
+    with pytest.raises(TaskError, match="has no tokens"):
+        prompt.encode(["a", ""])
+    with_template = bake(
+        make_tokenizer("bytes"), "Text: {text}", 16, Examples(["a"], None, np.zeros(1, int))
+    )
+    assert with_template.encode([""])[0]

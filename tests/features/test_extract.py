@@ -143,7 +143,7 @@ def test_a_stopped_extraction_goes_on_and_ends_with_the_same_bytes(line, tmp_pat
             assert one.read_bytes() == other.read_bytes()
 
 
-def test_kill_9_at_20_random_moments_ends_with_the_same_bytes(tiny_backbone_folder, tmp_path):
+def test_f1_kill_9_at_20_random_moments_ends_with_the_same_bytes(tiny_backbone_folder, tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -219,7 +219,7 @@ def test_a_part_of_the_rows_is_that_part(line, home):
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "manifest"])
-def test_harmed_features_are_noticed_and_made_again(line, home, harm):
+def test_f7_harmed_features_are_noticed_and_made_again(line, home, harm):
     backbone, prompt, task = line
     features = extract(backbone, prompt, task, home, vectors=VECTORS).features
     before = everything(features)

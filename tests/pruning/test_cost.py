@@ -60,7 +60,7 @@ def test_the_parts_sum_to_the_published_model(name, tied, tmp_path):
     assert found.tied == tied
 
 
-def test_each_cut_counts_what_the_really_cut_model_holds(family):
+def test_e2_each_cut_counts_what_the_really_cut_model_holds(family):
     name, folder, _ = family
     backbone = load(folder, name)
     _, layers = costs_of(backbone, bundle="token")

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+)
 
 from chipviz.keys import ChipKey, Cut
 from chipviz.results import metrics
@@ -17,6 +24,7 @@ from chipviz.results.metrics import (
     macro_f1,
     mcnemar,
     paired_lower_bound,
+    ranking,
     wilson_interval,
 )
 
@@ -301,3 +309,25 @@ def test_mcnemar_is_the_exact_binomial_test(won, lost):
     best = np.array([False] * won + [True] * lost + [True] * 50)
     truth = binomtest(won, won + lost).pvalue if won + lost else 1.0
     assert mcnemar(chip, best) == pytest.approx(truth)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=60))
+def test_ranking_is_scikit_learns_with_ties(rows):
+    """Scores from few values, so that many texts share a threshold."""
+    positive = np.array([row[0] for row in rows])
+    said = np.array([row[1] / 6 for row in rows])
+    found = ranking(positive, said)
+    if positive.all() or not positive.any():
+        assert found == (None, None)
+        return
+    truth = roc_auc_score(positive, said), average_precision_score(positive, said)
+    assert found == pytest.approx(truth)
+
+
+def test_two_classes_are_ranked_and_three_are_not():
+    labels = np.array([0, 1, 1, 0, 1])
+    sure = np.array([0.1, 0.9, 0.4, 0.6, 0.8])
+    two = score(np.stack([1 - sure, sure], axis=1), labels)
+    assert two.auroc == pytest.approx(roc_auc_score(labels, sure))
+    three = score(np.full((5, 3), 1 / 3), labels)
+    assert three.auroc is None

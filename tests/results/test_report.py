@@ -48,7 +48,12 @@ def test_a_report_has_the_keys_that_the_command_line_promises(report):
     measured |= {f"{name}_{end}" for name in measured for end in ("low", "high")}
     chip = {"recipe", "site", "pooling", "chip"}
     place = {"layer", "split"} | chip
-    assert set(values["scores"][0]) == measured | place | {"n", "repeats"}
+    assert set(values["scores"][0]) == measured | place | {
+        "n",
+        "repeats",
+        "auroc",
+        "average_precision",
+    }
     assert set(values["controls"]) == {"majority", "embedding", "tfidf", "tfidf_whole"}
     chosen = {"cut_layer", "why", "validation_accuracy", "test_accuracy"} | chip
     ratios = {"layer_ratio", "parameter_ratio"}

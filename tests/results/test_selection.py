@@ -492,3 +492,25 @@ def test_a_table_without_validation_scores_is_refused(rule, scores):
 def test_an_oracle_without_test_scores_is_refused():
     with pytest.raises(ConfigError, match="No test score"):
         select(curve(DRASTIC), "oracle")
+
+
+@given(worlds(), st.data())
+def test_no_rule_chooses_a_layer_that_cannot_be_cut_after(world, data):
+    last = max(s.layer for s in world.table)
+    no_cut = dict.fromkeys(data.draw(st.sets(st.integers(0, last - 1))) if last else (), "why")
+    left = World([s for s in world.table if s.layer not in no_cut])
+    for rule in RULES:
+        with suppress(ConfigError):
+            chosen = world.choose(rule, no_cut=no_cut)
+            assert chosen.cut.layer not in no_cut
+            if rule == "validate":  # as if these layers had never been tried
+                assert chosen == select(left.table, rule)
+    for layer in no_cut:
+        with pytest.raises(ConfigError, match=f"cannot be cut after layer {layer}: why"):
+            world.choose("manual", layer=layer, no_cut=no_cut)
+
+
+def test_the_fixed_depth_moves_on_to_a_layer_that_can_be_cut_after():
+    table = curve([0.5] * 8)
+    assert select(table, "fixed", no_cut={5: "why", 6: "why"}).cut.layer == 7
+    assert "next layer" in select(table, "fixed", no_cut={5: "why"}).why

@@ -4,8 +4,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass
 
+import psutil
 import pytest
 
 from chipviz.errors import ChipvizError, JobError, Refusal
@@ -90,3 +92,55 @@ def test_many_threads_each_get_the_answer_to_their_own_question(inference):
     for thread in threads:
         thread.join()
     assert answers == {n: str(n) for n in range(20)}
+
+
+def hang(client, timeout_s):
+    with pytest.raises(JobError):
+        ask(client, "sleep", timeout_s)
+
+
+def test_a_question_that_hangs_keeps_nobody_else_waiting(tmp_path):
+    client = Inference(tmp_path, [sys.executable, "-c", FAKE_INFERENCE], most=2)
+    hanging = threading.Thread(target=hang, args=(client, 10))
+    hanging.start()
+    assert ask(client, "x").echo == "x"
+    assert hanging.is_alive()
+    hanging.join()
+    client.close()
+
+
+def test_who_waits_may_give_up_and_the_process_that_worked_on_it_is_ended(inference):
+    pid = ask(inference, "x").pid
+
+    def give_up():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inference.ask(LookAtColumns("sleep", None), Echo, 60.0, give_up)
+    assert not psutil.pid_exists(pid)
+    assert ask(inference, "x").echo == "x"
+
+
+def test_one_who_waits_for_a_busy_process_may_give_up_too(inference):
+    def give_up():
+        raise KeyboardInterrupt
+
+    busy = threading.Thread(target=hang, args=(inference, 2))
+    busy.start()
+    while not inference._n_busy:
+        time.sleep(0.01)
+    with pytest.raises(KeyboardInterrupt):
+        inference.ask(LookAtColumns("x", None), Echo, 60.0, give_up)
+    busy.join()
+    assert ask(inference, "x").echo == "x"
+
+
+def test_a_process_that_nobody_asks_gives_its_memory_back(tmp_path):
+    client = Inference(tmp_path, [sys.executable, "-c", FAKE_INFERENCE], idle_s=0.3)
+    pid = ask(client, "x").pid
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert ask(client, "x").pid != pid
+    client.close()

@@ -13,6 +13,7 @@ import pytest
 from chipviz.config import CutSpec, RunConfig
 from chipviz.errors import JobError
 from chipviz.runs import scheduler as jobs
+from chipviz.runs.processes import how_it_ended, mark_of, my_mark
 from chipviz.runs.scheduler import Scheduler, reconcile, resume, stop
 from chipviz.runs.store import ACTIVE, Store
 
@@ -27,8 +28,9 @@ REPORT = types.SimpleNamespace(
 )
 
 def run(config, *, home, run_id, progress, **_):
+    if config.data == "deaf": progress(Progress("extracting", "reading", 0, 1))
     with (home / "starts.txt").open("a") as file: file.write(run_id + "\\n")
-    if config.data == "deaf": time.sleep(60)
+    if config.data == "deaf": time.sleep(60)  # no longer loading, where any instruction can stop
     for n in range(config.max_length):
         if config.data == "waits" and (home / "go").exists(): break
         progress(Progress("extracting", "reading", n, config.max_length))
@@ -104,7 +106,7 @@ def working(store, process, config=ENDLESS):
 
 
 def owner(process):
-    return {"pid": process.pid, "pid_created": process.create_time()}
+    return {"pid": process.pid, "process": mark_of(process.pid)}
 
 
 def state(store, job):
@@ -120,7 +122,7 @@ def start_and_wait(store, config):
 
 
 @pytest.mark.usefixtures("fake_worker")
-def test_a_worker_killed_at_work_leaves_an_interrupted_run_that_can_be_resumed(store):
+def test_f1_a_worker_killed_at_work_leaves_an_interrupted_run_that_can_be_resumed(store):
     job, process = start_and_wait(store, ENDLESS)
     reconcile(store)
     assert state(store, job) == "extracting"
@@ -146,10 +148,10 @@ def test_a_process_that_nobody_has_collected_yet_counts_as_dead(store):
     process.wait()
 
 
-def test_a_pid_that_another_program_has_now_is_neither_taken_for_the_worker_nor_signalled(
+def test_f3_a_pid_that_another_program_has_now_is_neither_taken_for_the_worker_nor_signalled(
     store, stranger
 ):
-    who = {"pid": stranger.pid, "pid_created": stranger.create_time() - 60}
+    who = {"pid": stranger.pid, "process": "another boot:1"}
     job = working(store, who)
     stop(store, job.job_id)
     reconcile(store)
@@ -161,10 +163,49 @@ def test_a_pid_that_another_program_has_now_is_neither_taken_for_the_worker_nor_
     assert stranger.status() != psutil.STATUS_ZOMBIE
 
 
-def test_a_creation_time_that_shifted_with_the_clock_is_still_the_same_process(store, stranger):
-    job = working(store, {"pid": stranger.pid, "pid_created": stranger.create_time() + 1})
+def test_f3_a_clock_that_steps_changes_nothing_about_who_is_alive(store, stranger, monkeypatch):
+    job = working(store, owner(stranger))
+    # What psutil makes of the boot time when somebody sets the clock forward by an hour.
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: time.time() + 3600)
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
     reconcile(store)
     assert state(store, job) == "extracting"
+
+
+def test_a_process_that_has_ended_has_no_mark(stranger):
+    mark = mark_of(stranger.pid)
+    assert mark == mark_of(stranger.pid) != my_mark()
+    stranger.kill()
+    until(lambda: mark_of(stranger.pid) is None)
+
+
+@pytest.mark.parametrize(
+    ("status", "short", "words"),
+    [
+        (None, False, "ended without a word"),
+        (-signal.SIGKILL, False, "was killed from outside"),
+        (-signal.SIGKILL, True, "no memory left"),
+        (-signal.SIGSEGV, True, "crashed (SIGSEGV)"),
+        (1, True, "status 1"),
+    ],
+)
+def test_f5_memory_is_blamed_only_where_the_system_says_so(status, short, words):
+    said = how_it_ended(status, short_of_memory=short)
+    assert words in said
+    assert ("memory" in said) == ("memory" in words)
+
+
+@pytest.mark.usefixtures("fake_worker")
+def test_a_worker_that_crashes_says_by_which_signal(store):
+    job, process = start_and_wait(store, ENDLESS)
+    scheduler = Scheduler(store)
+    scheduler._children.append(jobs._Child(job.job_id, job.queued, process, 0))
+    process.send_signal(signal.SIGSEGV)
+    until(lambda: scheduler.tick() or state(store, job) == "interrupted")
+    ended = store.get(job.job_id)
+    assert "crashed (SIGSEGV) while extracting" in ended.message
+    assert "memory" not in ended.message + ended.hint
 
 
 def test_a_queued_job_stops_at_once_and_never_starts(store, fake_worker):
@@ -176,7 +217,7 @@ def test_a_queued_job_stops_at_once_and_never_starts(store, fake_worker):
 
 
 @pytest.mark.usefixtures("fake_worker")
-def test_a_job_at_work_that_is_stopped_ends_as_stopped_with_its_last_words(store):
+def test_f10_a_job_at_work_that_is_stopped_ends_as_stopped_with_its_last_words(store):
     job, process = start_and_wait(store, ENDLESS)
     stop(store, job.job_id)
     assert process.wait(timeout=30) == 0
@@ -186,7 +227,7 @@ def test_a_job_at_work_that_is_stopped_ends_as_stopped_with_its_last_words(store
 
 
 @pytest.mark.usefixtures("fake_worker")
-def test_a_job_that_does_not_listen_is_killed_and_counts_as_stopped(store):
+def test_f10_a_job_that_does_not_listen_is_killed_and_counts_as_stopped(store):
     job = store.create_run(toy(data="deaf"))
     process = jobs.start(store, job)
     until((store.home / "starts.txt").exists)
@@ -216,7 +257,7 @@ def test_stopping_a_job_of_this_very_process_only_asks(store):
 
 @pytest.mark.parametrize("ending", ["done", "failed", "stopped"])
 def test_a_dead_worker_ends_as_it_wrote_with_its_last_act(store, ending):
-    job = working(store, {"pid": 2**22 + 1, "pid_created": 1.0})
+    job = working(store, {"pid": 2**22 + 1, "process": "boot:1"})
     note = {
         "state": ending,
         "message": "m",
@@ -225,7 +266,7 @@ def test_a_dead_worker_ends_as_it_wrote_with_its_last_act(store, ending):
         "result": None,
         "found": None,
     }
-    store.exit_path(job).write_text(json.dumps(note | {"pid": job.pid, "pid_created": 1.0}))
+    store.exit_path(job).write_text(json.dumps(note | {"pid": job.pid, "process": "boot:1"}))
     reconcile(store)
     ended = store.get(job.job_id)
     assert (ended.state, ended.message, ended.hint) == (ending, "m", "h")
@@ -240,13 +281,13 @@ WORDS = '"message": "", "hint": "", "fields": [], "result": null, "found": null'
         "",
         '{"state": "done", "mess',
         "[]",
-        '{"state": "done", %s, "pid": 1, "pid_created": 1}',
-        '{"state": "fine", %s, "pid": %d, "pid_created": 1}',
-        '{"state": "done", "pid": %d, "pid_created": 1}',
+        '{"state": "done", %s, "pid": 1, "process": "boot:1"}',
+        '{"state": "fine", %s, "pid": %d, "process": "boot:1"}',
+        '{"state": "done", "pid": %d, "process": "boot:1"}',
     ],
 )
-def test_a_torn_foreign_or_odd_note_never_makes_a_dead_worker_done(store, note):
-    job = working(store, {"pid": 2**22 + 1, "pid_created": 1.0})
+def test_f8_a_torn_foreign_or_odd_note_never_makes_a_dead_worker_done(store, note):
+    job = working(store, {"pid": 2**22 + 1, "process": "boot:1"})
     store.exit_path(job).write_text(note.replace("%d", str(job.pid)).replace("%s", WORDS))
     reconcile(store)
     assert state(store, job) == "interrupted"
@@ -285,7 +326,7 @@ def test_a_bundle_is_queued_only_for_a_run_that_is_done_and_once_a_cut(store):
         resume(store, first.job_id)
 
 
-def test_two_schedulers_start_each_job_exactly_once_one_at_a_time_in_order(store, fake_worker):
+def test_l6_two_schedulers_start_each_job_exactly_once_one_at_a_time_in_order(store, fake_worker):
     queued = [jobs.enqueue_run(store, toy()).job_id for _ in range(3)]
     schedulers = [Scheduler(store, tick_s=0.05), Scheduler(Store(store.home), tick_s=0.05)]
     for scheduler in schedulers:
@@ -299,7 +340,7 @@ def test_two_schedulers_start_each_job_exactly_once_one_at_a_time_in_order(store
     assert len(fake_worker) == 3
 
 
-def test_when_the_leading_server_goes_the_other_takes_over(store):
+def test_l6_when_the_leading_server_goes_the_other_takes_over(store):
     first, second = Scheduler(store, tick_s=0.05), Scheduler(store, tick_s=0.05)
     first.start()
     until(lambda: first.leads)
@@ -371,7 +412,7 @@ def test_a_job_deleted_under_the_scheduler_does_not_end_the_scheduler(store, mon
     scheduler.close()
 
 
-def test_a_worker_outlives_its_killed_server_and_the_next_server_meets_it_again(store):
+def test_f2_a_worker_outlives_its_killed_server_and_the_next_server_meets_it_again(store):
     serve = f"""
 import sys, time
 from pathlib import Path

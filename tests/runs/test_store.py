@@ -14,6 +14,7 @@ from chipviz.errors import JobError
 from chipviz.keys import ChipKey, Cut
 from chipviz.progress import Progress
 from chipviz.results.metrics import CurvePoint
+from chipviz.runs.processes import my_mark
 from chipviz.runs.store import ACTIVE, ENDED, STALLED_AFTER_S, Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +102,7 @@ print([sum(column) for column in zip(*claims)])
     assert process.communicate()[0].strip() == str([1] * 20)
 
 
-def test_eight_processes_may_open_a_fresh_home_and_write_at_once(tmp_path):
+def test_l3_eight_processes_may_open_a_fresh_home_and_write_at_once(tmp_path):
     write = """
 import multiprocessing, sys
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_a_claimed_job_has_an_owner_and_forgets_how_it_ended_before(store):
     job = store.get(run.job_id)
     assert (job.state, job.message, job.stop_requested) == ("loading", "", False)
     assert job.pid is not None
-    assert job.pid_created is not None
+    assert job.process == my_mark()
     assert store.active() == [job]
     assert not store.claim(run.job_id)
 
@@ -179,7 +180,7 @@ def test_only_its_own_process_can_end_a_job_in_the_name_of_that_process(store):
     assert store.finish(job.job_id, "interrupted", pid=job.pid)
 
 
-def test_a_working_job_without_heartbeat_is_stalled_and_with_one_is_back(store):
+def test_f4_a_working_job_without_heartbeat_is_stalled_and_with_one_is_back(store):
     job = store.create_run(CONFIG, claim=True)
     assert job.status == "loading"
     long_ago = time.time() - STALLED_AFTER_S - 1
@@ -209,7 +210,7 @@ def test_a_job_that_was_deleted_or_ended_counts_as_asked_to_stop(store):
     assert store.stop_requested(job.job_id)
 
 
-def test_a_burst_of_two_thousand_points_arrives_whole_and_in_order(store):
+def test_l3_a_burst_of_two_thousand_points_arrives_whole_and_in_order(store):
     expected = [point(n, layer) for n in range(100) for layer in range(20)]
     for start in range(0, 2000, 10):
         store.add_points("run", list(reversed(expected[start : start + 10])))
@@ -223,7 +224,7 @@ def test_a_point_written_again_is_replaced_not_doubled(store):
     assert store.points("another") == []
 
 
-def test_killing_a_writer_at_any_moment_loses_no_acknowledged_point(store):
+def test_f1_killing_a_writer_at_any_moment_loses_no_acknowledged_point(store):
     write = """
 import sys
 from pathlib import Path
@@ -313,7 +314,7 @@ def test_a_run_at_work_or_with_a_bundle_at_work_is_not_deleted(store):
     store.delete(run.run_id)
 
 
-def test_a_store_of_a_newer_chipviz_is_refused_and_left_alone(store):
+def test_f12_a_store_of_a_newer_chipviz_is_refused_and_left_alone(store):
     with sqlite3.connect(store.path) as db:
         db.execute("PRAGMA user_version=99")
     db.close()

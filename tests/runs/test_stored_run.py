@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from chipviz.chips.chip import Chips
 from chipviz.keys import ChipKey, Cut
-from chipviz.runs.store import SCHEMA_VERSION, Store
+from chipviz.runs.schema import SCHEMA_VERSION
+from chipviz.runs.store import Store
 from tests.cli.test_cli import chipviz
 from tests.page_driver import html_of, open_page
 

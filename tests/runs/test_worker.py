@@ -22,7 +22,8 @@ from chipviz.progress import Cancelled, Progress
 from chipviz.results.metrics import CurvePoint
 from chipviz.results.report import BundleReport
 from chipviz.runs import worker
-from chipviz.runs.store import Store, summary
+from chipviz.runs.schema import summary
+from chipviz.runs.store import Store
 from tests.example_run import report_of
 
 CONFIG = RunConfig(backbone="tiny", data="toy")
@@ -100,10 +101,10 @@ def test_a_run_that_succeeds_is_done_with_its_report_its_points_and_its_config(s
     assert job.cut_layer == report_of(job.run_id).selection["within"].cut_layer
     assert store.points(job.run_id) == points
     note = exit_note(store, job)
-    assert (note["state"], note["pid"], note["pid_created"]) == (
+    assert (note["state"], note["pid"], note["process"]) == (
         "done",
         os.getpid(),
-        job.pid_created,
+        job.process,
     )
 
 
@@ -156,7 +157,7 @@ class OutOfMemoryError(RuntimeError):
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
     ],
 )
-def test_out_of_memory_is_called_so_and_comes_with_advice(store, computes, error):
+def test_f5_out_of_memory_is_called_so_and_comes_with_advice(store, computes, error):
     computes(fails_with(error))
     job = train(store)
     assert (job.state, job.message) == ("failed", "The job ran out of memory.")
@@ -171,7 +172,7 @@ def test_a_full_disk_is_called_so(store, computes):
     computes(run)
     job = train(store)
     assert job.state == "failed"
-    assert re.match(r"The disk is full: \d+ MiB are free", job.message)
+    assert re.match(r"The disk is full: [\d,.]+ MiB are free", job.message)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_a_full_disk_is_called_so(store, computes):
         sqlite3.OperationalError("database or disk is full"),
     ],
 )
-def test_a_full_disk_is_recognised_through_the_libraries_that_wrap_it(store, computes, error):
+def test_f6_a_full_disk_is_recognised_through_the_libraries_that_wrap_it(store, computes, error):
     computes(fails_with(error))
     assert train(store).message.startswith("The disk is full")
 
@@ -218,7 +219,7 @@ def test_a_request_to_stop_ends_the_run_as_stopped_at_the_next_report(store, com
     assert exit_note(store, job)["state"] == "stopped"
 
 
-def test_sigterm_ends_the_run_as_stopped_at_the_next_report(store, computes):
+def test_f10_sigterm_ends_the_run_as_stopped_at_the_next_report(store, computes):
     def run(_config, *, progress, **_):
         progress(Progress("fitting", "before"))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -229,6 +230,31 @@ def test_sigterm_ends_the_run_as_stopped_at_the_next_report(store, computes):
     computes(run)
     assert train(store).state == "stopped"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("library", ["lets it pass", "wraps it", "swallows it"])
+def test_f10_sigterm_breaks_loading_off_without_waiting_for_a_report(store, computes, library):
+    """Imports and downloads take seconds without one; a library may put its own words around."""
+    reached = []
+
+    def load(_config, *, progress, **_):
+        progress(Progress("loading", "importing"))
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(0.2)  # what a long import would go on with
+            reached.append("the end of the import")
+        except Exception as error:
+            if library == "lets it pass":
+                raise
+            if library == "wraps it":
+                raise ImportError("failed to import something") from error
+        progress(Progress("loading", "reading weights"))
+        reached.append("the next step")
+
+    computes(load)
+    job = train(store)
+    assert (job.state, job.message) == ("stopped", "")
+    assert not reached
 
 
 def test_a_keyboard_interrupt_leaves_the_run_stopped_and_goes_on_to_the_caller(store, computes):

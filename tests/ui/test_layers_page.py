@@ -52,6 +52,23 @@ def test_layers_opens_at_the_cut_of_rule_within_and_says_so_in_the_address(store
     assert at.query_params["pooling"] == best.pooling
 
 
+def test_layers_that_cannot_be_cut_after_are_not_offered(store):
+    job = finished_run(store)
+    folder = store.folder(job.run_id)
+    report = folder.read_report()
+    no_cut = dict.fromkeys(range(12), "it wants an attention layer")
+    backbone = report.backbone.model_copy(update={"no_cut": no_cut})
+    report = report.model_copy(update={"backbone": backbone})
+    chosen = report.choices(folder.read_predictions().correct)
+    folder.write_report(report.model_copy(update={"selection": chosen}))
+    at = open_page("layers", run=job.run_id, cut="3")
+    assert not at.exception
+    slider = at.select_slider(key="cut")
+    assert slider.options == [str(layer) for layer in range(12, 30)]
+    slider.set_value(14).run()
+    assert at.query_params["cut"] == "14"
+
+
 @pytest.mark.parametrize("bad", ["999", "abc", "<script>", "-1", "", "1e3", "٣"])
 def test_a_bad_cut_in_the_address_falls_back_to_the_recommended_one(store, bad):
     job = finished_run(store)

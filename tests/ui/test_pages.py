@@ -278,7 +278,7 @@ def test_words_keep_the_text_whole_and_strike_what_was_not_read():
 
 def test_markdown_marks_in_foreign_text_show_as_written():
     assert formatting.plain("![x](http://y) :red[a] $b$") == (
-        r"\!\[x\]\(http\://y\) \:red\[a\] \$b\$"
+        "\\!\\[x\\]\\(http\u2060\\://y\\) \\:red\\[a\\] \\$b\\$"
     )
 
 

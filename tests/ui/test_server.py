@@ -20,7 +20,9 @@ from starlette.testclient import TestClient
 from chipviz.config import CutSpec, RunConfig
 from chipviz.results.report import BundleReport
 from chipviz.ui import server as server_module
-from chipviz.ui.server import SECURITY_HEADERS, Server, bundle_link
+from chipviz.ui.gate import SECURITY_HEADERS, token_of
+from chipviz.ui.server import Server, bundle_link
+from tests.withstand.servers import serving, status_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CUT = CutSpec(cut_layer=3, pooling="mean")
@@ -112,7 +114,7 @@ def test_a_hostile_data_set_name_never_reaches_the_file_name(server, client):
     assert not any(name.startswith(("/", "..")) for name in archive.namelist())
 
 
-def test_only_a_link_that_this_home_signed_for_bundles_is_good(server, client, tmp_path):
+def test_b11_only_a_link_that_this_home_signed_for_bundles_is_good(server, client, tmp_path):
     job = built_bundle(server.store, FILES)
     good = bundle_link(server.store, job)
     foreign = bundle_link(Server(tmp_path / "other").store, job)
@@ -133,7 +135,7 @@ def test_only_a_link_that_this_home_signed_for_bundles_is_good(server, client, t
     assert client.get(good).status_code == 200
 
 
-def test_a_link_expires(server, client, monkeypatch):
+def test_b11_a_link_expires(server, client, monkeypatch):
     link = bundle_link(server.store, built_bundle(server.store, FILES))
     monkeypatch.setattr(server_module, "LINK_AGE_S", -1)
     answer = client.get(link)
@@ -152,7 +154,7 @@ def test_a_link_to_what_is_gone_or_not_built_says_so(server, client):
 
 
 @pytest.mark.parametrize("path", ["..%2f..%2fsecret.key", "%00", "a" * 5000, "../../secret.key"])
-def test_no_path_leads_out_of_the_bundles(server, client, path):
+def test_b11_no_path_leads_out_of_the_bundles(server, client, path):
     built_bundle(server.store, FILES)
     assert client.get(f"/bundles/{path}").status_code in (403, 404)
 
@@ -251,3 +253,114 @@ def test_streamlit_run_starts_the_app_with_guarded_pages_routes_and_scheduler(tm
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+# ranges
+
+
+def test_a_download_that_broke_off_goes_on_to_the_same_bytes(server, client):
+    link = bundle_link(server.store, built_bundle(server.store, FILES))
+    whole = client.get(link)
+    n = len(whole.content)
+    for start, end in [(0, 1), (0, n), (1_000_000, 1_000_007), (n - 1, n), (n // 2, n)]:
+        answer = client.get(link, headers={"Range": f"bytes={start}-{end - 1}"})
+        assert answer.content == whole.content[start:end]
+        assert int(answer.headers["content-length"]) == end - start
+        if end - start < n:
+            assert answer.status_code == 206
+            assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{n}"
+    assert client.get(link, headers={"Range": "bytes=-9"}).content == whole.content[-9:]
+    assert client.get(link, headers={"Range": "bytes=9-"}).content == whole.content[9:]
+    assert client.get(link, headers={"Range": f"bytes=5-{10 * n}"}).content == whole.content[5:]
+
+
+@pytest.mark.parametrize("wanted", ["bytes={n}-", "bytes={n}-{n}", "bytes=-0", f"bytes={10**40}-"])
+def test_b11_a_range_beyond_the_end_is_refused_with_the_length(server, client, wanted):
+    link = bundle_link(server.store, built_bundle(server.store, FILES))
+    n = int(client.head(link).headers["content-length"])
+    answer = client.get(link, headers={"Range": wanted.format(n=n)})
+    assert answer.status_code == 416
+    assert answer.headers["content-range"] == f"bytes */{n}"
+    assert answer.content == b""
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "bytes=5-2",
+        "bytes=0-1,4-5",
+        "bytes=-",
+        "bytes=a-b",
+        "lines=1-2",
+        "bytes=٣-٤",
+        "",
+        "bytes=0x1-",
+    ],
+)
+def test_b11_what_is_no_single_range_of_bytes_gets_the_whole(server, client, wanted):
+    link = bundle_link(server.store, built_bundle(server.store, {"README.md": b"whole"}))
+    answer = client.get(link, headers={"Range": wanted.encode()})
+    assert answer.status_code == 200
+    assert len(answer.content) == int(answer.headers["content-length"])
+
+
+def test_a_range_of_a_bundle_that_has_changed_meanwhile_is_the_whole_of_the_new_one(server, client):
+    job = built_bundle(server.store, FILES)
+    link = bundle_link(server.store, job)
+    tag = client.head(link).headers["etag"]
+    asked = {"Range": "bytes=9-", "If-Range": tag}
+    assert client.get(link, headers=asked).status_code == 206
+    Path(job.bundle.path, "config.json").write_bytes(b'{"changed": true}')
+    answer = client.get(link, headers=asked)
+    assert answer.status_code == 200
+    assert answer.headers["etag"] != tag
+
+
+# the token
+
+
+@pytest.fixture
+def locked(tmp_path):
+    server = Server(tmp_path / "home", token="open sesame")
+    app = Starlette(routes=server.routes, middleware=server.middleware)
+    return TestClient(app, base_url="http://localhost:8501", follow_redirects=False)
+
+
+def test_with_a_token_only_a_browser_that_came_by_the_printed_address_is_answered(locked):
+    assert locked.get("/api/health").status_code == 401
+    assert locked.get("/api/health", params={"token": "open"}).status_code == 401
+    assert (
+        locked.get("/api/health", headers={"Cookie": "chipviz_token=ö".encode()}).status_code == 401
+    )
+    welcome = locked.get("/api/health?run=a%26b&token=open+sesame")
+    assert welcome.status_code == 303
+    assert welcome.headers["location"] == "/api/health?run=a%26b"
+    cookie = welcome.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert locked.get("/api/health").status_code != 401  # the cookie came with it
+    assert locked.get("/api/health", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_the_way_in_leads_nowhere_else(locked):
+    welcome = locked.get("http://localhost:8501//evil.example/x?token=open+sesame")
+    assert welcome.headers["location"] == "/evil.example/x"
+    foreign = {"Host": "evil.example"}
+    assert locked.get("/?token=open+sesame", headers=foreign).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token"), [([], None), (["--token=a=b"], "a=b"), (["x", "--tokens"], None)]
+)
+def test_the_token_is_an_argument(arguments, token):
+    assert token_of(arguments) == token
+    assert token_of(["--token"]) != token_of(["--token"])
+
+
+def test_what_the_server_writes_is_readable_by_its_user_alone(tmp_path):
+    with serving(tmp_path) as (port, _):
+        assert status_of(f"http://127.0.0.1:{port}/api/health") == 200
+        time.sleep(1.5)
+    made = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert made
+    assert not [path for path in made if path.stat().st_mode & 0o077]

@@ -30,12 +30,12 @@ def asked(store, monkeypatch):
     """What was asked; the answers are the real ones, found in this process."""
     seen, answerer = [], Answerer(store.home)
 
-    def ask(_self, question, _kind, _timeout_s=0):
+    def ask(_self, question, _kind, _timeout_s=0, _waiting=None):
         seen.append(question.op)
         return answerer.answer(question)
 
     monkeypatch.setattr(Inference, "ask", ask)
-    lookups._ask.clear()
+    lookups.forget()
     return seen
 
 
@@ -163,7 +163,7 @@ def test_a_backbone_that_is_none_is_said_in_its_step(form, tmp_path):
 
 def test_a_backbone_too_large_for_memory_is_refused_unless_it_is_spread(form, monkeypatch):
     monkeypatch.setattr("chipviz.backbones.memory.free_memory", lambda _: 1000)
-    lookups._ask.clear()
+    lookups.forget()
     at = upload(form, "toy.csv", table(("row", "text", "label")))
     said = text_of(at).replace("\\", "")
     assert "needs about" in said
@@ -185,7 +185,7 @@ def test_what_must_be_fetched_is_looked_at_only_when_asked_for(asked):
 
 
 def test_a_process_that_broke_down_is_asked_anew_and_a_refusal_is_not(form, asked, monkeypatch):
-    def die(_self, _question, _kind, _timeout_s=0):
+    def die(_self, _question, _kind, _timeout_s=0, _waiting=None):
         raise JobError("It ended.", "Try again.")
 
     with monkeypatch.context() as broken:
@@ -270,3 +270,78 @@ def test_many_labels_are_counted_rather_than_drawn():
     assert drawn.count('cv-bar"') == data_step.MAX_BARS
     assert drawn.index("label 39") < drawn.index("label 38")
     assert "28 labels more" in drawn
+
+
+# --- what the form held comes back --------------------------------------------------------------
+
+
+def filled(at):
+    """A form with something of every kind in it. Returns its session."""
+    choose(at, "data_source", "Upload")
+    upload(at, "odd.csv", table())
+    box(at, "Label column").set_value("wohin damit?").run()
+    at.text_area[0].set_value("Text: {text}\nKind:").run()
+    at.number_input(key="limit_False").set_value(48).run()
+    at.multiselect(key="poolings").set_value(["last", "max"]).run()
+    at.toggle(key="balanced").set_value(True).run()
+    at.number_input(key="folds").set_value(3).run()
+    at.number_input(key="max_train_False").set_value(40).run()
+    return at
+
+
+def started(at, store):
+    """The settings of the run that the form starts."""
+    button(at, "start").click().run()
+    return store.runs()[0].config
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_filled_form_survives_a_reload_and_starts_the_same_run(store):
+    at = filled(open_page("train"))
+    name = at.query_params["draft"]
+    again = open_page("train", draft=name)  # another session, the same address
+    assert text_of(again).count("Choose the one") == 0
+    assert again.text_area[0].value == "Text: {text}\nKind:"
+    assert again.number_input(key="folds").value == 3
+    first, second = started(at, store), started(again, store)
+    assert first == second
+    assert (first.label, first.max_length, first.poolings) == ("wohin damit?", 48, ("last", "max"))
+    assert (first.class_weight, first.folds, first.max_train) == ("balanced", 3, 40)
+    assert first.data.endswith(".csv")
+
+
+@pytest.mark.usefixtures("asked")
+def test_an_untouched_form_leaves_nothing_and_start_over_forgets(store):
+    at = open_page("train")
+    assert "draft" not in at.query_params
+    assert not (store.home / "drafts").exists()
+    at.number_input(key="seed").set_value(7).run()
+    assert "draft" in at.query_params
+    button(at, "over").click().run()
+    assert at.number_input(key="seed").value == 0
+    assert "draft" not in at.query_params
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"data_source": "Nowhere", "preset": 7, "seed": -4, "limit_True": 0, "folds": "x"}',
+        '{"poolings": ["last", "evil"], "dtype": ["float32"], "evil": 1, "start": true}',
+        '{"template_True": 7, "max_train_True": true, "backbone_embedded": "other"}',
+    ],
+)
+def test_a_draft_that_was_altered_is_read_as_far_as_it_fits(store, content):
+    (store.home / "drafts").mkdir()
+    (store.home / "drafts" / "0123456789ab.json").write_text(content)
+    at = open_page("train", draft="0123456789ab")
+    assert not button(at, "start").disabled
+    assert at.number_input(key="seed").value == 0
+
+
+@pytest.mark.usefixtures("asked", "store")
+@pytest.mark.parametrize("name", ["../../etc/passwd", "0123456789ab", "", "x" * 12])
+def test_a_draft_that_is_not_there_is_an_empty_form(name):
+    assert not button(open_page("train", draft=name), "start").disabled

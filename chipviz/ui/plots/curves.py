@@ -5,7 +5,7 @@ kind of chip its dash. The cut is the one accent line, what lies beyond it is wa
 is what gets removed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +19,7 @@ from chipviz.ui.plots.theme import (
     BAND_OPACITY,
     DASHES,
     FITS_OPACITY,
+    KINDS,
     LIGHT,
     MARKER_PX,
     SYMBOLS,
@@ -68,7 +69,8 @@ def curve_figure(
     for key, scores in curves.items():
         strong = _is_strong(key, curves, cut.chip)
         layer = [s.layer for s in scores]
-        figure.add_trace(_line(scores, layer, _hover(scores, report), look, strong=strong))
+        words, no_cut = _hover(scores, report), report.backbone.no_cut
+        figure.add_trace(_line(scores, layer, words, look, strong=strong, no_cut=no_cut))
     y_range = (_floor(report, split), TOP)
     kept = [
         100 * (1 - report.cost_at(Cut(layer, cut.chip)).parameter_ratio) for layer in range(layers)
@@ -83,7 +85,10 @@ def curve_figure(
     _ring(figure, report.score_at(cut, split), look)
     subtitle = _subtitle(report, curves, cut.chip)
     title(figure, f"Accuracy of a chip on every layer: {safe(report.task.name)}", subtitle, look)
-    figure.update_layout(margin_t=132 if "<br>" in subtitle else 116)
+    longest = max(len(end.name) for end in ends)
+    figure.update_layout(
+        margin_t=132 if "<br>" in subtitle else 116, margin_r=max(116, 8 * longest + 40)
+    )
     return figure
 
 
@@ -140,7 +145,8 @@ def size_figure(
             f"{text} - {c.weight_bytes / 1e6:,.0f} MB"
             for text, c in zip(_hover(scores, report), costs, strict=True)
         ]
-        figure.add_trace(_line(scores, kept, words, look, strong=strong))
+        no_cut = report.backbone.no_cut
+        figure.add_trace(_line(scores, kept, words, look, strong=strong, no_cut=no_cut))
     y_range = (_floor(report, split), TOP)
     frame(figure, look, n_layers=None, y_range=y_range)
     figure.update_xaxes(title_text="parameters kept, %", range=[0, 102])
@@ -237,7 +243,8 @@ def _subtitle(report: RunReport, curves: dict[ChipKey, list[Score]], cut: ChipKe
     """Split, n, preset, and what the bands are: in one line where that fits a phone."""
     own = curves[cut][0]
     preset = "sound, beside it as published" if report.preset == "published" else "sound"
-    scored = f"{own.split}, n = {own.n:,}, preset {preset}"
+    folds = f", {report.folds} folds" if own.split == "validation" and report.folds > 1 else ""
+    scored = f"{own.split}{folds}, n = {own.n:,}, preset {preset}"
     of = "" if len(curves) <= FEW else f" of {chip_name(cut)}"
     n_again = max(len(curves[k][0].repeats) for k in curves if _is_strong(k, curves, cut))
     if n_again:
@@ -274,25 +281,33 @@ def _bands(scores: Sequence[Score], look: Look) -> list[go.Scatter]:
 
 
 def _line(
-    scores: Sequence[Score], x: Sequence[float], hover: Sequence[str], look: Look, *, strong: bool
+    scores: Sequence[Score],
+    x: Sequence[float],
+    hover: Sequence[str],
+    look: Look,
+    *,
+    strong: bool,
+    no_cut: Mapping[int, str],
 ) -> go.Scatter:
+    """One curve. Points of layers that the model cannot be cut after are grey."""
     key = scores[0].key
     colour = look.series(key.vector)
+    colours = [look.muted if s.layer in no_cut else colour for s in scores]
     return go.Scatter(
         x=list(x),
         y=[100 * s.accuracy for s in scores],
         mode="lines+markers",
         name=chip_name(key),
         opacity=1 if strong else 0.85,
-        line={"color": colour, "width": 2 if strong else 1.2, "dash": DASHES[key.kind]},
+        line={"color": colour, "width": 2 if strong else 1.2, "dash": DASHES[key.word]},
         marker={
             "size": MARKER_PX if strong else MARKER_PX - 3,
-            "color": colour,
-            "symbol": SYMBOLS[key.kind],
+            "color": colours if no_cut else colour,
+            "symbol": SYMBOLS[key.word],
         },
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 1}},
-        customdata=[[s.layer, key.vector.name, key.kind] for s in scores],
+        customdata=[[s.layer, key.vector.name, key.word] for s in scores],
         text=list(hover),
         hoverinfo="text",
     )
@@ -304,14 +319,15 @@ def _hover(scores: Iterable[Score], report: RunReport) -> list[str]:
 
 def _point_words(score: Score, report: RunReport) -> str:
     kept = 100 * (1 - report.cost_at(score.cut).parameter_ratio)
-    kind = "MLP" if score.chip == "mlp" else "linear"
+    kind = KINDS[score.key.word]
     fits = [100 * accuracy for accuracy in (score.accuracy, *score.repeats)]
+    no_cut = " - cannot be cut after" if score.layer in report.backbone.no_cut else ""
     return (
         f"layer {score.layer} - {score.key.vector.name}, {kind}"
         f"{', as published' if score.recipe == 'published' else ''} - {100 * score.accuracy:.1f} % "
         f"({100 * score.accuracy_low:.1f}-{100 * score.accuracy_high:.1f}, n = {score.n:,}) - "
         f"{f'{len(fits)} fits {min(fits):.1f}-{max(fits):.1f} - ' if score.repeats else ''}"
-        f"keeps {kept:.0f} %"
+        f"keeps {kept:.0f} %{no_cut}"
     )
 
 
@@ -319,7 +335,7 @@ def _live_line(
     points: Sequence[CurvePoint], step: int, key: ChipKey, look: Look, *, ghost: bool
 ) -> go.Scatter:
     own = sorted((p for p in points if p.n_train == step), key=lambda p: p.cut.layer)
-    name, dash, symbol = chip_name(key), DASHES[key.kind], SYMBOLS[key.kind]
+    name, dash, symbol = chip_name(key), DASHES[key.word], SYMBOLS[key.word]
     return go.Scatter(
         x=[p.cut.layer for p in own],
         y=[100 * p.accuracy for p in own],

@@ -20,6 +20,10 @@ from chipviz.ui.plots.theme import (
     wash,
 )
 
+MAX_CLASSES = 50
+"""Classes up to which every one has a row and a column of its own."""
+MAX_CELLS = 10_000
+"""Cells of a map of tokens and layers. Each has words to hover over: more take seconds to send."""
 MAX_TICK_TOKENS = 48
 """Longer texts get no token labels under the map: they would only overlap."""
 
@@ -54,6 +58,28 @@ def confusion_figure(
     figure.update_yaxes(title_text="true class", automargin=True, **ticks)
     figure.update_layout(height=max(360, 34 * len(names) + 160), margin_r=20)
     title(figure, "Confusion at the cut", subtitle, look)
+    return figure
+
+
+def coarse_confusion_figure(
+    counts: NDArray[np.int64], label_names: Sequence[str], *, subtitle: str, look: Look = LIGHT
+) -> go.Figure:
+    """Draw counts of (true class, predicted class), shape (C, C), neighbouring classes as one.
+
+    So many classes cannot be told apart; what stays visible is whether they lie on the diagonal.
+    """
+    edges: list[int] = np.linspace(0, len(counts), MAX_CLASSES + 1).astype(int).tolist()[:-1]
+    coarse = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1)
+    ends = [*edges[1:], len(counts)]
+    names = [
+        f"{short(label_names[first], 16)} to {short(label_names[end - 1], 16)}"
+        for first, end in zip(edges, ends, strict=True)
+    ]
+    subtitle = f"{subtitle}; {len(counts):,} classes in {MAX_CLASSES} rows, neighbours together"
+    figure = confusion_figure(coarse, names, subtitle=subtitle, look=look)
+    figure.update_xaxes(tickvals=[], ticktext=[])
+    figure.update_yaxes(tickvals=[], ticktext=[])
+    figure.update_layout(height=560)
     return figure
 
 
@@ -92,10 +118,13 @@ def token_map_figure(
         cut_layer: The last layer kept. Layers above are washed out.
         slots: Colour of each class, from `class_slots`.
         look: Colours of the page's theme.
+
+    Only the first tokens of a very long text are drawn, `MAX_CELLS` over all layers.
     """
-    classes = np.asarray(label_index)
-    strength = np.clip(np.asarray(confidence, dtype=float), 0.0, 0.999)
-    shown = [short(token, 14) for token in tokens]
+    n_drawn = max(1, MAX_CELLS // len(label_index))
+    classes = np.asarray([row[:n_drawn] for row in label_index])
+    strength = np.clip(np.asarray([row[:n_drawn] for row in confidence], dtype=float), 0.0, 0.999)
+    shown = [short(token, 14) for token in tokens[:n_drawn]]
     names = [short(name, 40) for name in label_names]
     layers, n_tokens = classes.shape
     hover = [
@@ -133,10 +162,11 @@ def token_map_figure(
     figure.update_layout(height=480, margin={"t": 70, "r": 20, "b": 90})
     wash(figure, look, y0=cut_layer + 0.5, y1=layers - 0.5)
     figure.add_hline(y=cut_layer + 0.5, line_color=look.accent, line_width=2)
+    few_of = f"the first {n_tokens:,} of {len(tokens):,} tokens; " if n_tokens < len(tokens) else ""
     title(
         figure,
         "What every layer says at every token",
-        f"strength is confidence; what is above the line goes (cut {cut_layer})",
+        f"{few_of}strength is confidence; what is above the line goes (cut {cut_layer})",
         look,
     )
     return figure

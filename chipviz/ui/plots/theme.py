@@ -6,22 +6,37 @@ Knows plotly and pixels, neither runs nor scores.
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import plotly.graph_objects as go
 
-from chipviz.keys import RAW, ChipKey, ChipKind, Vector
+from chipviz.keys import RAW, ChipKey, Pooling, Site, Vector
 
+_HUES: dict[Site, tuple[str, ...]] = {
+    "gate": ("#7f6a00", "#a68b00", "#bfa51a", "#8c7a1e"),
+    "ffn_in": ("#5b3f8c", "#8a63c7", "#a98fd6", "#6d5a99"),
+    "ffn_out": ("#8c2d5b", "#b34a7c", "#cf7aa2", "#99456e"),
+    "all": ("#2b2b2b", "#5c5c5c", "#7d7d7d", "#454545"),
+}
 SERIES: dict[Vector, str] = {
     Vector("block", "last"): "#0072b2",
     Vector("block", "mean"): "#d55e00",
     Vector("block", "first"): "#cc79a7",
     Vector("block", "max"): "#009e73",
     RAW: "#56b4e9",
+    **{
+        Vector(site, pooling): colour
+        for site, colours in _HUES.items()
+        for pooling, colour in zip(get_args(Pooling), colours, strict=True)
+    },
 }
-"""Line colour of a vector. Source: Okabe and Ito 2008, safe for colour-blind readers."""
-DASHES: dict[ChipKind, str] = {"linear": "solid", "mlp": "dash"}
-SYMBOLS: dict[ChipKind, str] = {"linear": "circle", "mlp": "diamond-open"}
+"""Line colour of a vector. Source of the first five: Okabe and Ito 2008, safe for colour-blind
+readers. Sites have one hue each."""
+DASHES = {"linear": "solid", "mlp": "dash", "sparse": "dot", "stc": "solid"}
+SYMBOLS = {"linear": "circle", "mlp": "diamond-open", "sparse": "x-thin-open", "stc": "star"}
 """Between neighbouring layers a line is too short for its dashes to show: markers differ too."""
+KINDS = {"linear": "linear", "mlp": "MLP", "sparse": "L1", "stc": "STC"}
+"""What people call a chip's `word`."""
 CLASS_COLOURS = (
     "#e69f00",
     "#56b4e9",
@@ -211,14 +226,14 @@ def rgba(colour: str, opacity: float) -> str:
 
 def chip_name(key: ChipKey) -> str:
     """What people call a chip: `mean`, `mean, MLP`, `raw, as published`."""
-    name = key.vector.name if key.kind == "linear" else f"{key.vector.name}, MLP"
+    name = key.vector.name if key.word == "linear" else f"{key.vector.name}, {KINDS[key.word]}"
     return f"{name}, as published" if key.recipe == "published" else name
 
 
 def end_name(key: ChipKey) -> str:
     """The same, short enough for the end of a line."""
     name = "published" if key.recipe == "published" else key.vector.name
-    return name if key.kind == "linear" else f"{name}, MLP"
+    return name if key.word == "linear" else f"{name}, {KINDS[key.word]}"
 
 
 def safe(text: str) -> str:

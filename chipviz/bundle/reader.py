@@ -1,0 +1,121 @@
+"""The chip of a bundle of our own kind, and how it reads the cut backbone beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from chipviz.backbones.backbone import Backbone, pad, segments
+from chipviz.backbones.model_folder import open_folder
+from chipviz.backbones.pooling import pool
+from chipviz.backbones.structure import find_blocks, find_norm_and_causality, first_of
+from chipviz.bundle.metadata import CHIP_FILE, Metadata
+from chipviz.chips.chip import Chip
+from chipviz.features.forward import forward_neurons, width_at
+from chipviz.keys import ALL_SITES, EMBEDDING_LAYER, Site
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A chip and the model that it reads."""
+
+    metadata: Metadata
+    model: Any
+    chip: Chip
+    sep: int | None
+    """The token that ends the first of two texts, if the tokenizer tells which is which."""
+    backbone: Backbone | None = None
+    """The model and its parts, for a chip that reads neurons of several layers."""
+
+    def logits(self, ids: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+        """Class scores of a batch of token ids: shape (B, C), float32."""
+        pooling = self.metadata.cut.key.pooling
+        if self.backbone is not None and self.chip.neurons is not None:
+            values = forward_neurons(self.backbone, ids, pad_id, pooling, self.chip.neurons)
+            return self.chip.to(values.device).logits(values)
+        tokens, mask = pad(ids, pad_id, self.model.device)
+        pooled = pool(self._states(tokens, mask), mask, pooling)
+        return self.chip.to(pooled.device).logits(pooled)
+
+    def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The hidden states that the chip pools, shape (B, T, D): *raw* ones before the norm."""
+        seen: list[Any] = []
+        last = find_blocks(self.model, path=self.metadata.blocks)[-1]
+        handle = last.register_forward_hook(lambda _module, _args, output: seen.append(output))
+        try:
+            which = segments(self.model.config, tokens, self.sep)
+            output = self.model(input_ids=tokens, attention_mask=mask, **which)
+        finally:
+            handle.remove()
+        return (
+            first_of(seen[0]) if self.metadata.cut.key.site == "raw" else output.last_hidden_state
+        )
+
+
+def read_chip(path: Path, model: Any, metadata: Metadata, sep: int | None) -> Reader:
+    """The chip beside a cut backbone.
+
+    Raises:
+        ValueError: If it is none, or none for this backbone and these classes.
+        BackboneError: If the backbone's parts cannot be found.
+    """
+    chip = _chip(path, model)
+    if chip.neurons is None:
+        return Reader(metadata, model, chip, sep)
+    blocks = find_blocks(model, path=metadata.blocks)
+    norm, causal = find_norm_and_causality(model, blocks, path.name)
+    folder = open_folder(path, path.name)
+    backbone = Backbone(folder, model, blocks, norm, causal, sep, metadata.padded)
+    _refuse_other_neurons(chip.neurons, backbone)
+    return Reader(metadata, model, chip, sep, backbone)
+
+
+def _refuse_other_neurons(neurons: Tensor, backbone: Backbone) -> None:
+    """Refuse neurons that the model beside them does not have.
+
+    Raises:
+        ValueError: If one is.
+    """
+    names = get_args(Site)
+    widths: dict[Site, int] = {}
+    for site, layer, column in neurons.tolist():
+        known = 0 <= site < len(names) and names[site] != ALL_SITES
+        if known and names[site] not in widths:
+            widths[names[site]] = width_at(backbone, names[site])
+        known = known and EMBEDDING_LAYER <= layer < backbone.n_layers
+        if not known or not 0 <= column < widths[names[site]]:
+            raise ValueError(f"{CHIP_FILE} reads a neuron that the model beside it does not have")
+
+
+def _chip(path: Path, model: Any) -> Chip:
+    """The chip beside a cut backbone.
+
+    Raises:
+        ValueError: If it is none, or none for this backbone and these classes.
+    """
+    try:
+        chip = Chip(**load_file(path / CHIP_FILE))
+    except TypeError:
+        raise ValueError(f"{CHIP_FILE} holds no chip") from None
+    n_classes, width = len(model.config.id2label), model.config.get_text_config().hidden_size
+    if chip.neurons is not None:
+        width = len(chip.neurons)
+    inner = width if chip.hidden_weight is None else len(chip.hidden_weight)
+    shapes = {
+        "weight": (n_classes, inner),
+        "bias": (n_classes,),
+        "hidden_weight": (inner, width),
+        "hidden_bias": (inner,),
+        "mean": (width,),
+        "scale": (width,),
+        "neurons": (width, 3),
+    }
+    tensors = chip.tensors()
+    fits = all(tuple(value.shape) == shapes[name] for name, value in tensors.items())
+    pairs = (("hidden_weight", "hidden_bias"), ("mean", "scale"))
+    if not fits or any((one in tensors) != (other in tensors) for one, other in pairs):
+        raise ValueError(f"{CHIP_FILE} does not fit the model beside it")
+    return chip

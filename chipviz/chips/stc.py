@@ -1,0 +1,320 @@
+"""Sparsify, then classify: from the sparse chips of each layer to one classifier for every depth.
+
+Of each layer's sparse chip the neurons that carry most of its weight are taken. The classifier of a
+depth reads those of all layers up to it. Source: arXiv:2311.15983. What differs from its code: one
+penalty a layer, chosen on validation, standardised features, any number of classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from chipviz.chips.chip import Chip, Chips
+from chipviz.chips.judge import balanced_weights, joined
+from chipviz.chips.linear import Read
+from chipviz.chips.rows import Rows
+from chipviz.chips.sparse import TOLERANCE, Chosen, choose, solve_path
+from chipviz.config import RunConfig
+from chipviz.keys import ALL_SITES, EMBEDDING_LAYER, ChipKey, Site, Split, Vector
+from chipviz.progress import Meter
+from chipviz.results.neurons import Aggregate, LayerShare, Neuron, SparsifyReport
+
+ETAS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+"""Shares of a layer's importance that its neurons must reach. Source: the paper's code."""
+COARSE = (0.01, 0.1, 0.3, 0.6)
+"""Those that are tried first."""
+LOOSE = 0.3
+"""Violation of the optimality conditions that will do while eta is chosen."""
+_SITES = get_args(Site)
+
+
+def importance(weight: Tensor) -> Tensor:
+    """What each neuron carries: the sum over classes of its squared weight (..., C, D) -> (..., D).
+
+    Weights are those of standardised features. Source: arXiv:2311.15983, section 3.2.
+    """
+    return weight.square().sum(dim=-2)
+
+
+def reached(carried: Tensor) -> Tensor:
+    """The share of importance that stronger neurons hold before each one: (..., D) -> (..., D).
+
+    The smallest set of neurons that reaches a share eta is those before which less than eta is
+    held: the one that crosses eta is in it. A neuron that carries nothing is in no set (2).
+    """
+    order = carried.argsort(dim=-1, descending=True, stable=True)
+    strongest = carried.gather(-1, order)
+    total = strongest.sum(dim=-1, keepdim=True).clamp_min(1e-30)
+    before = (strongest.cumsum(dim=-1) - strongest) / total
+    before = torch.where(strongest > 0, before, 2.0)
+    return torch.empty_like(before).scatter_(-1, order, before)
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """All neurons that some eta selects, from the first layer to the last."""
+
+    places: Tensor
+    """Site (its place in `keys.Site`), layer and column of each, shape (U, 3), int32."""
+    reached: Tensor
+    """See `reached`, shape (U,)."""
+
+    @classmethod
+    def of(cls, probes: Mapping[Site, Chip]) -> "Neurons":
+        """The neurons of sparse chips, one stack a site, the embedding's first."""
+        places, shares = [], []
+        for site, stack in probes.items():
+            share = reached(importance(stack.weight))  # (L + 1, D)
+            row, column = (share < max(ETAS)).nonzero(as_tuple=True)
+            number = torch.full_like(row, _SITES.index(site))
+            places.append(torch.stack([number, row + EMBEDDING_LAYER, column], dim=1))
+            shares.append(share[row, column])
+        both, share = torch.cat(places), torch.cat(shares)
+        # By layer, so that the neurons of a depth are the first ones.
+        order = (both[:, 1] * len(_SITES) + both[:, 0]).argsort(stable=True)
+        return cls(both[order].int(), share[order])
+
+    def up_to(self, layer: int, eta: float) -> Tensor:
+        """Which of them the classifier of a depth reads, shape (U,)."""
+        return (self.places[:, 1] <= layer) & (self.reached < eta)
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """The classifiers of every depth."""
+
+    chip: Chip
+    """L + 1 of them, the embedding's first."""
+    strengths: list[float]
+    refit: Chip | None
+    tried: list[Aggregate]
+    """What was looked at on the way, judged on validation."""
+
+
+@dataclass(frozen=True)
+class Aggregator:
+    """Fits the classifiers of one curve."""
+
+    rows: Rows
+    key: ChipKey
+    neurons: Neurons
+    row_weight: Tensor | None = None
+
+    def search(self, *, refit: bool) -> Aggregated:
+        """Choose eta at a few depths, then fit every depth with it.
+
+        Chosen by the mean log-loss on validation at a third, two thirds and all of the layers:
+        first among `COARSE`, then among the neighbours in `ETAS` of the best of those.
+        """
+        n_layers = self.rows.features.n_layers
+        depths = sorted({max(0, n_layers * i // 3 - 1) for i in (1, 2, 3)})
+        tried: list[Aggregate] = []
+        losses: dict[float, float] = {}
+        for fine in (False, True):
+            new = [eta for eta in (_beside(losses) if fine else COARSE) if eta not in losses]
+            pairs = [(depth, eta) for eta in new for depth in depths]
+            found = self.fit(pairs, LOOSE)
+            tried += self._told(pairs, found)
+            means = found.losses.view(len(new), len(depths)).mean(dim=1)
+            losses |= dict(zip(new, means.tolist(), strict=True))
+        eta = _best(losses)
+        pairs = [(depth, eta) for depth in range(EMBEDDING_LAYER, n_layers)]
+        found = self.fit(pairs)
+        # In place of what the search made of the same depth and eta, less exactly.
+        tried = [one for one in tried if one.eta != eta]
+        tried += self._told(pairs, found, chosen=True)
+        again = self._again(pairs, found) if refit else None
+        strengths = 1 / (found.solution.penalty * len(self.rows.labels("train")))
+        return Aggregated(self._chip(found), strengths.tolist(), again, tried)
+
+    def fit(self, pairs: Sequence[tuple[int, float]], tolerance: float = TOLERANCE) -> Chosen:
+        """The best classifier of each depth and eta, all together."""
+        return choose(
+            self._read("train"),
+            self.rows.labels("train"),
+            self._read("validation"),
+            self.rows.labels("validation"),
+            self.rows.task.n_classes,
+            row_weight=self.row_weight,
+            allowed=self._allowed(pairs),
+            tolerance=tolerance,
+        )
+
+    def _allowed(self, pairs: Sequence[tuple[int, float]]) -> Tensor:
+        masks = [self.neurons.up_to(depth, eta) for depth, eta in pairs]
+        return torch.stack(masks).to(self.rows.device)
+
+    def _read(self, split: Split) -> Read:
+        values = self.rows.gather(split, self.key.pooling, self.neurons.places)
+        values = values.to(self.rows.device)[None]
+        return lambda start, stop: values[:, start:stop]
+
+    def _again(self, pairs: Sequence[tuple[int, float]], found: Chosen) -> Chip:
+        """The same classifiers on training and validation texts together."""
+        train, validation = self.rows.labels("train"), self.rows.labels("validation")
+        share = len(train) / (len(train) + len(validation))
+        (solution,) = solve_path(
+            joined(self._read("train"), self._read("validation"), len(train)),
+            torch.cat([train, validation]),
+            self.rows.task.n_classes,
+            penalty=found.solution.penalty * share,
+            start=found.solution,
+            scaler=found.scaler,
+            allowed=self._allowed(pairs),
+        )
+        return self._chip(Chosen(solution, found.scaler, found.losses, found.accuracies))
+
+    def _chip(self, found: Chosen) -> Chip:
+        n = len(found.solution.bias)
+        return Chip(
+            found.solution.weight,
+            found.solution.bias,
+            mean=found.scaler.mean[:, 0].expand(n, -1).cpu(),
+            scale=found.scaler.scale[:, 0].expand(n, -1).cpu(),
+            neurons=self.neurons.places.expand(n, -1, -1),
+        )
+
+    def _told(
+        self, pairs: Sequence[tuple[int, float]], found: Chosen, *, chosen: bool = False
+    ) -> list[Aggregate]:
+        used = (found.solution.weight != 0).any(dim=1).sum(dim=1).tolist()
+        selected = [int(self.neurons.up_to(*pair).sum()) for pair in pairs]
+        losses, accuracies = found.losses.tolist(), found.accuracies.tolist()
+        return [
+            Aggregate(
+                site=self.key.site,
+                pooling=self.key.pooling,
+                layer=depth,
+                eta=eta,
+                n_selected=selected[i],
+                n_used=used[i],
+                accuracy=accuracies[i],
+                log_loss=losses[i],
+                chosen=chosen,
+            )
+            for i, (depth, eta) in enumerate(pairs)
+        ]
+
+
+def _best(losses: Mapping[float, float]) -> float:
+    """The eta of the lowest loss. Ties go to fewer neurons."""
+    return min(losses, key=lambda eta: (losses[eta], eta))
+
+
+def _beside(losses: Mapping[float, float]) -> tuple[float, ...]:
+    best = ETAS.index(_best(losses))
+    return ETAS[max(0, best - 2) : best + 3]
+
+
+def vectors_of(key: ChipKey, sites: Sequence[Site]) -> list[Vector]:
+    """The vectors whose sparse chips a curve rests on.
+
+    Args:
+        key: The curve.
+        sites: Those that the run reads.
+    """
+    own: Sequence[Site] = sites if key.site == ALL_SITES else [key.site]
+    return [Vector(site, key.pooling) for site in own]
+
+
+# --- what a person looks at -----------------------------------------------------------------------
+
+STRONGEST = 3
+"""Neurons of a layer whose values are kept."""
+BINS = 24
+TEXTS = 5
+CHARS = 200
+
+
+def look(rows: Rows, vector: Vector, stack: Chip) -> tuple[list[Neuron], list[LayerShare]]:
+    """The strongest neurons of every layer and how sparse its chip is, from validation texts.
+
+    Args:
+        rows: The texts.
+        vector: What the sparse chips read.
+        stack: L + 1 of them, the embedding's first.
+    """
+    examples, found, shares = rows.task.splits["validation"], [], []
+    labels, n_classes = rows.labels("validation"), rows.task.n_classes
+    for layer in range(rows.features.n_layers):
+        weight = stack.weight[layer + 1]
+        carried, size = importance(weight), weight.abs().sum(dim=0)
+        strongest = carried.topk(min(STRONGEST, len(carried))).indices
+        tenth = size.topk(max(1, len(size) // 10)).values.sum() / size.sum().clamp_min(1e-30)
+        used = int((carried > 0).sum())
+        own = {"site": vector.site, "pooling": vector.pooling, "layer": layer}
+        share = LayerShare(**own, n_used=used, width=len(size), top_tenth=float(tenth))
+        shares.append(share)
+        values = rows.features.read("validation", vector, layer)[:, strongest]
+        for i, column in enumerate(strongest.tolist()):
+            if not carried[column] > 0:
+                continue
+            one = values[:, i].contiguous()
+            low, high = float(one.min()), float(one.max())
+            edges = torch.linspace(low, high if high > low else low + 1, BINS + 1)
+            place = torch.bucketize(one, edges[1:-1])
+            counts = torch.zeros(n_classes, BINS, dtype=torch.int64)
+            counts.index_put_((labels, place), torch.ones_like(labels), accumulate=True)
+            top = one.topk(min(TEXTS, len(one))).indices.tolist()
+            found.append(
+                Neuron(
+                    **own,
+                    column=column,
+                    share=float(carried[column] / carried.sum()),
+                    edges=edges.tolist(),
+                    counts=counts.tolist(),
+                    strongest=[examples.texts[row][:CHARS] for row in top],
+                )
+            )
+    return found, shares
+
+
+# --- all curves of a run --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Joiner:
+    """Fits the curves of this recipe beside the sparse chips that a run already has."""
+
+    rows: Rows
+    config: RunConfig
+    chips: Chips
+    """Gets the classifiers."""
+    meter: Meter
+    tried: list[Aggregate] = field(default_factory=list)
+
+    def join(self, key: ChipKey) -> Aggregated:
+        """Fit the classifiers of every depth of one curve."""
+        vectors = vectors_of(key, self.config.sites)
+        probes: dict[Site, Chip] = {v.site: self.chips.stacks[ChipKey.sparse(v)] for v in vectors}
+        labels, weights = self.rows.labels("train"), None
+        if self.config.class_weight == "balanced":
+            every = torch.ones_like(labels, dtype=torch.bool)
+            weights = balanced_weights(labels, every, self.rows.task.n_classes)
+        self.meter.advance(0, f"joining neurons, {key.vector.name}")
+        aggregator = Aggregator(self.rows, key, Neurons.of(probes), weights)
+        return aggregator.search(refit=self.config.refit)
+
+    def keep(self, key: ChipKey, found: Aggregated) -> None:
+        """Put the classifiers of a curve among the chips."""
+        self.chips.stacks[key], self.chips.strengths[key] = found.chip, found.strengths
+        if found.refit is not None:
+            self.chips.refits[key] = found.refit
+        self.meter.advance(self.rows.features.n_layers + 1, f"joining neurons, {key.vector.name}")
+        self.tried.extend(found.tried)
+
+    def told(self) -> list[SparsifyReport]:
+        """What a person looks at: one report, none where nothing was joined."""
+        if not self.tried:
+            return []
+        looks = [
+            look(self.rows, key.vector, stack)
+            for key, stack in self.chips.stacks.items()
+            if key.word == "sparse"
+        ]
+        neurons = [neuron for found, _ in looks for neuron in found]
+        shares = [share for _, found in looks for share in found]
+        return [SparsifyReport(aggregates=self.tried, neurons=neurons, layers=shares)]
