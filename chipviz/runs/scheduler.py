@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,9 @@ from chipviz.runs.store import ACTIVE, ENDED, Job, Kind, Store
 TICK_S = 1.0
 KILL_AFTER_S = 10.0
 """A job that was asked to stop gets so long before its process is killed."""
+
+LAST_THREAD_S = 1.0
+"""Seconds that the threads of a process which has ended are waited for."""
 
 EndFn = Callable[[int], str | None]
 
@@ -295,8 +299,13 @@ class Scheduler:
 
     def _end_of(self, pid: int) -> str | None:
         """How a process that was started here ended."""
-        ended = (c for c in self._children if c.process.pid == pid and c.process.poll() is not None)
-        return next((child.end for child in ended), None)
+        for child in self._children:
+            if child.process.pid == pid:
+                with suppress(subprocess.TimeoutExpired):
+                    # Its first thread may be gone a moment before the last one is.
+                    child.process.wait(timeout=LAST_THREAD_S)
+                    return child.end
+        return None
 
     def _reap(self) -> None:
         """Let go of processes that ended, and fail the jobs of those that never took them."""

@@ -30,7 +30,12 @@ BOTH = ChipKey(STC, "all", "mean", "sparse")
 
 def run(backbone_folder, data, home, **options):
     config = RunConfig.checked(
-        backbone=str(backbone_folder), data=str(data), max_length=24, stc=True, **options
+        backbone=str(backbone_folder),
+        data=str(data),
+        max_length=24,
+        stc=True,
+        dtype="float32",  # as bundles are compared, whatever is fast on this machine
+        **options,
     )
     folder = RunFolder(home / "runs" / "stc")
     folder.path.mkdir(parents=True)
