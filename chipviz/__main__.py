@@ -11,7 +11,7 @@ import typer
 
 from chipviz import sources
 from chipviz.bundle.metadata import read_metadata
-from chipviz.cli import inputs, options, printing
+from chipviz.cli import inputs, making, options, printing
 from chipviz.config import RECOMMENDED, CutSpec, RunConfig, home_dir
 from chipviz.errors import (
     BackboneError,
@@ -76,7 +76,7 @@ def inspect(context: typer.Context, config: RunConfig, as_json: bool) -> None:
 
 @app.command()
 def resume(context: typer.Context, run: options.RunId, as_json: options.AsJson = False) -> None:
-    """Go on with a stopped, failed or interrupted run. Ends like train."""
+    """Go on with a stopped, failed or interrupted run, or with the making of a model."""
     store = Store(context.obj)
     scheduler.reconcile(store)
     job = scheduler.resume(store, run)
@@ -84,7 +84,8 @@ def resume(context: typer.Context, run: options.RunId, as_json: options.AsJson =
         raise JobError(
             f"Run {run} was taken up by the web server.", "Watch it there, or with `show`."
         )
-    _work(store, store.get(job.job_id), as_json)
+    work = making.finish if job.kind == "model" else _work
+    work(store, store.get(job.job_id), as_json)
 
 
 @app.command()
@@ -271,6 +272,27 @@ def tokens(
 
 
 @app.command()
+def compare(
+    context: typer.Context,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of finished runs.")],
+    rule: Annotated[str, typer.Option(help=f"{options.RULES}.")] = RECOMMENDED,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare runs of one task: what each keeps, and how far it is from the whole model."""
+    from chipviz.results import compare as comparing
+
+    store = Store(context.obj)
+    compared = [
+        comparing.Compared(store.report(run), store.folder(run).read_predictions()) for run in runs
+    ]
+    rows = comparing.compare(compared, options.rule_named(rule))
+    if as_json:
+        printing.print_json(comparing.to_dict(rows))
+    else:
+        printing.show(comparing.as_markdown(rows))
+
+
+@app.command()
 def tidy(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
@@ -315,6 +337,9 @@ def fetch(
     folder = fetch_backbone(name, context.obj, printing.printer())
     printing.end_progress()
     printing.show(str(folder))
+
+
+making.add_to(app)
 
 
 def _help(config: RunConfig, home: Path) -> None:

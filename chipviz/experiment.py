@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from chipviz import reporting
+from chipviz.backbones import answers
 from chipviz.backbones.opening import open_backbone
 from chipviz.bundle.build import build as build
 from chipviz.chips.rows import Rows
@@ -81,6 +82,7 @@ def run(
         chips.save(folder.chips, backbone.folder.fingerprint)
         rows = Rows(extracted.features, task, fitting)
         trained = score(rows, chips, config.seed, progress)
+    trained.predictions.asked = answers.zero_shot(backbone, task, config, progress)
     folder.write_predictions(trained.predictions)
     for found in chips.sparsified:
         folder.write_neurons(found)

@@ -17,6 +17,7 @@ from chipviz.pruning.cut import no_cut_notices
 from chipviz.results.report import (
     BackboneInfo,
     BundleKind,
+    Controls,
     RunReport,
     TaskInfo,
     Timing,
@@ -75,7 +76,7 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
         task=_task_info(found.task, prompt, n_cut),
         timing=_timing(clock, found.extracted.n_tokens),
         scores=found.trained.scores,
-        controls=beside["test"],
+        controls=_with_asked(found, beside["test"]),
         controls_validation=beside["validation"],
         selection={},
         dense=cost.dense_cost(backbone, limit, measurement),
@@ -95,6 +96,16 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     return report.model_copy(update={"selection": chosen})
 
 
+def _with_asked(found: Findings, controls: Controls) -> Controls:
+    """The controls on test, with what the backbone itself answers."""
+    asked = found.trained.predictions.asked
+    if asked is None:
+        return controls
+    labels = found.task.splits["test"].labels[: len(asked)]
+    right = float((asked == labels).mean())
+    return controls.model_copy(update={"zero_shot": right, "n_zero_shot": len(asked)})
+
+
 def _backbone_info(found: Findings) -> BackboneInfo:
     backbone = found.backbone
     return BackboneInfo(
@@ -110,6 +121,7 @@ def _backbone_info(found: Findings) -> BackboneInfo:
         padded=backbone.padded,
         no_cut=found.no_cut,
         licence=backbone.folder.licence,
+        lineage=backbone.folder.lineage,
     )
 
 
@@ -130,6 +142,7 @@ def _task_info(task: Task, prompt: Prompt, n_cut: int) -> TaskInfo:
         guessed=list(task.columns.guessed) if task.columns else [],
         made=list(task.made),
         revision=task.revision,
+        test_fingerprint=task.test_fingerprint,
     )
 
 

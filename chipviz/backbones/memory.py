@@ -121,5 +121,20 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def refuse_copies(folder: ModelFolder, copies: float, device: torch.device) -> None:
+    """Refuse a model whose weights in float32, so many times, do not fit into memory.
+
+    Raises:
+        BackboneError: If they do not.
+    """
+    needed, free = int(4 * folder.n_published * copies), free_memory(device)
+    if needed > free:
+        raise BackboneError(
+            f"{folder.name} needs about {_gb(needed)} for this, and {device} has {_gb(free)} free.",
+            "Free some memory, take a smaller backbone, or heal otherwise.",
+            "backbone",
+        )
+
+
 def _gb(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.1f} GB"

@@ -16,6 +16,7 @@ from chipviz.backbones.hub import revision_of
 from chipviz.backbones.structure import text_part
 from chipviz.backbones.vetting import FOREIGN, SAFE, licence_of, vet
 from chipviz.errors import BackboneError
+from chipviz.results.models import Lineage, read_record
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ModelFolder:
     """Licence that the model card names."""
     revision: str | None
     """The commit, if the folder is one of the Hub's."""
+    lineage: Lineage | None = None
+    """Where it comes from, of a model that was made here."""
 
     @property
     def file_bytes(self) -> int:
@@ -92,6 +95,7 @@ def open_folder(path: Path, name: str) -> ModelFolder:
             f"{name} is of no architecture known here: {' '.join(str(error).split())[:160]}",
             "Give a model that transformers knows by itself; code in a model folder is never run.",
         ) from None
+    record = read_record(path)
     return ModelFolder(
         path=path,
         name=name,
@@ -104,6 +108,7 @@ def open_folder(path: Path, name: str) -> ModelFolder:
         n_loaded=_count(model),
         licence=licence_of(path),
         revision=revision_of(path),
+        lineage=record.lineage if record else None,
     )
 
 

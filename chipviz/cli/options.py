@@ -88,13 +88,23 @@ def _run_config(given: dict[str, Any]) -> RunConfig:
     return RunConfig.checked(**values)
 
 
+def rule_named(name: str) -> Rule:
+    """The rule of a name.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    rule: Rule | None = next((rule for rule in get_args(Rule) if rule == name), None)
+    if rule is None:
+        raise ConfigError(f"There is no rule {name!r}.", f"Rules: {RULES}.")
+    return rule
+
+
 def choose(
     report: RunReport, name: str, folder: RunFolder, named: dict[str, Any]
 ) -> tuple[Rule, SelectionInfo]:
     """Apply the rule a user named. A number that belongs to another rule is refused."""
-    rule: Rule | None = next((rule for rule in get_args(Rule) if rule == name), None)
-    if rule is None:
-        raise ConfigError(f"There is no rule {name!r}.", f"Rules: {RULES}.")
+    rule = rule_named(name)
     for number, owner in _RULE_OF.items():
         if rule != owner and named[number] is not None:
             raise ConfigError(

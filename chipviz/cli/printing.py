@@ -69,7 +69,8 @@ def print_run(store: Store, job: Job) -> None:
     show(
         f"\nControls: majority {100 * report.controls.majority:.1f}%, "
         f"embedding {100 * report.controls.embedding:.1f}%, "
-        f"TF-IDF {100 * report.controls.tfidf:.1f}%{_whole(report.controls)}\n\n"
+        f"TF-IDF {100 * report.controls.tfidf:.1f}%{_whole(report.controls)}"
+        f"{_itself(report.controls)}\n\n"
         f"Rules, on {report.judged}"
     )
     choices = dict(report.selection)
@@ -84,6 +85,13 @@ def print_run(store: Store, job: Job) -> None:
 def _whole(controls: Controls) -> str:
     whole = controls.tfidf_whole
     return "" if whole is None else f" (on whole texts {100 * whole:.1f}%)"
+
+
+def _itself(controls: Controls) -> str:
+    said = controls.zero_shot
+    if said is None:
+        return ""
+    return f", the model itself {100 * said:.1f}% on {controls.n_zero_shot:,} texts"
 
 
 def _print_curves(report: RunReport) -> None:

@@ -117,6 +117,13 @@ class Task:
         return len(self.label_names)
 
     @property
+    def test_fingerprint(self) -> str:
+        """Changes when the test texts, their order or their labels do."""
+        rows = self.splits["test"]
+        names = [self.label_names[label] for label in rows.labels]
+        return hashlib.sha256(repr((rows.texts, rows.pairs, names)).encode()).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
         """Changes when any text, label, name or their order does."""
         digest = hashlib.sha256(repr(self.label_names).encode())

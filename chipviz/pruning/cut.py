@@ -11,6 +11,7 @@ from chipviz.backbones.vetting import FOREIGN
 from chipviz.chips.chip import Chip
 from chipviz.errors import BackboneError, ConfigError, Notice
 from chipviz.keys import Cut
+from chipviz.pruning.blocks import kept_config
 from chipviz.results.report import BundleKind
 
 _SETTINGS = (bool, int, float, str, type(None))
@@ -19,10 +20,6 @@ _SETTINGS = (bool, int, float, str, type(None))
 
 def cut_config(backbone: Backbone, cut_layer: int) -> Any:
     """The configuration of blocks 0 .. `cut_layer`.
-
-    Every list with one entry a layer is cut, whatever its name: families keep attention kinds,
-    rotary switches and more in such lists, and refuse to load when one has another length. Tables
-    by the number of the layer are cut likewise.
 
     Raises:
         ConfigError: If there is no such layer.
@@ -33,15 +30,9 @@ def cut_config(backbone: Backbone, cut_layer: int) -> Any:
             f"Layer {cut_layer} does not exist, layers are 0 to {n_layers - 1}.",
             "Give the last layer to keep, counted from 0.",
         )
-    kept = cut_layer + 1
-    values = {
-        key: _shortened(key, value, n_layers, kept)
-        for key, value in backbone.config.to_dict().items()
-    }
-    values |= {"num_hidden_layers": kept, "use_cache": False}
-    for dropped in ("_name_or_path", "architectures", "auto_map"):
-        values.pop(dropped, None)
-    return type(backbone.config).from_dict(values)
+    config = kept_config(backbone.config, n_layers, range(cut_layer + 1))
+    config.use_cache = False
+    return config
 
 
 def last_kept(chip: Chip, layer: int, no_cut: Container[int]) -> int:
@@ -146,13 +137,3 @@ def _differences(backbone: Backbone, cut: nn.Module, whole: nn.Module, kept: int
             one, other = ours[name], theirs[name]
             if isinstance(one, _SETTINGS) and one != other and (one, other) != counts:
                 yield f"{where}.{name} would be {one}, not {other}".removeprefix(".")
-
-
-def _shortened(key: str, value: Any, n_layers: int, kept: int) -> Any:
-    if isinstance(value, list) and len(value) == n_layers:
-        return value[:kept]
-    if isinstance(value, dict) and value and key != "id2label":
-        numbers = [str(name) for name in value]
-        if all(name.isdigit() for name in numbers):
-            return {name: entry for name, entry in value.items() if int(name) < kept}
-    return value

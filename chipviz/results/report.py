@@ -14,6 +14,7 @@ from chipviz.config import Preset, Rule
 from chipviz.errors import ConfigError, Notice
 from chipviz.keys import ChipKey, ChipRecord, Cut, Split, fields_of, in_order
 from chipviz.results.metrics import Score
+from chipviz.results.models import Lineage
 from chipviz.results.selection import (
     DEFAULT_BUDGET,
     Correct,
@@ -54,6 +55,8 @@ class BackboneInfo(_Record):
     """Layers that the model cannot be cut after, and why. Their accuracy is known all the same."""
     licence: str | None = None
     """As its model card says."""
+    lineage: Lineage | None = None
+    """Where it comes from, of a model that was made here."""
 
 
 class TaskInfo(_Record):
@@ -81,6 +84,8 @@ class TaskInfo(_Record):
     """Splits the source did not have, taken from its training rows."""
     revision: str | None = None
     """The commit, of a data set from the Hub."""
+    test_fingerprint: str | None = None
+    """Changes when the test texts, their order or their labels do."""
 
 
 class Timing(_Record):
@@ -105,6 +110,11 @@ class Controls(_Record):
     """TF-IDF words with logistic regression, on the texts as far as the model reads them."""
     tfidf_whole: float | None = None
     """The same on whole texts, where the length limit cuts any."""
+    zero_shot: float | None = None
+    """What the backbone answers by itself: the label whose words it finds likeliest. None of
+    encoders, and where labels are no words."""
+    n_zero_shot: int = 0
+    """Texts that it was asked, the first ones of the split."""
 
 
 class CutCost(_Record):

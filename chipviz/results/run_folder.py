@@ -59,7 +59,7 @@ def _digest_now(path: Path) -> str:
     return _digest(path, stat.st_mtime_ns, stat.st_size)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Predictions:
     """Classes that the chips of a run predicted, and the true ones."""
 
@@ -67,6 +67,8 @@ class Predictions:
     """True class per text, shape (N,)."""
     classes: dict[tuple[Split, ChipKey], NDArray[np.int32]]
     """Predicted class per layer and text, shape (L, N)."""
+    asked: NDArray[np.int32] | None = None
+    """What the backbone itself answers to the first test texts, shape (M,)."""
 
     def at(self, cut: Cut, split: Split) -> NDArray[np.int32]:
         """Predicted class per text of the chip at a cut, shape (N,)."""
@@ -132,6 +134,11 @@ class RunFolder:
     def bundles(self) -> Path:
         """Folder of the bundles built from the run."""
         return self.path / "bundle"
+
+    @property
+    def scratch(self) -> Path:
+        """Folder of the state on the way of a model's making."""
+        return self.path / "scratch"
 
     @property
     def sums(self) -> Path:
@@ -267,13 +274,15 @@ class RunFolder:
                 elif name.startswith(f"{split}."):
                     vector, _, kind = name.removeprefix(f"{split}.").partition(".")
                     classes[split, ChipKey.named(vector, kind)] = values
-        return Predictions(labels, classes)
+        return Predictions(labels, classes, stored.get("asked.test"))
 
     def write_predictions(self, predictions: Predictions) -> None:
-        """Keep what the chips predicted, as `labels.SPLIT` and `SPLIT.VECTOR.KIND`."""
+        """Keep the predictions as `labels.SPLIT`, `SPLIT.VECTOR.KIND` and `asked.test`."""
         tensors = {f"labels.{split}": values for split, values in predictions.labels.items()}
         for (split, key), values in predictions.classes.items():
             tensors[f"{split}.{key.vector.name}.{key.word}"] = values
+        if predictions.asked is not None:
+            tensors["asked.test"] = predictions.asked
         with replacing(self.predictions) as part:
             save_file(tensors, part)
 

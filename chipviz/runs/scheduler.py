@@ -20,8 +20,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from chipviz.config import CutSpec, RunConfig
-from chipviz.errors import ChipvizError, JobError
+from chipviz.errors import ChipvizError, ConfigError, JobError
 from chipviz.files import PROJECT
+from chipviz.results.models import ModelSpec, place_of
 from chipviz.runs.processes import how_it_ended, mark_of, out_of_memory_kills
 from chipviz.runs.store import ACTIVE, ENDED, Job, Kind, Store
 
@@ -29,6 +30,8 @@ TICK_S = 1.0
 KILL_AFTER_S = 10.0
 """A job that was asked to stop gets so long before its process is killed."""
 
+LINES: tuple[tuple[Kind, ...], ...] = (("train", "model"), ("bundle",))
+"""Kinds of jobs that wait for each other: two that compute on all cores would both be slow."""
 LAST_THREAD_S = 1.0
 """Seconds that the threads of a process which has ended are waited for."""
 
@@ -57,6 +60,21 @@ def enqueue_bundle(store: Store, run_id: str, cut: CutSpec) -> Job:
     return store.create_bundle(run_id, cut)
 
 
+def enqueue_model(store: Store, spec: ModelSpec) -> Job:
+    """Queue the making of a model.
+
+    Raises:
+        ConfigError: If a model of its name is there, or on its way.
+    """
+    place_of(store.home, spec.name)
+    for job in store.models():
+        if job.state not in ENDED and job.name == spec.name:
+            raise ConfigError(
+                f"A model {spec.name} is on its way already.", "Give another name.", "name"
+            )
+    return store.create_model(spec)
+
+
 def resume(store: Store, run_id: str) -> Job:
     """Queue a run that ended too early. What it has on disk already is not computed again.
 
@@ -64,7 +82,7 @@ def resume(store: Store, run_id: str) -> Job:
         JobError: If it is unknown, at work, waiting or done.
     """
     job = store.get(run_id)
-    if job.kind != "train":
+    if job.kind == "bundle":
         raise JobError(f"{run_id} is the build of a bundle.", "Build the bundle again instead.")
     fresh = {"message": "", "hint": "", "label": "", "finished": None, "stop_at": None}
     if not store.move(run_id, expect=ENDED - {"done"}, to="queued", **fresh):
@@ -128,7 +146,7 @@ def _bury(store: Store, job: Job, end: str | None) -> None:
     elif job.stop_requested:
         store.finish(job.job_id, "stopped", pid=job.pid)
     else:
-        again = "Resume it" if job.kind == "train" else "Build it again"
+        again = "Build it again" if job.kind == "bundle" else "Resume it"
         end = end or how_it_ended(None, short_of_memory=False)
         short = "memory" in end
         store.finish(
@@ -211,7 +229,7 @@ class _Child:
 
 
 class Scheduler:
-    """A thread that starts queued jobs, one run and one bundle at a time.
+    """A thread that starts queued jobs: at a time one run or model, and one bundle.
 
     Only one of several servers on one home schedules, the one that holds a lock. When it goes,
     another takes over within a second or two.
@@ -248,11 +266,11 @@ class Scheduler:
         reconcile(self.store, end_of=self._end_of)
         self._reap()
         waiting, active = self.store.queue(), self.store.active()
-        for kind in ("train", "bundle"):
-            line = [job for job in waiting if job.kind == kind]
-            free = not any(job.kind == kind for job in active)
+        for kinds in LINES:
+            line = [job for job in waiting if job.kind in kinds]
+            free = not any(job.kind in kinds for job in active)
             if line and free and not any(self._is_starting(job) for job in line):
-                self._start(line[0], kind)
+                self._start(line[0])
 
     def _loop(self) -> None:
         try:
@@ -284,11 +302,11 @@ class Scheduler:
         else:
             self._complaint = ""
 
-    def _start(self, job: Job, kind: Kind) -> None:
+    def _start(self, job: Job) -> None:
         try:
             process = start(self.store, job)
         except OSError as error:
-            self._cannot_start(job.job_id, f"The {kind} process cannot start: {error}.")
+            self._cannot_start(job.job_id, f"The {job.kind} process cannot start: {error}.")
             return
         self._children.append(_Child(job.job_id, job.queued, process, out_of_memory_kills()))
 

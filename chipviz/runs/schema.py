@@ -14,7 +14,7 @@ from chipviz.results.run_folder import RunFolder
 
 FolderFn = Callable[[str], RunFolder]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Moves with the tables and with every record that is kept: code reads the stores it knows."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -32,6 +32,10 @@ CREATE TABLE IF NOT EXISTS points (
     run_id TEXT NOT NULL, n_train INTEGER NOT NULL, layer INTEGER NOT NULL,
     pooling TEXT NOT NULL, chip TEXT NOT NULL, accuracy REAL NOT NULL,
     PRIMARY KEY (run_id, n_train, pooling, chip, layer)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS marks (
+    job_id TEXT NOT NULL, name TEXT NOT NULL, step INTEGER NOT NULL, n_tokens INTEGER NOT NULL,
+    value REAL NOT NULL, PRIMARY KEY (job_id, name, step)
 ) STRICT, WITHOUT ROWID;
 """
 _NEW_COLUMNS = {

@@ -29,12 +29,13 @@ from chipviz.files import bytes_below, replacing
 from chipviz.keys import ChipKey, Cut
 from chipviz.progress import Progress
 from chipviz.results.metrics import CurvePoint
+from chipviz.results.models import Mark, ModelSpec
 from chipviz.results.report import BundleReport, RunReport
 from chipviz.results.run_folder import RunFolder
 from chipviz.runs.processes import my_mark
 from chipviz.runs.schema import prepare
 
-Kind = Literal["train", "bundle"]
+Kind = Literal["train", "bundle", "model"]
 State = Literal[
     "queued",
     "loading",
@@ -64,17 +65,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job:
-    """One row: a training run, or the build of one bundle of a run. Times are unix seconds."""
+    """One row: a training run, the build of one bundle of a run, or the making of a model.
+
+    Times are unix seconds.
+    """
 
     job_id: str
-    """Id of the job; a training run's is its run id."""
+    """Id of the job; a training run's is its run id. A model's is that of its folder under runs."""
     kind: Kind
     run_id: str
     """The run that a bundle belongs to; a training run's own id."""
     name: str
     created: float
     spec: str
-    """JSON of a `RunConfig`, or of a `CutSpec` for a bundle."""
+    """JSON of a `RunConfig`, of a `CutSpec` for a bundle, or of a `ModelSpec` for a model."""
     state: State
     label: str = ""
     """What the job is doing, in words."""
@@ -134,6 +138,11 @@ class Job:
         """Which cut a bundle job builds."""
         return self._parse(CutSpec, self.spec)
 
+    @property
+    def model(self) -> ModelSpec:
+        """Which model a job makes."""
+        return self._parse(ModelSpec, self.spec)
+
     @cached_property
     def bundle(self) -> BundleReport | None:
         """What a bundle job built. None before it is done."""
@@ -192,6 +201,10 @@ class Store:
         name = f"layer-{cut.cut_layer}-{cut.pooling}-{cut.chip}"
         return self._insert("bundle", run_id, name, cut.model_dump_json(), claim=False)
 
+    def create_model(self, spec: ModelSpec, *, claim: bool = False) -> Job:
+        """Add the making of a model: queued, or with `claim` owned by this very process."""
+        return self._insert("model", None, spec.name, spec.model_dump_json(), claim=claim)
+
     def get(self, job_id: str) -> Job:
         """The job as it is now.
 
@@ -212,15 +225,21 @@ class Store:
             JobError: If there is none of this id.
         """
         job = self.get(run_id)
-        if job.kind != "train":
+        if job.kind == "bundle":
             raise JobError(
                 f"{run_id} is a bundle of run {job.run_id}.", f"Give the run's id, {job.run_id}."
             )
+        if job.kind == "model":
+            raise JobError(f"{run_id} makes a model, and is no run.", "The page Models shows it.")
         return job
 
     def runs(self) -> list[Job]:
         """All training runs, newest first."""
         return self._select("kind = 'train' ORDER BY created DESC, rowid DESC")
+
+    def models(self) -> list[Job]:
+        """All jobs that make models, newest first."""
+        return self._select("kind = 'model' ORDER BY created DESC, rowid DESC")
 
     def states(self) -> dict[str, State]:
         """Where every training run is, by its id, newest first. Cheaper than `runs`."""
@@ -262,7 +281,7 @@ class Store:
         """Take a queued job for this process. Exactly one of many that try hears True."""
         changed = self._update(
             _owned_by_this_process() | {"state": "loading"},
-            "job_id = ? AND kind = 'train' AND state = 'queued'",
+            "job_id = ? AND kind != 'bundle' AND state = 'queued'",
             (job_id,),
         )
         return changed or self._update(
@@ -386,6 +405,25 @@ class Store:
                 (run_id,),
             ).fetchone()
 
+    def add_mark(self, job_id: str, mark: Mark) -> None:
+        """Add a number to the live chart of a model's making. One of its step is replaced."""
+        with self._open() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO marks (job_id, name, step, n_tokens, value) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (job_id, mark.name, mark.step, mark.n_tokens, mark.value),
+            )
+
+    def marks(self, job_id: str) -> list[Mark]:
+        """The live chart of a model's making, by name and step."""
+        with self._open() as db:
+            rows = db.execute(
+                "SELECT step, n_tokens, name, value FROM marks WHERE job_id = ? "
+                "ORDER BY name, step",
+                (job_id,),
+            ).fetchall()
+        return [Mark(*row) for row in rows]
+
     def report(self, run_id: str) -> RunReport:
         """What a finished run found. Parsed once for all who ask, as long as its file is the same.
 
@@ -416,7 +454,7 @@ class Store:
 
     def exit_path(self, job: Job) -> Path:
         """Where a job's process writes, as its last act, how it ended."""
-        return self.folder(job.run_id).exit_note(None if job.kind == "train" else job.job_id)
+        return self.folder(job.run_id).exit_note(job.job_id if job.kind == "bundle" else None)
 
     def check(self) -> None:
         """Take and give back the write lock.
@@ -439,6 +477,18 @@ class Store:
         self._urgently(lambda: self._delete(run_id))
         self._keep_reserve()
 
+    def forget_model(self, job_id: str) -> None:
+        """Remove the record of a model's making and what it kept on the way. The model stays.
+
+        Raises:
+            JobError: If there is no such job, or it is at work.
+        """
+        self.folder(job_id)
+        if self.get(job_id).kind != "model":
+            raise JobError(f"{job_id} makes no model.", "Delete a run on the home page.")
+        self._urgently(lambda: self._delete(job_id))
+        self._keep_reserve()
+
     def _delete(self, run_id: str) -> None:
         """Folders first: on a full disk the rows cannot go before there is room for the change.
 
@@ -453,6 +503,7 @@ class Store:
                 raise JobError(f"Run {run_id} is at work.", "Stop it first, then delete it.")
             self._remove_files(self.folder(run_id))
             db.execute("DELETE FROM points WHERE run_id = ?", (run_id,))
+            db.execute("DELETE FROM marks WHERE job_id = ?", (run_id,))
             db.execute("DELETE FROM jobs WHERE run_id = ?", (run_id,))
 
     def _remove_files(self, run: RunFolder) -> None:

@@ -40,7 +40,7 @@ class Leftover:
 def leftovers(store: Store) -> list[Leftover]:
     """What can be removed from a home folder. Looks only, and changes nothing.
 
-    Backbones and data sets stay: they are a cache that somebody waited for.
+    Backbones, models and data sets stay: they are a cache that somebody waited for.
     """
     return [Leftover(str(path), bytes_below(path), why) for path, why in _unneeded(store)]
 
@@ -105,6 +105,7 @@ def _parts(home: Path) -> Iterator[tuple[Path, str]]:
         home,
         home / "features",
         home / "backbones",
+        home / "models",
         home / "data",
         home / "data" / "uploads",
     ]
@@ -121,7 +122,7 @@ def _parts(home: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _unknown_runs(store: Store) -> Iterator[tuple[Path, str]]:
-    known = {run.run_id for run in store.runs()}
+    known = {job.run_id for job in (*store.runs(), *store.models())}
     for path in (store.home / "runs").glob("*"):
         if path.is_dir() and path.name not in known and _is_quiet(path):
             yield path, "no run of the list has this folder"

@@ -48,7 +48,7 @@ class _Ending:
     hint: str = ""
     fields: tuple[str, ...] = ()
     result: str | None = None
-    """JSON of a bundle's report."""
+    """JSON of a bundle's report, or of a model's record."""
     found: dict[str, Any] | None = None
     """What the list of runs shows of a run's report."""
 
@@ -127,7 +127,7 @@ def work(store: Store, job: Job, *, watch: ProgressFn = silent) -> Job:
 def _attempt(store: Store, job: Job, folder: RunFolder, report: _Reporter) -> _Ending:
     _log.info("%s %s started, process %d", job.kind, job.job_id, os.getpid())
     try:
-        work = _train if job.kind == "train" else _build
+        work = {"train": _train, "bundle": _build, "model": _make}[job.kind]
         with panics_as_errors():
             ending = work(store, job, folder, report)
     except Cancelled:
@@ -174,6 +174,20 @@ def _build(store: Store, job: Job, folder: RunFolder, report: _Reporter) -> _End
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
+
+
+def _make(store: Store, job: Job, folder: RunFolder, report: _Reporter) -> _Ending:
+    report(Progress("loading", "starting"))
+    from chipviz.pruning.make import make
+
+    record = make(
+        job.model,
+        home=store.home,
+        scratch=folder.scratch,
+        progress=report,
+        on_mark=partial(store.add_mark, job.job_id),
+    )
+    return _Ending("done", result=record.model_dump_json())
 
 
 def _explain(error: Exception, folder: RunFolder) -> _Ending:

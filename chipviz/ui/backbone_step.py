@@ -9,7 +9,8 @@ from chipviz import sources
 from chipviz.config import EXAMPLE
 from chipviz.errors import Refusal
 from chipviz.preview import BackbonePreview
-from chipviz.ui import draft, lookups, widgets
+from chipviz.results import models
+from chipviz.ui import draft, formatting, lookups, state, widgets
 from chipviz.ui.formatting import megabytes, millions
 
 EMBEDDED = {
@@ -21,6 +22,19 @@ EMBEDDED = {
 def choose() -> dict[str, Any]:
     """Draw the step. `backbone` is empty where none is named yet."""
     st.subheader("2 Backbone", anchor=False)
+    return {"backbone": name_one()}
+
+
+def preselect() -> None:
+    """Take the made model that a link names, once."""
+    named = st.query_params.get("backbone")
+    if named and models.made_folder(state.store().home, named):
+        st.session_state["backbone_source"], st.session_state["backbone_made"] = "Made here", named
+        del st.query_params["backbone"]
+
+
+def name_one() -> str:
+    """Draw the choice of a backbone. Empty where none is named yet."""
     kind = st.segmented_control(
         "Where the language model comes from",
         draft.BACKBONE_SOURCES,
@@ -36,21 +50,35 @@ def choose() -> dict[str, Any]:
             key="backbone_embedded",
         )
         st.caption(EMBEDDED[name])
-        return {"backbone": name}
+        return name
+    if kind == "Made here":
+        return _made() or ""
     if kind == "Hub":
         named = st.text_input(
             "Hub id of a model or LoRA adapter",
             placeholder="owner/name@revision",
             key="backbone_hub",
         )
-        return {"backbone": named.strip()}
+        return named.strip()
     path = st.text_input(
         "Path on this computer",
         placeholder="/path/to/model",
         key="backbone_path",
         help="A folder written by save_pretrained, a GGUF file, or the folder of a LoRA adapter.",
     ).strip()
-    return {"backbone": sources.absolute(path, ()) if path else ""}
+    return sources.absolute(path, ()) if path else ""
+
+
+def _made() -> str | None:
+    """One of the models made here. None where there are none."""
+    records = {record.name: record for _, record in models.made_models(state.store().home)}
+    if not records:
+        st.caption("Nothing is made yet: the page Models tunes and prunes.")
+        return None
+    name = st.selectbox("Model made here", list(records), key="backbone_made")
+    record = records[name]
+    st.caption(f"{record.method} of {formatting.plain(record.parent)}, {record.n_layers} layers.")
+    return name
 
 
 def show_outlook(values: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from chipviz.sources import BACKBONE_WHEELS
 from chipviz.ui import state
 
 DATA_SOURCES = ("Embedded", "Upload", "File or folder", "Hub")
-BACKBONE_SOURCES = ("Embedded", "File or folder", "Hub")
+BACKBONE_SOURCES = ("Embedded", "Made here", "File or folder", "Hub")
 DTYPES = (None, "float32", "bfloat16")
 _ID = re.compile(r"[0-9a-f]{12}")
 _ONE_OF: dict[str, tuple[Any, ...]] = {
@@ -36,7 +36,8 @@ _SOME_OF = {
     "chips": get_args(ChipKind),
     "sites": get_args(StcSite),
 }
-_TEXTS = {"data_hub", "data_path", "backbone_hub", "backbone_path", "split", "group", "blocks"}
+_TEXTS = {"data_hub", "data_path", "backbone_hub", "backbone_path", "backbone_made"}
+_TEXTS |= {"split", "group", "blocks"}
 _SWITCHES = {"balanced", "refit", "spread", "stc"}
 NUMBERS = {"repeats": (1, 10), "folds": (1, 20), "seed": (0, 2**31 - 1)}
 """Least and most of what the form takes."""

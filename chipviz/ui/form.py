@@ -24,6 +24,7 @@ from chipviz.ui import (
 def show() -> None:
     """Draw the three steps and what is known of the run they describe, and start it."""
     draft.restore()
+    backbone_step.preselect()
     # A place each: what comes and goes in one step must not move the next while the page waits.
     texts, rows, model, size, prompt, read, more, said = (st.container() for _ in range(8))
     with texts:

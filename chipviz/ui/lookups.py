@@ -16,6 +16,7 @@ from chipviz import sources
 from chipviz.config import RunConfig
 from chipviz.errors import ChipvizError, JobError, Refusal
 from chipviz.preview import BackbonePreview, ColumnsPreview, Preview
+from chipviz.results.models import made_folder
 from chipviz.runs.questions import (
     LookAhead,
     LookAtBackbone,
@@ -62,6 +63,8 @@ def is_here(kind: str, source: str) -> bool:
     if source in _wanted():
         return True
     if re.fullmatch(r"[a-z0-9-]+", source) and (state.store().home / kind / source).is_dir():
+        return True
+    if kind == "backbones" and made_folder(state.store().home, source):
         return True
     path = sources.on_disk(source)
     if path is None:

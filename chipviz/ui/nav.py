@@ -9,7 +9,7 @@ import streamlit as st
 if TYPE_CHECKING:
     from streamlit.navigation.page import StreamlitPage
 
-PageName = Literal["runs", "train", "layers", "sparsify", "tokens", "bundle"]
+PageName = Literal["runs", "train", "layers", "sparsify", "tokens", "bundle", "models", "compare"]
 
 _FOLDER = Path(__file__).resolve().parents[2] / "pages"
 _PAGES: dict[PageName, tuple[str, str]] = {
@@ -19,6 +19,8 @@ _PAGES: dict[PageName, tuple[str, str]] = {
     "sparsify": ("Sparsify", ":material/scatter_plot:"),
     "tokens": ("Tokens", ":material/text_fields:"),
     "bundle": ("Bundle", ":material/inventory_2:"),
+    "models": ("Models", ":material/account_tree:"),
+    "compare": ("Compare", ":material/compare_arrows:"),
 }
 
 

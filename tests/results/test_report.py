@@ -54,7 +54,14 @@ def test_a_report_has_the_keys_that_the_command_line_promises(report):
         "auroc",
         "average_precision",
     }
-    assert set(values["controls"]) == {"majority", "embedding", "tfidf", "tfidf_whole"}
+    assert set(values["controls"]) == {
+        "majority",
+        "embedding",
+        "tfidf",
+        "tfidf_whole",
+        "zero_shot",
+        "n_zero_shot",
+    }
     chosen = {"cut_layer", "why", "validation_accuracy", "test_accuracy"} | chip
     ratios = {"layer_ratio", "parameter_ratio"}
     assert set(values["selection"]) == set(RULES)

@@ -369,6 +369,8 @@ def _control_values(report: RunReport, split: Split, last: Score) -> dict[str, f
         "TF-IDF": controls.tfidf,
         "last layer": last.accuracy,
     }
+    if controls.zero_shot is not None:
+        values["model itself"] = controls.zero_shot
     if controls.tfidf_whole is not None:
         values["TF-IDF whole"] = controls.tfidf_whole
     return values
