@@ -110,6 +110,8 @@ def read_answers(
     """
     found = np.zeros((len(prompts), len(answers)))
     firsts = torch.tensor([ids[0] for ids in answers])
+    if not model.keeps_cache:
+        return _without_cache(model, prompts, answers, progress, label)
     more = max(map(len, answers)) > 1
     lengths, done = [len(ids) for ids in prompts], 0
     # What is kept of a prompt is held once for every answer.
@@ -126,6 +128,26 @@ def read_answers(
             )
         done += len(rows)
         progress(Progress("fitting", f"{label}, {done:,} of {len(prompts):,} texts"))
+    return Answers(found, np.array([len(ids) for ids in answers]))
+
+
+def _without_cache(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    progress: ProgressFn,
+    label: str,
+) -> Answers:
+    """The same, every prompt read once with every answer."""
+    found = np.zeros((len(prompts), len(answers)))
+    for i, prompt in enumerate(prompts):
+        texts = [[*prompt, *answer] for answer in answers]
+        ids, mask = pad(texts, 0, model.device)
+        scores = model.logits(ids, mask).log_softmax(dim=-1)
+        for j, answer in enumerate(answers):
+            places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            found[i, j] = sum(float(scores[j, at, t]) for at, t in zip(places, answer, strict=True))
+        progress(Progress("fitting", f"{label}, {i + 1:,} of {len(prompts):,} texts"))
     return Answers(found, np.array([len(ids) for ids in answers]))
 
 

@@ -36,6 +36,7 @@ from chipviz.backbones.structure import (
     refuse_unknown_token,
     text_part,
 )
+from chipviz.backbones.surgery import load_operated
 from chipviz.backbones.vetting import FOREIGN, SAFE
 from chipviz.errors import BackboneError, Notice
 from chipviz.files import write_atomic
@@ -178,13 +179,8 @@ def load_backbone(
         atexit.register(shutil.rmtree, away, ignore_errors=True)
         spread = {"device_map": device_map, "offload_folder": away}
     try:
-        model, loading = AutoModel.from_pretrained(
-            folder.path,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **spread,
-            **SAFE,
+        model, loading = load_operated(
+            AutoModel, folder.path, folder.surgery, folder.files, dtype=dtype, **spread
         )
     except FOREIGN as error:
         raise unloadable(name, error) from None

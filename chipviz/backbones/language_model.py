@@ -16,7 +16,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoModelForCau
 from chipviz.backbones.backbone import Backbone, refuse_missing, unloadable
 from chipviz.backbones.model_folder import ModelFolder
 from chipviz.backbones.structure import find_blocks, find_norm_and_causality, first_of, text_part
-from chipviz.backbones.vetting import FOREIGN, SAFE
+from chipviz.backbones.surgery import load_operated
+from chipviz.backbones.vetting import FOREIGN
 from chipviz.errors import BackboneError, ConfigError
 from chipviz.progress import Progress, ProgressFn, silent
 
@@ -37,6 +38,14 @@ class LanguageModel:
     """A class of transformers for causal language models. Of an encoder the part without a head."""
     has_head: bool = True
     """Whether it predicts tokens."""
+
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether its blocks may read on from what they kept of a prompt.
+
+        Stock code counts the tokens kept by an attention that may have been taken out.
+        """
+        return self.folder.surgery is None
 
     @property
     def name(self) -> str:
@@ -186,9 +195,7 @@ def _load(
     folder: ModelFolder, kind: Any, dtype: torch.dtype, device: torch.device | str
 ) -> LanguageModel:
     try:
-        model, loading = kind.from_pretrained(
-            folder.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE
-        )
+        model, loading = load_operated(kind, folder.path, folder.surgery, folder.files, dtype=dtype)
     except FOREIGN as error:
         raise unloadable(folder.name, error) from None
     model = model.eval().requires_grad_(False).to(device)

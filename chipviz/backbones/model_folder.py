@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from chipviz.backbones.hub import revision_of
 from chipviz.backbones.structure import text_part
+from chipviz.backbones.surgery import SURGERY, Surgery, operate, read_surgery
 from chipviz.backbones.vetting import FOREIGN, SAFE, licence_of, vet
 from chipviz.errors import BackboneError
 from chipviz.results.models import Lineage, read_record
@@ -47,6 +48,8 @@ class ModelFolder:
     """The commit, if the folder is one of the Hub's."""
     lineage: Lineage | None = None
     """Where it comes from, of a model that was made here."""
+    surgery: Surgery | None = None
+    """Parts that are not those of its class."""
 
     @property
     def file_bytes(self) -> int:
@@ -86,9 +89,12 @@ def open_folder(path: Path, name: str) -> ModelFolder:
     try:
         config: Any = AutoConfig.from_pretrained(path, **SAFE)
         with torch.device("meta"):
-            model: nn.Module = AutoModel.from_config(config, trust_remote_code=False)
+            model: Any = AutoModel.from_config(config, trust_remote_code=False)
+        surgery = read_surgery(path)
+        if surgery is not None:
+            operate(model, surgery)
         weights.refuse_larger(name, _count(model))
-        n_published = _count_published(config, model)
+        n_published = _count_published(config, model, surgery)
         stored = _stored_dtype(files)
     except FOREIGN as error:
         raise BackboneError(
@@ -109,6 +115,7 @@ def open_folder(path: Path, name: str) -> ModelFolder:
         licence=licence_of(path),
         revision=revision_of(path),
         lineage=record.lineage if record else None,
+        surgery=surgery,
     )
 
 
@@ -116,13 +123,15 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _count_published(config: Any, model: nn.Module) -> int:
+def _count_published(config: Any, model: nn.Module, surgery: Surgery | None) -> int:
     """Parameters of the model as published, counted on the meta device without its weights."""
     with torch.device("meta"):
         try:
             published: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except ValueError:  # an encoder: its published form has no LM head to speak of
             return _count(text_part(model))
+        if surgery is not None:
+            operate(published.base_model, surgery)
     return _count(published)
 
 
@@ -145,6 +154,8 @@ def _fingerprint(
     Sampling keeps a model of 100 GB at a second. A fine-tune changes all of its matrices.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
+    if (folder / SURGERY).exists():
+        digest.update((folder / SURGERY).read_bytes())
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}{size}".encode())

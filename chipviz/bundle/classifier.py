@@ -10,27 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from chipviz.backbones.backbone import pad
 from chipviz.backbones.batching import batch_tokens, batches
 from chipviz.backbones.pooling import pool
 from chipviz.backbones.structure import refuse_unknown_token
-from chipviz.backbones.vetting import FOREIGN, SAFE, Weights, vet
 from chipviz.bundle.metadata import Metadata, read_metadata
+from chipviz.bundle.opening import as_refusals, open_model
 from chipviz.bundle.reader import Reader, read_chip
 from chipviz.data.prompt import encode, segment_break
 from chipviz.data.task import check_fields
-from chipviz.errors import BackboneError, BundleError, panics_as_errors
 from chipviz.results.answers import Prediction
-from chipviz.results.report import BundleKind
-
-_CLASSES: dict[str, Any] = {
-    "sequence": transformers.AutoModelForSequenceClassification,
-    "token": transformers.AutoModelForTokenClassification,
-    "chipviz": transformers.AutoModel,
-}
 
 
 @dataclass(frozen=True)
@@ -90,71 +81,8 @@ def load(path: Path) -> Classifier:
         BundleError: If the folder is no bundle, or holds what a bundle may not hold.
     """
     metadata = read_metadata(path)
-    refuse_unfit(path, metadata.kind)
-    try:
-        model, loading = _CLASSES[metadata.kind].from_pretrained(
-            path, use_safetensors=True, output_loading_info=True, **SAFE
-        )
-        # Stock kinds are read as stock code reads them; ours as tokenizer.json says.
-        own = metadata.kind == "chipviz"
-        words: Any = transformers.PreTrainedTokenizerFast if own else transformers.AutoTokenizer
-        with panics_as_errors():
-            tokenizer = words.from_pretrained(path, **SAFE)
-    except FOREIGN as error:
-        raise _unloadable(path, error) from None
-    _refuse_other_weights(path, loading)
-    if tokenizer.pad_token_id is None:
-        raise BundleError(
-            f"The tokenizer of {path.name} has no pad token.", "Build the bundle again."
-        )
-    reader, sep = None, segment_break(tokenizer)
-    try:
-        reader = read_chip(path, model.eval(), metadata, sep) if own else None
-    except BackboneError as error:
-        raise BundleError(error.message, error.hint) from None
-    except FOREIGN as error:
-        raise _unloadable(path, error) from None
-    return Classifier(metadata, model.eval(), tokenizer, reader)
-
-
-def refuse_unfit(path: Path, kind: BundleKind) -> None:
-    """Refuse a bundle whose files are no safe model, or not of one size, before memory is taken.
-
-    Raises:
-        BundleError: Naming what is wrong.
-    """
-    try:
-        _refuse_larger(path, _CLASSES[kind], vet(path))
-    except BackboneError as error:
-        raise BundleError(error.message, error.hint) from None
-    except FOREIGN as error:
-        raise _unloadable(path, error) from None
-
-
-def _refuse_larger(path: Path, kind: Any, weights: Weights) -> None:
-    """Refuse a configuration of a larger model than the weights are, before memory is taken."""
-    config = transformers.AutoConfig.from_pretrained(path, **SAFE)
-    with torch.device("meta"):
-        model: torch.nn.Module = kind.from_config(config, trust_remote_code=False)
-    weights.refuse_larger(path.name, sum(p.numel() for p in model.parameters()))
-
-
-def _refuse_other_weights(path: Path, loading: dict[str, Any]) -> None:
-    """Refuse weights that are not exactly the model's: what is missing would be random numbers.
-
-    Raises:
-        BundleError: Naming one of them.
-    """
-    for kind in ("missing", "unexpected", "mismatched"):
-        if keys := sorted(map(str, loading[f"{kind}_keys"])):
-            raise BundleError(
-                f"{path.name} has {kind} weights: {len(keys)}, such as {keys[0][:80]}.",
-                "Its files do not belong together; build or download the bundle again.",
-            )
-
-
-def _unloadable(path: Path, error: BaseException) -> BundleError:
-    return BundleError(
-        f"{path.name} cannot be loaded: {' '.join(str(error).split())[:200]}",
-        "Run `python -m chipviz verify` on it, and build it again if a file was altered.",
-    )
+    model, tokenizer = open_model(path, metadata.kind)
+    own = metadata.kind == "chipviz"
+    with as_refusals(path):
+        reader = read_chip(path, model, metadata, segment_break(tokenizer)) if own else None
+    return Classifier(metadata, model, tokenizer, reader)

@@ -29,7 +29,13 @@ from chipviz.data.prompt import Prompt, pad_ends_prompts
 from chipviz.errors import BundleError
 from chipviz.files import publish
 from chipviz.keys import Vector, fields_of
-from chipviz.pruning.cut import as_stored, cut_config, cut_weights, last_kept
+from chipviz.pruning.cut import (
+    as_stored,
+    cut_config,
+    cut_weights,
+    last_kept,
+    write_cut_surgery,
+)
 from chipviz.results.report import BundleKind, BundleReport, RunReport
 
 MAX_SHARD = "5GB"
@@ -59,6 +65,8 @@ def kind_of(backbone: Backbone, prompt: Prompt, vector: Vector, chip: Chip) -> B
     if chip.neurons is None:
         chip = chip.folded()
     if kind is None or not {"weight"} <= set(chip.tensors()) <= {"weight", "bias"}:
+        return "chipviz"
+    if backbone.folder.surgery is not None:
         return "chipviz"
     if not backbone.causal or _has_tokenizer_of_its_own(backbone.config):
         return "chipviz"
@@ -162,6 +170,7 @@ def _write_model(
     written = json.loads((folder / "config.json").read_text("utf-8"))
     written |= {"dtype": "float32", "architectures": [type(model).__name__]}
     (folder / "config.json").write_text(json.dumps(written, indent=2, ensure_ascii=False), "utf-8")
+    write_cut_surgery(backbone, last, folder)
     prompt.save(folder)
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from chipviz.bundle import card
-from chipviz.bundle.classifier import refuse_unfit
 from chipviz.bundle.metadata import SUMS, Metadata, read_metadata
+from chipviz.bundle.opening import refuse_unfit
 from chipviz.errors import BundleError
 from chipviz.files import PROJECT, read_small
 from chipviz.results.report import BundleKind

@@ -1,12 +1,14 @@
 """Backbone + cut layer -> the configuration and weights of the shortened backbone."""
 
 from collections.abc import Container, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chipviz.backbones.backbone import Backbone
+from chipviz.backbones.surgery import Surgery, operate, write_surgery
 from chipviz.backbones.vetting import FOREIGN
 from chipviz.chips.chip import Chip
 from chipviz.errors import BackboneError, ConfigError, Notice
@@ -76,6 +78,21 @@ def cut_weights(backbone: Backbone, cut_layer: int) -> dict[str, Tensor]:
     return {key: value for key, value in backbone.model.state_dict().items() if is_kept(key)}
 
 
+def cut_surgery(backbone: Backbone, cut_layer: int) -> Surgery | None:
+    """What was changed in blocks 0 .. `cut_layer`, of a model whose parts are not its class's."""
+    if backbone.folder.surgery is None:
+        return None
+    path = next(name for name, m in backbone.model.named_modules() if m is backbone.blocks)
+    return backbone.folder.surgery.cut(path, cut_layer + 1)
+
+
+def write_cut_surgery(backbone: Backbone, cut_layer: int, folder: Path) -> None:
+    """Write it beside the weights, where there is any."""
+    surgery = cut_surgery(backbone, cut_layer)
+    if surgery is not None:
+        write_surgery(folder, surgery)
+
+
 def impossible_cuts(backbone: Backbone) -> dict[int, str]:
     """Layers after which the family's own code would build another model, and why.
 
@@ -117,6 +134,8 @@ def _built(backbone: Backbone, layer: int) -> nn.Module:
     """The cut model as its family builds it, without weights."""
     with torch.device("meta"):
         model: Any = type(backbone.model)(cut_config(backbone, layer))
+        if (surgery := cut_surgery(backbone, layer)) is not None:
+            operate(model, surgery)
     if layer == 0:
         model.initialize_weights()  # as loading does: RWKV divides by its layers less one
     return model

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from chipviz.backbones.model_folder import ModelFolder
+from chipviz.backbones.surgery import Surgery
 from chipviz.progress import Progress, ProgressFn
 from chipviz.pruning.training import OnMark
 from chipviz.results.models import ModelSpec
@@ -43,3 +44,5 @@ class Made:
     pruned: float | None = None
     after: float | None = None
     n_perplexity: int = 0
+    surgery: Surgery | None = None
+    """Parts that are not those of its class."""

@@ -6,28 +6,18 @@ parent -> what goes -> the model without it -> healing -> folder. Every step is 
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
-from chipviz.backbones.adapters import copy_tokenizer
 from chipviz.backbones.backbone import best_device
 from chipviz.backbones.find import find_model
 from chipviz.backbones.memory import refuse_copies
-from chipviz.backbones.model_folder import ModelFolder
 from chipviz.files import publish
 from chipviz.progress import Progress, ProgressFn
-from chipviz.pruning.job import Job, Made
+from chipviz.pruning import keep
+from chipviz.pruning.job import Job
 from chipviz.pruning.learn import tuned
 from chipviz.pruning.shorten import shortened
 from chipviz.pruning.training import OnMark
-from chipviz.results.models import (
-    Ancestor,
-    ModelRecord,
-    ModelSpec,
-    place_of,
-    read_record,
-    write_record,
-)
-from chipviz.sources import public_name
+from chipviz.results.models import ModelRecord, ModelSpec, place_of, write_record
 
 
 def make(
@@ -62,47 +52,8 @@ def make(
     made = tuned(job) if spec.method == "lora" else shortened(job)
     progress(Progress("building", f"writing {spec.name}"))
     with publish(final) as work:
-        _write(made.model, folder, work)
-        record = _record(job, made, start)
+        keep.write(made, folder, work)
+        record = keep.record(job, made, start)
         write_record(work, record)
     shutil.rmtree(scratch, ignore_errors=True)
     return record
-
-
-def _write(model: Any, parent: ModelFolder, work: Path) -> None:
-    """Save a model as its parent was: the same dtype, tokenizer and licence."""
-    model = model.to("cpu", parent.stored_dtype)
-    model.config.name_or_path = ""
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.use_cache = True
-    model.save_pretrained(work, max_shard_size="5GB")
-    copy_tokenizer(parent.path, work)
-    if parent.licence is not None:
-        (work / "README.md").write_text(f"---\nlicense: {parent.licence}\n---\n", "utf-8")
-
-
-def _record(job: Job, made: Made, start: float) -> ModelRecord:
-    spec, older = job.spec, read_record(job.folder.path)
-    n_layers = made.n_layers + len(made.removed)
-    root = (
-        older.root
-        if older
-        else Ancestor(name=job.folder.name, n_layers=n_layers, n_parameters=job.folder.n_published)
-    )
-    return ModelRecord(
-        name=spec.name,
-        parent=public_name(spec.backbone),
-        root=root,
-        method=f"{spec.method}+{spec.heal}" if spec.heal else spec.method,
-        spec=spec,
-        removed=made.removed,
-        n_layers=made.n_layers,
-        n_parameters=sum(p.numel() for p in made.model.parameters()),
-        perplexity_before=made.before,
-        perplexity_pruned=made.pruned,
-        perplexity_after=made.after,
-        n_perplexity=made.n_perplexity,
-        found=job.found,
-        created=start,
-        seconds=time.time() - start,
-    )

@@ -93,6 +93,7 @@ def greedy(
     n_removed: int,
     loss_without: Callable[[Sequence[Unit]], float],
     progress: ProgressFn = silent,
+    enough: Callable[[Sequence[Unit]], bool] = lambda _: False,
 ) -> list[Unit]:
     """Take out one unit after the other, each time the one whose absence costs the least loss.
 
@@ -103,6 +104,7 @@ def greedy(
         n_removed: Units to take out.
         loss_without: Mean loss of a token on the calibration text without some units.
         progress: Told every trial.
+        enough: Whether the units that are gone suffice.
 
     Returns:
         The units in the order in which they go.
@@ -124,6 +126,8 @@ def greedy(
             progress(Progress("fitting", label, done, total))
         assert best is not None
         gone.append(units[-best[1]])
+        if enough(gone):
+            break
     return gone
 
 

@@ -1,68 +1,134 @@
 """A language model with fewer blocks: which go, the model without them, and what heals it."""
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 from torch import Tensor
 
 from chipviz.backbones.language_model import LanguageModel, load_language_model, pack, perplexity
-from chipviz.data.corpus import read_corpus
+from chipviz.backbones.surgery import Surgery
+from chipviz.data.corpus import Corpus, read_corpus
 from chipviz.data.prompt import load_tokenizer
 from chipviz.errors import ConfigError
-from chipviz.pruning import laco, learn, ranking
+from chipviz.pruning import choose, learn, surgical
 from chipviz.pruning import replace as replacing
-from chipviz.pruning.blocks import PATTERNS, by_pattern, without
+from chipviz.pruning.blocks import without
 from chipviz.pruning.job import Job, Made
-from chipviz.results.models import ModelSpec
+from chipviz.results.models import SURGICAL, ModelSpec
 
-CALIBRATION_ROWS = 64
-"""Rows of text that blocks are judged on."""
-GREEDY_ROWS = 16
-"""The same where every trial reads them all."""
 MAP_TOKENS = 40
 """Tokens of calibration text for every dimension of a linear map."""
 HELD_OUT_ROWS = 64
 """Rows of text that perplexity is measured on."""
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """Rows of text: to choose and heal by, and to measure on."""
+
+    rows: Tensor
+    held: Tensor
+
+
+@dataclass(frozen=True)
+class _Shorter:
+    """A model that has lost something, before anything heals it."""
+
+    model: LanguageModel
+    removed: list[int]
+    """Whole blocks that are gone."""
+    surgery: Surgery | None = None
+    linear: Tensor | None = None
+    """The map that ReplaceMe folds in, shape (D, D)."""
+
+
 def shortened(job: Job) -> Made:
-    """The backbone of a job with fewer blocks, healed, and its perplexity at each stage.
+    """The backbone of a job with less in it, healed, and its perplexity at each stage.
 
     Raises:
-        ChipvizError: If text cannot be had, or the blocks cannot go or be healed so.
+        ChipvizError: If text cannot be had, or what is asked for cannot go or be healed so.
     """
     spec = job.spec
-    measured = spec.method == "greedy" or spec.heal is not None or spec.method.startswith("laco")
+    needs_loss = spec.heal is not None or spec.method in (
+        "greedy",
+        "laco",
+        "laco-released",
+        *SURGICAL,
+    )
     job.say(f"loading {job.folder.name}")
-    model = load_language_model(job.folder, device=job.device, needs_loss=measured)
-    n_removed = n_blocks(spec, model)
+    _refuse_twice(job)
+    model = load_language_model(job.folder, device=job.device, needs_loss=needs_loss)
+    n_layers, n_blocks_gone = model.n_layers, n_blocks(spec, model)
     corpus = read_corpus(spec.calibrate, job.home, spec.seed, job.progress)
     tokenizer = load_tokenizer(job.folder.path)
-    length = min(spec.length, job.folder.n_positions or spec.length)
-    width = int(model.config.hidden_size)
-    wanted = max(CALIBRATION_ROWS, MAP_TOKENS * width // length if spec.heal == "replaceme" else 0)
-    rows = pack(tokenizer, corpus.texts, length, most=wanted)
-    held = pack(tokenizer, corpus.held_out, length, most=HELD_OUT_ROWS)
+    texts = _texts(job, corpus, tokenizer, int(model.config.hidden_size))
 
     def measure(of: LanguageModel, label: str) -> float | None:
-        return perplexity(of, held, job.progress, label) if model.has_head else None
+        return perplexity(of, texts.held, job.progress, label) if of.has_head else None
 
     before = measure(model, f"perplexity of {job.folder.name}")
-    removed = _choose(job, model, rows, n_removed)
+    if spec.method in SURGICAL:
+        found = _Shorter(model, [], surgical.operated(job, model, texts.rows))
+    else:
+        found = _without_blocks(job, model, texts.rows, n_blocks_gone)
+    pruned = measure(found.model, "perplexity of what is left")
+    healed = _healed(job, found, corpus, tokenizer, texts)
+    after = measure(healed, "perplexity at the end") if spec.heal else pruned
+    return Made(
+        model=healed.model,
+        n_layers=n_layers - len(found.removed),
+        removed=found.removed,
+        before=before,
+        pruned=pruned,
+        after=after,
+        n_perplexity=texts.held[:, 1:].numel(),
+        surgery=found.surgery,
+    )
+
+
+def _refuse_twice(job: Job) -> None:
+    """Refuse to prune a model whose parts are not those of its class."""
+    if job.folder.surgery is not None:
+        raise ConfigError(
+            f"{job.folder.name} is a work of {job.folder.surgery.method} and cannot be pruned again.",
+            "Prune what it was made of.",
+            "backbone",
+        )
+
+
+def _texts(job: Job, corpus: Corpus, tokenizer: Any, hidden_size: int) -> _Texts:
+    spec = job.spec
+    length = min(spec.length, job.folder.n_positions or spec.length)
+    for_map = MAP_TOKENS * hidden_size // length if spec.heal == "replaceme" else 0
+    return _Texts(
+        pack(tokenizer, corpus.texts, length, most=max(choose.CALIBRATION_ROWS, for_map)),
+        pack(tokenizer, corpus.held_out, length, most=HELD_OUT_ROWS),
+    )
+
+
+def _healed(
+    job: Job, found: _Shorter, corpus: Corpus, tokenizer: Any, texts: _Texts
+) -> LanguageModel:
+    """What the user asked to follow."""
+    heal, model = job.spec.heal, found.model
+    if found.linear is not None:
+        replacing.fold(model, found.removed[0] - 1, found.linear)
+    elif heal == "pretrain":
+        whole = pack(tokenizer, corpus.texts, texts.rows.shape[1])
+        return learn.fit_all(job, model, whole, texts.held)
+    elif heal == "lora":
+        return replace(model, model=learn.fit_lora(job, model.model, tokenizer))
+    return model
+
+
+def _without_blocks(job: Job, model: LanguageModel, rows: Tensor, n_removed: int) -> _Shorter:
+    """The model without whole blocks."""
+    removed = choose.blocks(job, model, rows, n_removed)
     linear: Tensor | None = None
     if job.spec.heal == "replaceme":
         job.say("fitting a linear map in place of the blocks")
         linear = replacing.fit_map(model, rows, removed)
-    shorter = without(model, removed)
-    pruned = measure(shorter, "perplexity without the blocks")
-    if linear is not None:
-        replacing.fold(shorter, removed[0] - 1, linear)
-    elif job.spec.heal == "pretrain":
-        whole = pack(tokenizer, corpus.texts, length)
-        shorter = learn.fit_all(job, shorter, whole, held)
-    elif job.spec.heal == "lora":
-        tuned = learn.fit_lora(job, shorter.model, tokenizer)
-        shorter = LanguageModel(job.folder, tuned, model.has_head)
-    after = measure(shorter, "perplexity at the end") if job.spec.heal else pruned
-    n_layers = model.n_layers - n_removed
-    return Made(shorter.model, n_layers, removed, before, pruned, after, held[:, 1:].numel())
+    return _Shorter(without(model, removed), removed, linear=linear)
 
 
 def n_blocks(spec: ModelSpec, model: LanguageModel) -> int:
@@ -84,31 +150,3 @@ def n_blocks(spec: ModelSpec, model: LanguageModel) -> int:
             "layers",
         )
     return wanted
-
-
-def _choose(job: Job, model: LanguageModel, rows: Tensor, n_removed: int) -> list[int]:
-    """Blocks that go, in order of depth. LaCo changes those that stay."""
-    method, n_layers = job.spec.method, model.n_layers
-    job.say(f"choosing {n_removed} of {n_layers} blocks")
-    calibration = rows[:CALIBRATION_ROWS]
-    if method in PATTERNS:
-        removed = by_pattern(method, n_layers, n_removed)
-    elif method == "influence":
-        scores = ranking.influence(model, calibration)
-        job.found["influence"] = [round(float(score), 6) for score in scores]
-        removed = ranking.least_influential(scores, n_removed)
-    elif method == "angular":
-        distances = ranking.angular(model, calibration, n_removed)
-        job.found["angular"] = [round(float(distance), 6) for distance in distances]
-        removed = ranking.nearest_run(distances, n_removed)
-    elif method == "greedy":
-        order = ranking.greedy_blocks(model, rows[:GREEDY_ROWS], n_removed, job.progress)
-        job.found["order"] = order
-        removed = sorted(order)
-    else:
-        rule: laco.MergeRule = "released" if method == "laco-released" else "paper"
-        merge = laco.merge(model, calibration, n_removed, rule, job.progress)
-        job.found |= {"threshold": merge.threshold, "similarity": merge.similarity}
-        laco.put(model, merge.weights)
-        removed = merge.removed
-    return removed

@@ -24,8 +24,12 @@ Method = Literal[
     "greedy",
     "laco",
     "laco-released",
+    "blockpruner",
+    "llm-pruner",
 ]
-"""*lora* tunes on a task. The others take blocks out: by a pattern, by a measure, or by merging."""
+"""*lora* tunes on a task. Of the others the last two take out attention and feed-forward units, or
+heads and channels: stock code cannot load what they leave. The rest takes out whole blocks."""
+SURGICAL: tuple[Method, ...] = ("blockpruner", "llm-pruner")
 PRUNING: tuple[Method, ...] = get_args(Method)[1:]
 Heal = Literal["replaceme", "lora", "pretrain"]
 """What follows the pruning: a linear map in place of the blocks, LoRA on the task, or pretraining

@@ -7,7 +7,7 @@ import streamlit as st
 from chipviz import sources
 from chipviz.config import EXAMPLE, RunConfig
 from chipviz.errors import ChipvizError
-from chipviz.results.models import PRUNING, Fit, Method, ModelSpec
+from chipviz.results.models import PRUNING, SURGICAL, Fit, Method, ModelSpec
 from chipviz.runs import scheduler
 from chipviz.ui import backbone_step, data_step, nav, state, widgets
 
@@ -21,6 +21,8 @@ METHODS: dict[Method, str] = {
     "alternate": "Alternate: every so many-th layer",
     "laco": "LaCo: layers merge into the one below, by the paper's rule",
     "laco-released": "LaCo as its public code does it",
+    "blockpruner": "BlockPruner: attention and feed-forward units one by one",
+    "llm-pruner": "LLM-Pruner: heads and channels that matter least to the loss",
 }
 HEALS: dict[str | None, str] = {
     None: "Nothing",
@@ -77,6 +79,11 @@ def _pruning() -> dict[str, Any]:
     layers = right.number_input(
         "Layers to take out", min_value=1, max_value=999, value=7, key="make_layers"
     )
+    if method in SURGICAL:
+        st.caption(
+            "As many parameters as so many layers have. Only chipviz can load what is left: stock "
+            "code knows no such shapes."
+        )
     heal = st.selectbox(
         "What follows",
         list(HEALS),
