@@ -26,6 +26,8 @@ Rule = Literal["validate", "within", "non-inferior", "elbow", "budget", "fixed",
 RECOMMENDED: Rule = "within"
 """Rule whose cut is shown first, listed and asked where nobody names another."""
 StcSite = Literal["block", "gate", "ffn_in", "ffn_out"]
+Importance = Literal["squares", "sizes"]
+LayerWeights = Literal["none", "validation"]
 ClassWeight = Literal["none", "balanced"]
 Contradictions = Literal["keep", "drop", "refuse"]
 
@@ -102,6 +104,16 @@ class RunConfig(BaseModel):
     sites: tuple[StcSite, ...] = Field(default=("block", "ffn_in"), title="Sites of neurons")
     """Where Sparsify-then-Classify takes neurons: block (output of a layer), gate (activation of
     the feed-forward part), ffn_in (what its down projection reads), ffn_out (what it gives)."""
+    importance: Importance = Field(
+        default="squares", title="Importance of a neuron", json_schema_extra=_FIT
+    )
+    """What a neuron of Sparsify-then-Classify counts, summed over the classes: squares of its
+    weights, as published, or their sizes, as SIREN does."""
+    layer_weights: LayerWeights = Field(
+        default="none", title="Weights of layers", json_schema_extra=_FIT
+    )
+    """Say of a layer's neurons in the joined classifier: none gives all layers the same, validation
+    more to those whose own sparse chip does better on validation, as SIREN does."""
     contradictions: Contradictions = Field(default="keep", title="Texts with several labels")
     """Fate of training texts that stand there with several labels: keep all their rows, drop them
     all, or refuse the data."""

@@ -48,6 +48,7 @@ HOUSE = {
             "ranking",
             "units",
             "width",
+            "slicing",
             "laco",
             "replace",
             "training",
@@ -145,7 +146,7 @@ MAY_IMPORT = {
     "transformers": {
         *["backbones.adapters", "backbones.backbone", "backbones.model_folder"],
         *["backbones.structure", "bundle.opening", "bundle.save", "data.prompt"],
-        *["backbones.language_model", "pruning.blocks", "pruning.learn"],
+        *["backbones.language_model", "pruning.blocks", "pruning.learn", "pruning.slicing"],
     },
     "peft": {"backbones.adapters", "pruning.tune"},
 }

@@ -26,15 +26,18 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["nothing", "identity", "linear"]
-    """*nothing* gives zeros, so that a residual passes by; *identity* what it is given."""
+    kind: Literal["nothing", "identity", "linear", "shortcut"]
+    """*nothing* gives zeros, so that a residual passes by; *identity* what it is given. With a
+    *shortcut* the module stays, and the residual around it is turned by a matrix."""
     outputs: Annotated[int, Field(ge=0, le=8)] = 0
     """Of *nothing*: length of the tuple that it gives, 0 for a tensor alone."""
     inner: Annotated[int, Field(ge=0)] = 0
-    """Of *linear*: numbers that it reads."""
+    """Of *linear* and *shortcut*: numbers that it reads."""
     outer: Annotated[int, Field(ge=0)] = 0
     """Of *linear*: numbers that it gives."""
     bias: bool = False
+    reads: str = ""
+    """Of *shortcut*: the norm whose input is the residual."""
 
 
 class Surgery(BaseModel):
@@ -78,6 +81,35 @@ class Nothing(nn.Module):
         return (zeros, *[None] * (self.outputs - 1)) if self.outputs else zeros
 
 
+class Shortcut:
+    """Turns the residual around a unit: x + unit(x) becomes x Q + unit(x).
+
+    The block adds x itself, so what the unit gives gets x Q - x on top. The norm before the unit is
+    where x is seen.
+    """
+
+    def __init__(self, norm: nn.Module, unit: nn.Module, width: int, like: Tensor) -> None:
+        """Watch both modules. The matrix is a parameter `shortcut` of the unit, not set yet."""
+        turn = torch.empty(width, width, dtype=like.dtype, device=like.device)
+        unit.register_parameter("shortcut", nn.Parameter(turn, requires_grad=False))
+        self.seen: Tensor | None = None
+        norm.register_forward_pre_hook(self.see)
+        unit.register_forward_hook(self.add)
+
+    def see(self, _: nn.Module, args: Any) -> None:
+        """Keep the residual."""
+        self.seen = args[0]
+
+    def add(self, unit: nn.Module, _: Any, output: Any) -> Any:
+        """Turn it."""
+        x, self.seen = self.seen, None
+        assert x is not None, "the norm runs before its unit"
+        turned = x @ unit.get_parameter("shortcut") - x
+        if isinstance(output, Tensor):
+            return output + turned
+        return (output[0] + turned, *output[1:])
+
+
 def read_surgery(folder: Path) -> Surgery | None:
     """What was changed in a model folder. None of an ordinary one.
 
@@ -119,14 +151,12 @@ def operate(base: nn.Module, surgery: Surgery) -> list[str]:
     resized: list[str] = []
     for name, part in surgery.modules.items():
         parent_name, _, own = name.rpartition(".")
-        try:
-            parent, old = base.get_submodule(parent_name), base.get_submodule(name)
-        except AttributeError:
-            raise BackboneError(
-                f"{SURGERY} changes {name[:80]!r}, which this model has not.",
-                "Its files do not belong together; make the model again.",
-            ) from None
+        parent, old = _module(base, parent_name), _module(base, name)
         like = next(old.parameters(), next(base.parameters()))
+        if part.kind == "shortcut":
+            Shortcut(_module(base, part.reads), old, part.inner, like)
+            resized.append(name)
+            continue
         if part.kind == "linear":
             options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
             new: nn.Module = nn.Linear(part.inner, part.outer, bias=part.bias, **options)
@@ -135,6 +165,16 @@ def operate(base: nn.Module, surgery: Surgery) -> list[str]:
             new = nn.Identity() if part.kind == "identity" else Nothing(part.outputs)
         setattr(parent, own, new.requires_grad_(False))
     return resized
+
+
+def _module(base: nn.Module, name: str) -> nn.Module:
+    try:
+        return base.get_submodule(name)
+    except AttributeError:
+        raise BackboneError(
+            f"{SURGERY} names {name[:80]!r}, which this model has not.",
+            "Its files do not belong together; make the model again.",
+        ) from None
 
 
 def load_operated(
@@ -160,7 +200,7 @@ def load_operated(
     fresh = {
         f"{name}.{own}": parameter
         for name in operate(base, surgery)
-        for own, parameter in base.get_submodule(name).named_parameters()
+        for own, parameter in base.get_submodule(name).named_parameters(recurse=False)
     }
     prefix = "" if base is model else f"{model.base_model_prefix}."
     for file in files:
@@ -176,7 +216,8 @@ def load_operated(
         )
     there = set(model.state_dict())
     for name in ("missing_keys", "unexpected_keys"):
-        kept = [key for key in loading[name] if name == "unexpected_keys" or key in there]
-        loading[name] = kept
+        # What is no stock weight was unexpected, and what is gone was missing.
+        known = name == "missing_keys"
+        loading[name] = [key for key in loading[name] if (key in there) == known]
     loading["mismatched_keys"] = []
     return model, loading

@@ -422,6 +422,7 @@ def choose(
     *,
     row_weight: Tensor | None = None,
     allowed: Tensor | None = None,
+    column_weight: Tensor | None = None,
     tolerance: float = TOLERANCE,
 ) -> Chosen:
     """Fit each penalty on the rows and keep the one with the lowest log-loss on the held-out ones.
@@ -436,9 +437,13 @@ def choose(
         n_classes: C.
         row_weight: See `solve_path`.
         allowed: See there.
+        column_weight: What standardised columns are multiplied with, shape (D,): the larger, the
+            less the penalty weighs on a column. None is 1.
         tolerance: See there.
     """
     scaler = Scaler.of(read, len(labels))
+    if column_weight is not None:
+        scaler = Scaler(scaler.mean, scaler.scale / column_weight.to(scaler.scale))
     best: list[tuple[Solution, Tensor, Tensor]] = []
     worse: list[Tensor] = [torch.zeros(1)]
 

@@ -17,7 +17,7 @@ from chipviz.chips.judge import balanced_weights, joined
 from chipviz.chips.linear import Read
 from chipviz.chips.rows import Rows
 from chipviz.chips.sparse import TOLERANCE, Chosen, choose, solve_path
-from chipviz.config import RunConfig
+from chipviz.config import Importance, RunConfig
 from chipviz.keys import ALL_SITES, EMBEDDING_LAYER, ChipKey, Site, Split, Vector
 from chipviz.progress import Meter
 from chipviz.results.neurons import Aggregate, LayerShare, Neuron, SparsifyReport
@@ -31,12 +31,25 @@ LOOSE = 0.3
 _SITES = get_args(Site)
 
 
-def importance(weight: Tensor) -> Tensor:
+def importance(weight: Tensor, how: Importance = "squares") -> Tensor:
     """What each neuron carries: the sum over classes of its squared weight (..., C, D) -> (..., D).
 
-    Weights are those of standardised features. Source: arXiv:2311.15983, section 3.2.
+    Weights are those of standardised features. Source: arXiv:2311.15983, section 3.2. *sizes* are
+    weights without their sign, as in arXiv:2604.18519.
     """
-    return weight.square().sum(dim=-2)
+    return (weight.square() if how == "squares" else weight.abs()).sum(dim=-2)
+
+
+LEAST_WEIGHT = 0.1
+"""Weight of the worst layer, where layers are weighted. Source: arXiv:2604.18519."""
+
+
+def layer_weights(accuracies: Tensor) -> Tensor:
+    """Weight of each layer's neurons, from the accuracy of its own chip: 1 for the best, (L,)."""
+    low, high = accuracies.min(), accuracies.max()
+    if high - low < 1e-9:
+        return torch.ones_like(accuracies)
+    return ((accuracies - low) / (high - low)).clamp_min(LEAST_WEIGHT)
 
 
 def reached(carried: Tensor) -> Tensor:
@@ -63,11 +76,11 @@ class Neurons:
     """See `reached`, shape (U,)."""
 
     @classmethod
-    def of(cls, probes: Mapping[Site, Chip]) -> "Neurons":
+    def of(cls, probes: Mapping[Site, Chip], how: Importance = "squares") -> "Neurons":
         """The neurons of sparse chips, one stack a site, the embedding's first."""
         places, shares = [], []
         for site, stack in probes.items():
-            share = reached(importance(stack.weight))  # (L + 1, D)
+            share = reached(importance(stack.weight, how))  # (L + 1, D)
             row, column = (share < max(ETAS)).nonzero(as_tuple=True)
             number = torch.full_like(row, _SITES.index(site))
             places.append(torch.stack([number, row + EMBEDDING_LAYER, column], dim=1))
@@ -102,6 +115,8 @@ class Aggregator:
     key: ChipKey
     neurons: Neurons
     row_weight: Tensor | None = None
+    column_weight: Tensor | None = None
+    """Weight of each neuron's layer, shape (U,)."""
 
     def search(self, *, refit: bool) -> Aggregated:
         """Choose eta at a few depths, then fit every depth with it.
@@ -140,6 +155,7 @@ class Aggregator:
             self.rows.task.n_classes,
             row_weight=self.row_weight,
             allowed=self._allowed(pairs),
+            column_weight=self.column_weight,
             tolerance=tolerance,
         )
 
@@ -295,8 +311,23 @@ class Joiner:
             every = torch.ones_like(labels, dtype=torch.bool)
             weights = balanced_weights(labels, every, self.rows.task.n_classes)
         self.meter.advance(0, f"joining neurons, {key.vector.name}")
-        aggregator = Aggregator(self.rows, key, Neurons.of(probes), weights)
+        neurons = Neurons.of(probes, self.config.importance)
+        columns = None
+        if self.config.layer_weights == "validation":
+            columns = self._columns(probes, key, neurons)
+        aggregator = Aggregator(self.rows, key, neurons, weights, columns)
         return aggregator.search(refit=self.config.refit)
+
+    def _columns(self, probes: Mapping[Site, Chip], key: ChipKey, neurons: Neurons) -> Tensor:
+        """Weight of each neuron's layer, by what its sparse chip reaches on validation."""
+        by_site: dict[int, Tensor] = {}
+        for site, stack in probes.items():
+            vector = Vector(site, key.pooling)
+            layers = range(EMBEDDING_LAYER, self.rows.features.n_layers)
+            reaches = [self.rows.accuracy(stack.at(i + 1), "validation", vector, i) for i in layers]
+            by_site[_SITES.index(site)] = layer_weights(torch.tensor(reaches))
+        places = neurons.places.tolist()
+        return torch.stack([by_site[site][layer + 1] for site, layer, _ in places])
 
     def keep(self, key: ChipKey, found: Aggregated) -> None:
         """Put the classifiers of a curve among the chips."""

@@ -68,7 +68,8 @@ def shortened(job: Job) -> Made:
 
     before = measure(model, f"perplexity of {job.folder.name}")
     if spec.method in SURGICAL:
-        found = _Shorter(model, [], surgical.operated(job, model, texts.rows))
+        less, surgery = surgical.operated(job, model, texts.rows)
+        found = _Shorter(less, [], surgery)
     else:
         found = _without_blocks(job, model, texts.rows, n_blocks_gone)
     pruned = measure(found.model, "perplexity of what is left")
@@ -90,7 +91,7 @@ def _refuse_twice(job: Job) -> None:
     """Refuse to prune a model whose parts are not those of its class."""
     if job.folder.surgery is not None:
         raise ConfigError(
-            f"{job.folder.name} is a work of {job.folder.surgery.method} and cannot be pruned again.",
+            f"{job.folder.name} has parts that are not its class's: it cannot be pruned again.",
             "Prune what it was made of.",
             "backbone",
         )

@@ -5,14 +5,14 @@ from torch import Tensor
 from chipviz.backbones.language_model import LanguageModel
 from chipviz.backbones.surgery import Surgery, operate
 from chipviz.errors import ConfigError
-from chipviz.pruning import units, width
+from chipviz.pruning import slicing, units, width
 from chipviz.pruning.choose import GREEDY_ROWS
 from chipviz.pruning.job import Job
 from chipviz.results.models import ModelSpec
 
 
-def operated(job: Job, model: LanguageModel, rows: Tensor) -> Surgery:
-    """Take units, heads or channels out of a model, in place.
+def operated(job: Job, model: LanguageModel, rows: Tensor) -> tuple[LanguageModel, Surgery]:
+    """Take units, dimensions, heads or channels out of a model. It is used up.
 
     Args:
         job: Says by which method, and how many.
@@ -20,7 +20,7 @@ def operated(job: Job, model: LanguageModel, rows: Tensor) -> Surgery:
         rows: Calibration text, shape (N, T).
 
     Returns:
-        What was changed.
+        What is left, and what was changed.
 
     Raises:
         ConfigError: If it is to be healed by a map that stands for whole blocks.
@@ -34,6 +34,10 @@ def operated(job: Job, model: LanguageModel, rows: Tensor) -> Surgery:
             "heal",
         )
     n_parameters = _n_parameters(spec, model)
+    if spec.method == "slicegpt":
+        narrow = slicing.width_for(model, n_parameters)
+        job.found["width"] = narrow
+        return slicing.sliced(model, rows, narrow)
     if spec.method == "llm-pruner":
         few = _shorter_rows(rows, width.ROWS, width.ROW_LENGTH)
         surgery = width.narrowed(model, few, n_parameters)
@@ -42,7 +46,7 @@ def operated(job: Job, model: LanguageModel, rows: Tensor) -> Surgery:
         job.found["order"] = [str(unit) for unit in gone]
         surgery = units.surgery_without(model, gone)
         operate(model.base, surgery)
-    return surgery
+    return model, surgery
 
 
 def _shorter_rows(rows: Tensor, n: int, length: int) -> Tensor:

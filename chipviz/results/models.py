@@ -25,11 +25,13 @@ Method = Literal[
     "laco",
     "laco-released",
     "blockpruner",
+    "slicegpt",
     "llm-pruner",
 ]
-"""*lora* tunes on a task. Of the others the last two take out attention and feed-forward units, or
-heads and channels: stock code cannot load what they leave. The rest takes out whole blocks."""
-SURGICAL: tuple[Method, ...] = ("blockpruner", "llm-pruner")
+"""*lora* tunes on a task. Of the others the last three take out attention and feed-forward units,
+dimensions of the residual stream, or heads and channels: stock code cannot load what they leave.
+The rest takes out whole blocks."""
+SURGICAL: tuple[Method, ...] = ("blockpruner", "slicegpt", "llm-pruner")
 PRUNING: tuple[Method, ...] = get_args(Method)[1:]
 Heal = Literal["replaceme", "lora", "pretrain"]
 """What follows the pruning: a linear map in place of the blocks, LoRA on the task, or pretraining

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import streamlit as st
 
-from chipviz.config import Contradictions, Preset, StcSite
+from chipviz.config import Contradictions, Importance, LayerWeights, Preset, StcSite
 from chipviz.files import write_atomic
 from chipviz.keys import ChipKind, Pooling
 from chipviz.sources import BACKBONE_WHEELS
@@ -29,6 +29,8 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "backbone_embedded": tuple(BACKBONE_WHEELS),
     "preset": get_args(Preset),
     "contradictions": get_args(Contradictions),
+    "importance": get_args(Importance),
+    "layer_weights": get_args(LayerWeights),
     "dtype": DTYPES,
 }
 _SOME_OF = {

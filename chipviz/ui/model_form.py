@@ -22,6 +22,7 @@ METHODS: dict[Method, str] = {
     "laco": "LaCo: layers merge into the one below, by the paper's rule",
     "laco-released": "LaCo as its public code does it",
     "blockpruner": "BlockPruner: attention and feed-forward units one by one",
+    "slicegpt": "SliceGPT: dimensions of the residual stream",
     "llm-pruner": "LLM-Pruner: heads and channels that matter least to the loss",
 }
 HEALS: dict[str | None, str] = {

@@ -3,8 +3,9 @@
 from typing import Any, get_args
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from chipviz.config import EXAMPLE, Contradictions, Preset, StcSite
+from chipviz.config import EXAMPLE, Contradictions, Importance, LayerWeights, Preset, StcSite
 from chipviz.keys import ChipKind, Pooling
 from chipviz.ui import draft, formatting
 
@@ -72,8 +73,21 @@ def _chips() -> dict[str, Any]:
         "Two leaks of the published recipe are not repeated: it draws the validation rows from the "
         "evaluation split, and picks the best layer on the test texts."
     )
-    joined = {"stc": stc, "sites": sites} if stc else {}
+    joined = {"stc": stc, "sites": sites} | _joining(left, right) if stc else {}
     return {"poolings": poolings, "chips": chips, "preset": preset} | joined
+
+
+def _joining(left: DeltaGenerator, right: DeltaGenerator) -> dict[str, Any]:
+    """How neurons are chosen and weighted."""
+    found: dict[str, Any] = {}
+    for place, field, names in (
+        (left, "importance", get_args(Importance)),
+        (right, "layer_weights", get_args(LayerWeights)),
+    ):
+        found[field] = place.segmented_control(
+            **_named(field), options=names, default=names[0], required=True, key=field
+        )
+    return found
 
 
 def _texts(*, embedded: bool) -> dict[str, Any]:

@@ -6,11 +6,20 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from chipviz.chips.chip import Chip
 from chipviz.chips.rows import Rows
 from chipviz.chips.sparse import choose
-from chipviz.chips.stc import ETAS, Aggregator, Neurons, importance, look, reached
+from chipviz.chips.stc import (
+    ETAS,
+    Aggregator,
+    Neurons,
+    importance,
+    layer_weights,
+    look,
+    reached,
+)
 from chipviz.data.task import Examples, Task
 from chipviz.keys import STC, ChipKey, Site, Vector
 from chipviz.results.neurons import SparsifyReport
@@ -97,6 +106,43 @@ def test_the_neurons_of_eta_are_the_fewest_that_reach_it(eta):
     chosen = reached(importance(weight)) < eta
     assert set(chosen.nonzero()[:, 0].tolist()) == taken
     assert not taken & set(range(7, 20))
+
+
+def test_sizes_count_weights_without_their_sign():
+    weight = torch.tensor([[3.0, -2.0, 0.0], [0.0, 2.0, 1.0]])
+    assert importance(weight).tolist() == [9.0, 8.0, 1.0]
+    assert importance(weight, "sizes").tolist() == [3.0, 4.0, 1.0]
+
+
+def test_a_weight_of_a_column_is_a_lighter_penalty_on_it():
+    """Against scikit-learn's saga on columns that were multiplied by hand."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(300, 6)).astype(np.float32)
+    y = (x[:, 0] + 0.5 * x[:, 1] + 0.3 * draw.normal(size=300) > 0).astype(int)
+    weight = torch.tensor([0.1, 1.0, 1.0, 0.5, 1.0, 0.1])
+    features, labels = torch.from_numpy(x)[None], torch.from_numpy(y)
+
+    def read(start, stop):
+        return features[:, start:stop]
+
+    found = choose(read, labels, read, labels, 2, column_weight=weight, tolerance=1e-3)
+    standard = (x - x.mean(0)) / x.std(0) * weight.numpy()
+    strength = 1 / (300 * float(found.solution.penalty[0]))
+    peer = LogisticRegression(C=strength, l1_ratio=1, solver="saga", tol=1e-6, max_iter=20_000)
+    said = peer.fit(standard, y).predict_proba(standard)
+    chip = Chip(
+        found.solution.weight,
+        found.solution.bias,
+        mean=found.scaler.mean[:, 0],
+        scale=found.scaler.scale[:, 0],
+    ).at(0)
+    np.testing.assert_allclose(chip.probabilities(features[0]), said, atol=0.02)
+
+
+def test_layers_weigh_as_their_chips_do_on_validation():
+    weights = layer_weights(torch.tensor([0.5, 0.9, 0.7, 0.52]))
+    torch.testing.assert_close(weights, torch.tensor([0.1, 1.0, 0.5, 0.1]))
+    assert layer_weights(torch.tensor([0.6, 0.6])).tolist() == [1.0, 1.0]
 
 
 def test_a_layer_without_weights_gives_no_neurons():

@@ -24,7 +24,7 @@ from chipviz.errors import BackboneError, ConfigError
 from chipviz.files import PROJECT
 from chipviz.keys import ChipKey, Cut
 from chipviz.progress import silent
-from chipviz.pruning import ranking, units, width
+from chipviz.pruning import ranking, slicing, units, width
 from chipviz.pruning.make import make
 from chipviz.pruning.units import Unit
 from chipviz.results.models import ModelSpec, made_folder
@@ -126,6 +126,32 @@ def test_planted_dead_heads_and_channels_go_first(folder, name):
     assert torch.equal(untouched, before[f"{wide[0].queries}.weight"])
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "smollm3"])
+def test_slicing_nothing_changes_no_logit(folder, name):
+    model = loaded(name, folder)
+    dense = model.logits(ROWS)
+    whole, found = slicing.sliced(model, ROWS, 32)
+    torch.testing.assert_close(whole.logits(ROWS), dense, rtol=0, atol=1e-4)
+    assert len(found.modules) == 2 * model.n_layers
+
+
+def test_slicing_cuts_what_the_states_do_not_use(folder):
+    """A model whose residual stream lives in 24 of 32 dimensions loses nothing of them."""
+    model = loaded("llama", folder)
+    basis = torch.linalg.qr(torch.randn(32, 24, generator=torch.Generator().manual_seed(1)))[0]
+    keep = basis @ basis.T
+    model.model.get_input_embeddings().weight.data @= keep
+    for stream in slicing.find_streams(model):
+        for name in stream.writers:
+            weight = model.base.get_parameter(f"{name}.weight")
+            weight.data = keep @ weight.data
+    dense = model.logits(ROWS)
+    narrow, _ = slicing.sliced(model, ROWS, 24)
+    torch.testing.assert_close(narrow.logits(ROWS), dense, rtol=0, atol=1e-3)
+    worse, _ = slicing.sliced(loaded("llama", folder), ROWS, 24)
+    assert (worse.logits(ROWS) - dense).abs().max() > 0.1
+
+
 def test_importance_is_the_first_order_term(folder):
     model = loaded("llama", folder)
     scores = width.importances(model, ROWS)
@@ -143,6 +169,8 @@ def test_importance_is_the_first_order_term(folder):
     [
         ("gpt2", lambda m: width.narrowed(m, ROWS, 100), "no separate matrices"),
         ("gpt_neox", lambda m: width.narrowed(m, ROWS, 100), "no separate matrices"),
+        ("gpt2", lambda m: slicing.sliced(m, ROWS, 24), "SliceGPT does not cover gpt2"),
+        ("gemma2", lambda m: slicing.sliced(m, ROWS, 24), "no plain RMS norms"),
         ("opt", units.find_units, "has 3 of them"),
         ("bloom", units.find_units, "add more than their units"),
     ],
@@ -162,7 +190,7 @@ def test_a_norm_over_all_heads_is_no_fault_of_the_user(folder):
 # --- folders, runs and bundles ------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["blockpruner", "llm-pruner"])
+@pytest.fixture(scope="module", params=["blockpruner", "slicegpt", "llm-pruner"])
 def operated(request, tmp_path_factory, toy_csv):
     """A made model of each method, 6 layers before, in a home."""
     work = tmp_path_factory.mktemp(request.param)
@@ -258,7 +286,7 @@ def test_what_was_operated_on_is_not_pruned_again(operated, toy_csv):
     spec = ModelSpec.checked(
         name="again", backbone="narrow", method="top", layers=1, calibrate=str(toy_csv), length=16
     )
-    with pytest.raises(ConfigError, match="cannot be pruned again"):
+    with pytest.raises(ConfigError, match="it cannot be pruned again"):
         make(spec, home=home, scratch=home / "scratch", progress=silent)
 
 
@@ -268,7 +296,10 @@ def test_what_was_operated_on_is_not_pruned_again(operated, toy_csv):
         ("[]", "holds no JSON object"),
         ('{"format": 2, "method": "x", "modules": {}}', "format"),
         ('{"format": 1, "method": "x", "modules": {"layers.0.mlp": {"kind": "code"}}}', "kind"),
-        ('{"format": 1, "method": "x", "modules": {"layers.99": {"kind": "nothing"}}}', "has not"),
+        (
+            '{"format": 1, "method": "x", "modules": {"layers.99": {"kind": "nothing"}}}',
+            "which this model has not",
+        ),
     ],
 )
 def test_a_strangers_surgery_is_refused(operated, tmp_path, text, said):
