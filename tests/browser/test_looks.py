@@ -37,6 +37,7 @@ def test_u1_axe_finds_nothing_serious_on_any_page(browser, app_url, seeded, work
     page = context.new_page()
     run = seeded.run_id
     pages = ["", "train", f"train?run={working.run_id}", f"layers?run={run}", f"bundle?run={run}"]
+    pages += ["models", "models?new=1", f"compare?runs={run}"]
     for path in [*pages, "layers?run=nosuch"]:
         page.goto(f"{app_url}/{path}")
         expect(page.get_by_role("link", name="Bundle", exact=True).first).to_be_visible()

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -484,6 +486,54 @@ def test_pretraining_heals(tiny_backbone_folder, corpus, home):
     )
     assert record.perplexity_after < record.perplexity_pruned
     assert record.found["n_tokens"] > 3_000
+
+
+KILLED = """\
+import os, signal, sys
+from pathlib import Path
+from chipviz.progress import silent
+from chipviz.pruning import training
+from chipviz.pruning.make import make
+from chipviz.results.models import ModelSpec
+
+training.CHECKPOINT_S = 0.0
+
+def see(mark):
+    if mark.name == "loss" and mark.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+home = Path(sys.argv[1])
+spec = ModelSpec.model_validate_json(sys.argv[2])
+make(spec, home=home, scratch=home / "scratch", progress=silent, on_mark=see)
+"""
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "lora"])
+def test_a_job_killed_at_work_ends_as_an_unbroken_one(
+    tiny_backbone_folder, toy_csv, corpus, home, kind
+):
+    if kind == "lora":
+        task = RunConfig.checked(backbone=str(tiny_backbone_folder), data=str(toy_csv))
+        options = {"method": "lora", "task": task, "fit": {"lr": 1e-3, "epochs": 1}}
+    else:
+        fit = {"tokens": 1_200, "lr": 1e-3, "batch": 8}
+        options = {"method": "top", "layers": 1, "heal": "pretrain", "fit": fit}
+        options |= {"calibrate": str(corpus), "length": 16}
+    spec = ModelSpec.checked(backbone=str(tiny_backbone_folder), name="broken", **options)
+    command = [sys.executable, "-c", KILLED, str(home), spec.model_dump_json()]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (home / "scratch" / "checkpoint.safetensors").exists()
+    assert not list((home / "models").glob("[!.]*"))  # nothing at a final name
+    broken = make(spec, home=home, scratch=home / "scratch", progress=silent)
+    whole = made(home, tiny_backbone_folder, name="whole", **options)
+    assert broken.found["loss"] == pytest.approx(whole.found["loss"], rel=1e-4)
+    one, other = (
+        load_file(made_folder(home, n) / "model.safetensors") for n in ("broken", "whole")
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-6)
 
 
 def test_tuning_teaches_the_answers(tiny_backbone_folder, toy_csv, home):
