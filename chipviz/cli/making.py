@@ -53,6 +53,7 @@ def tune(
 ) -> None:
     """Fit LoRA on a task and merge it: a new backbone under a name."""
     task = _task(
+        context.obj,
         backbone=backbone,
         data=data,
         template=template,
@@ -101,6 +102,7 @@ def prune(
     task = None
     if data is not None:
         task = _task(
+            context.obj,
             backbone=backbone,
             data=data,
             template=template,
@@ -118,7 +120,7 @@ def prune(
     )
     spec = ModelSpec.checked(
         name=name,
-        backbone=sources.absolute(backbone, sources.BACKBONE_WHEELS),
+        backbone=options.backbone_named(backbone, context.obj),
         method=method,
         layers=layers,
         ratio=ratio,
@@ -181,7 +183,7 @@ def evaluate(
     progress = printing.printer()
     if perplexity is not None:
         found = evaluating.evaluate_text(
-            sources.absolute(backbone, sources.BACKBONE_WHEELS),
+            options.backbone_named(backbone, context.obj),
             sources.absolute(perplexity, sources.DATA_WHEELS),
             length=length,
             max_rows=max_rows,
@@ -191,6 +193,7 @@ def evaluate(
         said = "perplexity {perplexity:.2f} on {n_tokens:,} tokens, rows of {length}"
     else:
         config = _task(
+            context.obj,
             backbone=backbone,
             data=data,
             template=template,
@@ -218,9 +221,9 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _task(**given: Any) -> RunConfig:
+def _task(home: Path, **given: Any) -> RunConfig:
     values = {name: value for name, value in given.items() if value is not None}
-    values["backbone"] = sources.absolute(values["backbone"], sources.BACKBONE_WHEELS)
+    values["backbone"] = options.backbone_named(values["backbone"], home)
     values["data"] = sources.absolute(values["data"], sources.DATA_WHEELS)
     return RunConfig.checked(**values)
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -11,6 +12,7 @@ from pydantic.fields import FieldInfo
 from chipviz import sources
 from chipviz.config import Rule, RunConfig
 from chipviz.errors import ConfigError
+from chipviz.results.models import made_folder
 from chipviz.results.report import RunReport, SelectionInfo
 from chipviz.results.run_folder import RunFolder
 
@@ -44,7 +46,7 @@ def takes_run(command: Callable[[typer.Context, RunConfig, bool], None]) -> Call
 
     @wraps(command)
     def with_options(context: typer.Context, as_json: bool, **given: Any) -> None:
-        command(context, _run_config(given), as_json)
+        command(context, _run_config(given, context.obj), as_json)
 
     options = [_option(name, field) for name, field in RunConfig.model_fields.items()]
     by_name = inspect.Parameter.KEYWORD_ONLY
@@ -73,14 +75,23 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-def _run_config(given: dict[str, Any]) -> RunConfig:
+def backbone_named(name: str, home: Path) -> str:
+    """A backbone as a run keeps it: a path valid from any folder, other names as they are.
+
+    A model made here comes before a file or folder of its name.
+    """
+    made = made_folder(home, name) is not None
+    return name if made else sources.absolute(name, sources.BACKBONE_WHEELS)
+
+
+def _run_config(given: dict[str, Any], home: Path) -> RunConfig:
     """The run that options ask for.
 
     Raises:
         ConfigError: If one of them says what no run can do.
     """
     values = {name: value for name, value in given.items() if value is not None}
-    values["backbone"] = sources.absolute(values["backbone"], sources.BACKBONE_WHEELS)
+    values["backbone"] = backbone_named(values["backbone"], home)
     values["data"] = sources.absolute(values["data"], sources.DATA_WHEELS)
     for name in _SINGULAR:
         if name in values:

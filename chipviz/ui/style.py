@@ -19,6 +19,7 @@ _SHEET = """
 .stCode .token { color:inherit !important; }
 .stCode .token.keyword { color:ACCENT !important; font-weight:600; }
 .stCode .token.string { opacity:.8; }
+.stMultiSelect [data-baseweb="tag"], .stMultiSelect span[title] { color:ON_FILL !important; }
 /* A table's own export keeps cells that a spreadsheet would run; ours does not. */
 .stElementToolbar button[aria-label="Download as CSV"] { display:none; }
 .st-key-next a { border:1px solid ACCENT; }

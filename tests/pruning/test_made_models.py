@@ -616,7 +616,9 @@ def test_a_taken_name_is_refused(tiny_backbone_folder, corpus, home):
 def test_commands_make_list_and_delete(tiny_backbone_folder, corpus, tmp_path):
     def chipviz(*words):
         command = [sys.executable, "-m", "chipviz", "--home", str(tmp_path / "home"), *words]
-        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+        options = {"capture_output": True, "text": True, "check": False, "env": environment}
+        return subprocess.run(command, cwd=tmp_path, **options)
 
     source = ("--backbone", str(tiny_backbone_folder), "--calibrate", str(corpus))
     short = ("--length", "16", "--ratio", "0.2", "--json")
@@ -627,6 +629,8 @@ def test_commands_make_list_and_delete(tiny_backbone_folder, corpus, tmp_path):
     (listed,) = json.loads(chipviz("models", "--json").stdout)["models"]
     assert listed == record
     assert listed["bytes"] > 0
+    # A folder of the same name where the command is given is not meant.
+    (tmp_path / "short").mkdir()
     measured = chipviz(
         "evaluate", "--backbone", "short", "--perplexity", str(corpus), "--length", "16", "--json"
     )
