@@ -7,7 +7,14 @@ from huggingface_hub import ModelCardData
 
 from chipviz.config import CutSpec
 from chipviz.keys import RAW, STC, Site, Vector
-from chipviz.results.report import BundleKind, CutCost, LayerCost, RunReport, TaskInfo
+from chipviz.results.report import (
+    BackboneInfo,
+    BundleKind,
+    CutCost,
+    LayerCost,
+    RunReport,
+    TaskInfo,
+)
 
 _USE: dict[BundleKind, str] = {
     "sequence": """\
@@ -128,14 +135,14 @@ def model_card(
     cut: CutSpec, report: RunReport, kind: BundleKind, n_verified: int, difference: float
 ) -> str:
     """The README.md of a bundle, with the front matter that model hubs read."""
-    backbone, task = report.backbone, report.task
+    backbone, task, lineage = report.backbone, report.task, report.backbone.lineage
     cost, dense = report.cost_at(cut.cut), report.dense
     score = report.score_at(cut.cut, "test")
     stock = kind != "chipviz"
     data = ModelCardData(
         library_name="transformers" if stock else "chipviz",
         pipeline_tag="text-classification",
-        base_model=backbone.name.partition("@")[0],
+        base_model=(lineage.root.name if lineage else backbone.name).partition("@")[0],
         license=backbone.licence,
         datasets=[task.name],
         metrics=["accuracy", "f1"],
@@ -154,7 +161,7 @@ def model_card(
 # {_plain(task.name)}, cut from {_plain(backbone.name)}
 
 A text classifier made of the first {_kept(report, cost)} of {backbone.n_layers} layers of
-`{_plain(backbone.name)}` and one {_KINDS[cut.key.word]} on {_reads(cut)}.
+`{_plain(backbone.name)}` and one {_KINDS[cut.key.word]} on {_reads(cut)}.{_made_from(backbone)}
 
 | | dense | this bundle |
 | --- | ---: | ---: |
@@ -189,6 +196,18 @@ validation texts; the largest difference was {difference:.1e}.
 
 Method: {_METHOD.get(cut.key.word, _CHIP_TUNING)}. The licence of the backbone applies to this bundle.
 """
+
+
+def _made_from(backbone: BackboneInfo) -> str:
+    """Where a backbone comes from that was made here."""
+    made = backbone.lineage
+    if made is None:
+        return ""
+    return (
+        f" That backbone was made from `{_plain(made.parent)}` by {made.method}, in the end from "
+        f"`{_plain(made.root.name)}` of {made.root.n_layers} layers and {made.root.n_parameters:,} "
+        "parameters."
+    )
 
 
 def _fields(task: TaskInfo) -> str:

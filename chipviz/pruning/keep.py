@@ -6,7 +6,7 @@ from typing import Any
 
 from chipviz.backbones.adapters import copy_tokenizer
 from chipviz.backbones.model_folder import ModelFolder
-from chipviz.backbones.surgery import write_surgery
+from chipviz.backbones.surgery import Surgery, write_surgery
 from chipviz.pruning.job import Job, Made
 from chipviz.results.models import Ancestor, ModelRecord, read_record
 from chipviz.sources import public_name
@@ -23,8 +23,18 @@ def write(made: Made, parent: ModelFolder, work: Path) -> None:
     if surgery is not None:
         write_surgery(work, surgery)
     copy_tokenizer(parent.path, work)
-    if parent.licence is not None:
-        (work / "README.md").write_text(f"---\nlicense: {parent.licence}\n---\n", "utf-8")
+    licence = f"---\nlicense: {parent.licence}\n---\n\n" if parent.licence is not None else ""
+    (work / "README.md").write_text(f"{licence}{_words(surgery)}\n", "utf-8")
+
+
+def _words(surgery: Surgery | None) -> str:
+    """What a reader of the folder must know."""
+    if surgery is None:
+        return "Made by chipviz; lineage.json says how. Stock transformers loads it."
+    return (
+        f"Made by chipviz ({surgery.method}); lineage.json says how. Its parts have shapes that no "
+        "class of transformers has: stock code cannot load it, chipviz does, by surgery.json."
+    )
 
 
 def record(job: Job, made: Made, start: float) -> ModelRecord:

@@ -276,6 +276,10 @@ def test_chips_are_trained_and_a_bundle_carries_the_changes(operated, toy_csv, t
     weights |= load_file(tmp_path / "out" / "chip.safetensors")
     assert sum(w.numel() for w in weights.values()) == report.cost_at(cut).n_parameters
     assert len(load(tmp_path / "out").predict(["we saw a goal"])) == 1
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: parent" in card
+    assert "in the end from `parent` of 6 layers" in card
+    assert "stock code cannot load it" in (made_folder(home, "narrow") / "README.md").read_text()
     changed = surgery.read_surgery(tmp_path / "out").modules
     assert changed
     assert all(int(name.split(".")[1]) <= 3 for name in changed)
