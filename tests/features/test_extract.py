@@ -155,7 +155,7 @@ def test_f1_kill_9_at_20_random_moments_ends_with_the_same_bytes(tiny_backbone_f
     assert done.returncode == 0, done.stderr.decode()[-1000:]
     found = json.loads(done.stdout)
     assert found["files"] == 10
-    assert found["same"] == found["kills"] == 20
+    assert found["odd"] == []  # of each: which kill, its exit status, the files that differ
     assert found["broken"] >= 10  # or nothing was tested
 
 
