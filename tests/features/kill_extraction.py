@@ -74,7 +74,7 @@ def digest(home: Path) -> dict[str, str]:
 
 
 def main(folder: Path, out: Path) -> dict[str, object]:
-    """Kill, go on, compare; says at how many moments there was work left, and what ended otherwise."""
+    """Kill, go on, compare; says how often there was work left, and what ended otherwise."""
     torch.set_num_threads(1)
     victim, start = begin(folder, out / "whole"), time.monotonic()
     os.waitpid(victim, 0)
