@@ -111,11 +111,15 @@ def page(found: Sequence[Outcome], max_train: int) -> str:
     return "\n".join([*lines, ""])
 
 
-def _report(config: RunConfig, home: Path, folder: RunFolder) -> RunReport:
-    """The report of a run of these settings, trained where nobody has."""
+def _stored(config: RunConfig, folder: RunFolder) -> RunReport | None:
+    """The report of a finished run of these settings, where there is one."""
     with suppress(JobError):
         if folder.read_config() == config:
             return folder.read_report()
+    return None
+
+
+def _trained(config: RunConfig, home: Path, folder: RunFolder) -> RunReport:
     folder.path.mkdir(parents=True, exist_ok=True)
     return experiment.run(
         config,
@@ -135,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbones", nargs="+", default=BACKBONES)
     parser.add_argument("--max-train", type=int, default=2_000)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "stc.md")
+    parser.add_argument("--stored", action="store_true", help="write what is there, train nothing")
     options = parser.parse_args(arguments)
     found: list[Outcome] = []
     for backbone in options.backbones:
@@ -151,7 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             home = home_dir()
             folder = RunFolder(home / "runs" / f"joined-{backbone}-{name}")
-            found += outcomes(_report(config, home, folder), folder)
+            report = _stored(config, folder)
+            if report is None and options.stored:
+                continue
+            found += outcomes(report or _trained(config, home, folder), folder)
             options.out.write_text(page(found, options.max_train), "utf-8")
             sys.stdout.write(json.dumps([asdict(one) for one in found[-5:]]) + "\n")
             sys.stdout.flush()

@@ -15,7 +15,7 @@ from chipviz.chips.linear import Read, mean_and_spread, spans
 
 FRACTIONS = (0.4, 0.16, 0.06, 0.025)
 """Penalties tried, strong to weak, as shares of the smallest one at which all weights are zero."""
-TOLERANCE = 0.05
+TOLERANCE = 0.02
 """Largest violation of the optimality conditions, as a share of the penalty."""
 MAX_STEPS = 250
 GROUP = 4
