@@ -20,6 +20,7 @@ from chipviz.features.storage import Features, Writer
 from chipviz.keys import ChipKey, Cut, Vector
 from chipviz.progress import silent
 from chipviz.results.metrics import CurvePoint
+from chipviz.results.models import ModelRecord, ModelSpec
 from chipviz.results.report import BundleReport, RunReport
 from chipviz.results.run_folder import RunFolder
 from chipviz.runs.scheduler import Scheduler, reconcile, stop
@@ -221,7 +222,7 @@ def test_f7_a_run_that_begins_anew_is_not_held_to_what_it_was(sealed, tmp_path):
 
 # --- stores of other versions -------------------------------------------------------------------
 
-RECORDS = {3: "115b4a49f63c7262", 4: "9bf530a146657ff8"}
+RECORDS = {3: "115b4a49f63c7262", 4: "9bf530a146657ff8", 5: "38d94e929ee44538"}
 """Schema version -> digest of the names in its records. A record that changes moves the number:
 otherwise an older chipviz would call what a newer one wrote damaged."""
 
@@ -229,7 +230,7 @@ otherwise an older chipviz would call what a newer one wrote damaged."""
 def test_f12_records_do_not_change_while_the_schema_number_stays():
     names = sorted(
         (found["title"], sorted(found["properties"]))
-        for kind in (RunConfig, CutSpec, RunReport, BundleReport)
+        for kind in (RunConfig, CutSpec, RunReport, BundleReport, ModelSpec, ModelRecord)
         for found in [kind.model_json_schema(), *kind.model_json_schema().get("$defs", {}).values()]
         if "properties" in found
     )
