@@ -17,9 +17,9 @@ from chipviz.backbones.structure import first_of
 from chipviz.errors import BackboneError, ConfigError
 
 OUTLIER = 10.0
-"""Norm of a state, over the median, from which its token is left out. The first token of a text has
-a hundred times the norm of the others in many decoders, and a square sum would be about it alone:
-SmolLM2 without 7 blocks has perplexity 552, healed with such tokens 1,811, without them 130."""
+"""Norm of a state, over the median, from which its token counts as if it had no more. The first
+token of a text has a hundred times the norm of the others in many decoders. A square sum would be
+about it alone; a map that never saw it would tear it apart, and attention with it."""
 _AS_IT_IS = 1e-3
 """Largest difference, relative to a change of the feed-forward part, to the change of its block."""
 
@@ -30,7 +30,7 @@ def fit_map(model: LanguageModel, rows: Tensor, run: Sequence[int]) -> Tensor:
 
     With a the residual stream and m the contribution of the feed-forward part, both of the last
     block before the run, and x what the run's last block gives, T minimises |x - (a + m T)|^2 over
-    all tokens but those of outlying norm. Sums are float64.
+    all tokens, those of outlying norm weighed down. Sums are float64.
 
     Args:
         model: The whole model.
@@ -67,16 +67,21 @@ def fit_map(model: LanguageModel, rows: Tensor, run: Sequence[int]) -> Tensor:
         for some in batches(rows):
             model.run(some.to(model.device))
             m, whole, x = (seen[name].double().cpu() for name in ("m", "sum", "x"))
-            norms = x.norm(dim=1)
-            usual = norms <= OUTLIER * norms.median()
-            m, whole, x = m[usual], whole[usual], x[usual]
-            gram += m.T @ m
-            cross += m.T @ (x - (whole - m))
+            weight = _weights(m, whole, x)[:, None]
+            gram += m.T @ (weight * m)
+            cross += m.T @ (weight * (x - (whole - m)))
     finally:
         for handle in handles:
             handle.remove()
     # Some dimensions may hardly move on this text: the smallest solution leaves them alone.
     return torch.linalg.lstsq(gram, cross, driver="gelsd").solution
+
+
+def _weights(*states: Tensor) -> Tensor:
+    """Weight of each token: 1, or as if its largest norm were `OUTLIER` medians, shape (N,)."""
+    norms = torch.stack([state.norm(dim=1) for state in states])
+    outlying = (norms / norms.median(dim=1, keepdim=True).values).amax(dim=0) / OUTLIER
+    return outlying.clamp_min(1.0) ** -2
 
 
 def refuse_run(blocks: Sequence[int]) -> None:

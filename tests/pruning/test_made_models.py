@@ -243,6 +243,16 @@ def test_a_map_is_the_least_squares_solution(folders):
     np.testing.assert_allclose(replace.fit_map(model, ROWS, [2, 3]), expected, atol=1e-4)
 
 
+def test_a_token_of_outlying_norm_counts_as_one_of_ten_medians():
+    draw = torch.Generator().manual_seed(0)
+    states = [torch.randn(101, 8, generator=draw) for _ in range(3)]
+    assert (replace._weights(*states) == 1).all()
+    states[1][5] *= 1000 * states[1].norm(dim=1).median() / states[1][5].norm()
+    weights = replace._weights(*states)
+    assert weights[5] == pytest.approx(1e-4, rel=1e-3)
+    assert (weights[torch.arange(101) != 5] == 1).all()
+
+
 @pytest.mark.parametrize("name", ["gemma2", "olmo2", "mixtral"])
 def test_a_family_that_adds_something_else_is_refused(folders, name):
     with pytest.raises(BackboneError, match="no map can be"):
