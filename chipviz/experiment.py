@@ -82,11 +82,12 @@ def run(
         chips.save(folder.chips, backbone.folder.fingerprint)
         rows = Rows(extracted.features, task, fitting)
         trained = score(rows, chips, config.seed, progress)
+    clock.lap("fit_s")  # what was drawn while reading is in it
     trained.predictions.asked = answers.zero_shot(backbone, task, config, progress)
+    clock.lap("ask_s")
     folder.write_predictions(trained.predictions)
     for found in chips.sparsified:
         folder.write_neurons(found)
-    clock.lap("fit_s")  # what was drawn while reading is in it
     folder.keep_examples(task)
     found = reporting.Findings(config, task, backbone, prompt, no_cut, extracted, trained)
     report = reporting.assemble(found, run_id, clock)

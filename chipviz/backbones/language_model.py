@@ -31,7 +31,7 @@ MIN_ROWS = 2
 
 @dataclass
 class LanguageModel:
-    """A causal language model in memory. Its blocks may be exchanged."""
+    """A language model in memory. Its list of blocks stays; parts of a block may change."""
 
     folder: ModelFolder
     model: Any
@@ -57,9 +57,9 @@ class LanguageModel:
         """The part without the LM head."""
         return text_part(self.model.base_model)
 
-    @property
+    @cached_property
     def blocks(self) -> nn.ModuleList:
-        """The list of transformer blocks."""
+        """The list of transformer blocks, looked for once."""
         return find_blocks(self.base, self.name)
 
     @property

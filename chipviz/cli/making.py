@@ -64,7 +64,7 @@ def tune(
         max_validation=max_validation,
         seed=seed,
     )
-    fit = _fit(preset=preset, epochs=epochs, lr=_rate(lr), batch=batch)
+    fit = Fit.checked(preset=preset, epochs=epochs, lr=_rate(lr), batch=batch)
     spec = ModelSpec.checked(
         name=name, backbone=task.backbone, method="lora", task=task, fit=fit, seed=seed
     )
@@ -110,7 +110,7 @@ def prune(
             max_train=max_train,
             seed=seed,
         )
-    fit = _fit(
+    fit = Fit.checked(
         preset=preset,
         epochs=epochs,
         tokens=tokens,
@@ -226,10 +226,6 @@ def _task(home: Path, **given: Any) -> RunConfig:
     values["backbone"] = options.backbone_named(values["backbone"], home)
     values["data"] = sources.absolute(values["data"], sources.DATA_WHEELS)
     return RunConfig.checked(**values)
-
-
-def _fit(**given: Any) -> Fit:
-    return Fit.checked(**given)
 
 
 def _rate(given: str | None) -> Any:

@@ -4,7 +4,6 @@ from torch import Tensor
 
 from chipviz.backbones.language_model import LanguageModel
 from chipviz.backbones.surgery import Surgery, operate
-from chipviz.errors import ConfigError
 from chipviz.pruning import slicing, units, width
 from chipviz.pruning.choose import GREEDY_ROWS
 from chipviz.pruning.job import Job
@@ -23,16 +22,10 @@ def operated(job: Job, model: LanguageModel, rows: Tensor) -> tuple[LanguageMode
         What is left, and what was changed.
 
     Raises:
-        ConfigError: If it is to be healed by a map that stands for whole blocks.
+        ConfigError: If so much cannot go.
         BackboneError: If the family is not made so.
     """
     spec = job.spec
-    if spec.heal == "replaceme":
-        raise ConfigError(
-            f"ReplaceMe heals a run of whole blocks, and {spec.method} takes out parts of them.",
-            "Take another way to heal.",
-            "heal",
-        )
     n_parameters = _n_parameters(spec, model)
     if spec.method == "slicegpt":
         narrow = slicing.width_for(model, n_parameters)

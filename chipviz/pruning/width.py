@@ -82,19 +82,18 @@ def _linears(model: LanguageModel, unit: str) -> list[tuple[str, nn.Linear]]:
     ]
 
 
-def importances(model: LanguageModel, rows: Tensor) -> dict[str, Tensor]:
+def importances(model: LanguageModel, found: Sequence[Wide], rows: Tensor) -> dict[str, Tensor]:
     """|w g| of every weight of a block's matrices, g the gradient of the loss of all tokens.
 
     Args:
         model: The whole model. Its weights are not changed.
+        found: Its matrices.
         rows: Calibration text, shape (N, T).
 
     Returns:
         By name, each of its weight's shape.
     """
-    matrices = {
-        name: model.base.get_submodule(name) for wide in find_wide(model) for name in wide.all
-    }
+    matrices = {name: model.base.get_submodule(name) for wide in found for name in wide.all}
     weights: dict[str, Any] = {name: module.weight for name, module in matrices.items()}
     for weight in weights.values():
         weight.requires_grad_(True)
@@ -124,7 +123,8 @@ def narrowed(model: LanguageModel, rows: Tensor, n_parameters: int) -> Surgery:
         ConfigError: If the layers between the untouched ones have not so many.
         BackboneError: If the family is not made so.
     """
-    found, scores = find_wide(model), importances(model, rows)
+    found = find_wide(model)
+    scores = importances(model, found, rows)
     first = round(UNTOUCHED_FIRST * model.n_layers)
     last = model.n_layers - round(UNTOUCHED_LAST * model.n_layers)
     touched = found[first:last]
@@ -147,12 +147,11 @@ def narrowed(model: LanguageModel, rows: Tensor, n_parameters: int) -> Surgery:
         groups, stay = _best(heads, n_groups - n_heads), _best(channels, len(channels) - n_channels)
         queries, keys = _expand(groups, own), _expand(groups, width)
         for name, index in ((wide.queries, queries), (wide.keys, keys), (wide.values, keys)):
-            _keep_rows(model, name, index, modules, kept)
+            _keep(model, name, index, modules, kept)
         for name in wide.widening:
-            _keep_rows(model, name, stay, modules, kept)
-        _keep_columns(model, wide.output, queries, modules, kept)
-        _keep_columns(model, wide.narrowing, stay, modules, kept)
+            _keep(model, name, stay, modules, kept)
         for name, index in ((wide.output, queries), (wide.narrowing, stay)):
+            _keep(model, name, index, modules, kept, columns=True)
             _empty_columns(model, name, index)
     surgery = Surgery(method="llm-pruner", modules=modules)
     _replace(model, surgery, kept)
@@ -252,31 +251,20 @@ def _expand(groups: Tensor, rows: int) -> Tensor:
     return (groups[:, None] * rows + torch.arange(rows, device=groups.device)).flatten()
 
 
-def _keep_rows(
+def _keep(
     model: LanguageModel,
     name: str,
     index: Tensor,
     modules: dict[str, Part],
     kept: dict[str, Tensor],
+    *,
+    columns: bool = False,
 ) -> None:
+    """Note the rows of a matrix that stay, or its columns, and what stands there instead."""
     module: Any = model.base.get_submodule(name)
-    has_bias = module.bias is not None
-    modules[name] = Part(kind="linear", inner=module.in_features, outer=len(index), bias=has_bias)
-    kept[f"{name}.weight"] = module.weight.data[index].clone()
-    if has_bias:
-        kept[f"{name}.bias"] = module.bias.data[index].clone()
-
-
-def _keep_columns(
-    model: LanguageModel,
-    name: str,
-    index: Tensor,
-    modules: dict[str, Part],
-    kept: dict[str, Tensor],
-) -> None:
-    module: Any = model.base.get_submodule(name)
-    has_bias = module.bias is not None
-    modules[name] = Part(kind="linear", inner=len(index), outer=module.out_features, bias=has_bias)
-    kept[f"{name}.weight"] = module.weight.data[:, index].clone()
-    if has_bias:
-        kept[f"{name}.bias"] = module.bias.data.clone()
+    weight, bias = module.weight.data, module.bias
+    kept[f"{name}.weight"] = (weight[:, index] if columns else weight[index]).clone()
+    if bias is not None:
+        kept[f"{name}.bias"] = (bias.data if columns else bias.data[index]).clone()
+    outer, inner = kept[f"{name}.weight"].shape
+    modules[name] = Part(kind="linear", inner=inner, outer=outer, bias=bias is not None)

@@ -125,6 +125,10 @@ class ModelSpec(_Asked):
             raise ValueError("give either a number of layers or a ratio of parameters to take out")
         if not prunes and (self.layers, self.ratio, self.heal) != (None, None, None):
             raise ValueError("tuning takes nothing out and heals nothing")
+        if self.heal == "replaceme" and self.method in SURGICAL:
+            raise ValueError(
+                f"ReplaceMe stands for whole blocks, and {self.method} takes out parts"
+            )
         if self.layers is not None and self.layers < 1:
             raise ValueError("take at least one layer out; nothing would change")
         if self.ratio is not None and not 0 < self.ratio < 1:

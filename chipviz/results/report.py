@@ -94,6 +94,8 @@ class Timing(_Record):
     load_s: float
     extract_s: float
     fit_s: float
+    ask_s: float = 0.0
+    """Asking the backbone itself, see `Controls.zero_shot`."""
     total_s: float
     n_tokens: int
     """Tokens that went through the backbone in this process (0 when all features were there)."""

@@ -15,7 +15,8 @@ def show() -> None:
     """Draw what is under way or broke off, then every model there is."""
     store = state.store()
     made = models.made_models(store.home)
-    open_jobs = [job for job in store.models() if job.state != "done"]
+    every_job = store.models()
+    open_jobs = [job for job in every_job if job.state != "done"]
     for job in open_jobs:
         every = live.EVERY_S if widgets.at_work(job) else None
         guard.live(_job_view, every)(job.job_id, widgets.at_work(job))
@@ -25,7 +26,7 @@ def show() -> None:
             "task. What comes of it is a plain model: train chips on it as on any other, and "
             "compare."
         )
-    jobs = {job.name: job for job in store.models() if job.state == "done"}
+    jobs = {job.name: job for job in every_job if job.state == "done"}
     for _, record in made:
         _model(record, jobs.get(record.name))
 

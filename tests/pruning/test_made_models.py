@@ -623,6 +623,7 @@ def test_an_encoder_may_be_chopped_but_has_no_loss(tiny_tokenizer_folder, corpus
         ({"layers": 3, "method": "alternate"}, "every second block"),
         ({"layers": 1, "length": 4096}, "tokens, and 2 rows"),
         ({"layers": 2, "method": "bottom", "heal": "replaceme"}, "ReplaceMe changes"),
+        ({"layers": 2, "method": "slicegpt", "heal": "replaceme"}, "stands for whole blocks"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(
@@ -631,7 +632,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
     given = {"name": "x", "method": "top", "calibrate": str(corpus), "length": 16, **options}
     with pytest.raises((ConfigError, BackboneError), match=said):
         made(home, tiny_backbone_folder, **given)
-    assert not list((home / "models").glob("*")) if (home / "models").exists() else True
+    assert not list((home / "models").glob("[!.]*"))
 
 
 def test_a_taken_name_is_refused(tiny_backbone_folder, corpus, home):

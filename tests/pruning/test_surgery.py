@@ -154,8 +154,8 @@ def test_slicing_cuts_what_the_states_do_not_use(folder):
 
 def test_importance_is_the_first_order_term(folder):
     model = loaded("llama", folder)
-    scores = width.importances(model, ROWS)
-    name = width.find_wide(model)[1].narrowing
+    wide = width.find_wide(model)
+    scores, name = width.importances(model, wide, ROWS), wide[1].narrowing
     weight = model.base.get_parameter(f"{name}.weight")
     weight.requires_grad_(True)
     logits = model.logits(ROWS)
