@@ -37,6 +37,7 @@ def tuned(job: Job) -> Made:
     task = _task(job)
     config: Any = job.folder.config
     config.num_labels = task.n_classes
+    torch.manual_seed(job.spec.seed)  # of the new head
     classifier = AutoModelForSequenceClassification.from_pretrained(
         job.folder.path, config=config, dtype=torch.float32, use_safetensors=True, **SAFE
     ).to(job.device)

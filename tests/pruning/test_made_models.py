@@ -563,23 +563,29 @@ def evaluated(backbone, data, home):
     return evaluate_answers(config, home)
 
 
-def test_an_encoder_is_tuned_through_a_head(tiny_tokenizer_folder, toy_csv, home, tmp_path):
+def test_an_encoder_is_tuned_through_a_head(tiny_tokenizer_folder, home, tmp_path):
     folder = NAMED["bert"].build(tmp_path / "bert", initializer_range=0.2)
     for file in tiny_tokenizer_folder.iterdir():
         shutil.copy(file, folder)
-    task = RunConfig.checked(backbone=str(folder), data=str(toy_csv), max_length=32)
-    spec = ModelSpec.checked(
-        name="taught", backbone=str(folder), method="lora", task=task, fit={"lr": 1e-3}
-    )
-    marks = []
-    record = make(spec, home=home, scratch=home / "scratch", progress=silent, on_mark=marks.append)
-    first = next(mark.value for mark in marks if mark.name == "validation")
-    assert record.found["validation_loss"] < first - 0.02
+    words = ("good", "bad", "fine")
+    rows = [f"{f'{words[i % 3]} ' * 3}{i},{words[i % 3]}" for i in range(300)]
+    data = tmp_path / "words.csv"
+    data.write_text("text,label\n" + "\n".join(rows) + "\n", "utf-8")
+    task = RunConfig.checked(backbone=str(folder), data=str(data), max_length=32)
+    for name in ("taught", "again"):
+        spec = ModelSpec.checked(
+            name=name, backbone=str(folder), method="lora", task=task, fit={"lr": 3e-3}
+        )
+        record = make(spec, home=home, scratch=home / name, progress=silent)
+        assert record.found["validation_loss"] < 0.3  # guessing costs log 3, which is 1.1
     tuned, parent = find_model("taught", home), find_model(str(folder), home)
     assert tuned.n_published == parent.n_published
     assert tuned.fingerprint != parent.fingerprint
-    names = set(load_file(made_folder(home, "taught") / "model.safetensors"))
-    assert not any("lora" in name or "classifier" in name for name in names)
+    files = [made_folder(home, name) / "model.safetensors" for name in ("taught", "again")]
+    weights, again = map(load_file, files)
+    assert not any("lora" in name or "classifier" in name for name in weights)
+    for name, weight in weights.items():
+        assert torch.equal(weight, again[name]), "the seed decides everything, the head included"
 
 
 def test_a_classifiers_loss_is_that_of_its_classes(folders):
