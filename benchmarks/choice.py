@@ -1,7 +1,7 @@
 """`python -m benchmarks.choice DATA_FOLDER`: what the choice of a cut rests on.
 
 Draws few labelled texts many times, chooses a cut with each way of using them, and asks the test
-texts what came of it. Writes docs/results.md.
+texts what came of it. Writes a section of docs/results.md.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.stored import RESULTS, write_section
 from chipviz.backbones.backbone import Backbone, load_backbone
 from chipviz.backbones.batching import batch_tokens, batches
 from chipviz.backbones.find import find_model
@@ -37,7 +38,6 @@ from chipviz.results import metrics
 from chipviz.results.metrics import Score
 from chipviz.results.selection import select
 
-ROOT = Path(__file__).resolve().parents[1]
 SETS = ("sst2", "subj", "banking77", "bbc_news")
 SIZES = (300, 1_000)
 HELD_OUT = 0.2
@@ -192,28 +192,23 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}"
 
 
-def page(found: Sequence[Outcome], n_draws: int, pooling: str) -> str:
-    """docs/results.md."""
-    return "\n".join(
-        [
-            "# What a choice rests on",
-            "",
-            f"Made by `python -m benchmarks.choice DATA_FOLDER --draws {n_draws}`; not by hand. "
-            f"SmolLM2-135M, {pooling} of all tokens,",
-            f"at most 64 tokens, no template. Each row: {n_draws} draws of so many labelled texts, "
-            "mean ± standard",
-            "deviation. *hold-out* fits on four fifths, and a fifth chooses strength and layer; "
-            "*refit* fits the chosen",
-            "strength once more on all; *folds* asks every labelled text of a chip that was fitted "
-            f"on the other {DEFAULT_FOLDS - 1} of",
-            f"{DEFAULT_FOLDS} folds. Accuracy in %, on up to {TEST:,} test texts that had no part "
-            "in it; the best layer is the",
-            "best on these very texts, of the same chips.",
-            "",
-            table(found),
-            "",
-        ]
-    )
+def section(found: Sequence[Outcome], n_draws: int, pooling: str) -> list[str]:
+    """A section of docs/results.md."""
+    return [
+        f"Made by `python -m benchmarks.choice DATA_FOLDER --draws {n_draws}`; not by hand. "
+        f"SmolLM2-135M, {pooling} of all tokens,",
+        f"at most 64 tokens, no template. Each row: {n_draws} draws of so many labelled texts, "
+        "mean ± standard",
+        "deviation. *hold-out* fits on four fifths, and a fifth chooses strength and layer; "
+        "*refit* fits the chosen",
+        "strength once more on all; *folds* asks every labelled text of a chip that was fitted "
+        f"on the other {DEFAULT_FOLDS - 1} of",
+        f"{DEFAULT_FOLDS} folds. Accuracy in %, on up to {TEST:,} test texts that had no part "
+        "in it; the best layer is the",
+        "best on these very texts, of the same chips.",
+        "",
+        table(found),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -223,14 +218,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--pooling", default="mean")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results.md")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     found = []
     for outcome in measure(options.data, options.draws, options.sizes, options.pooling):
         found.append(outcome)
         sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
         sys.stdout.flush()
-    options.out.write_text(page(found, options.draws, options.pooling), "utf-8")
+    lines = section(found, options.draws, options.pooling)
+    write_section(options.out, "What a choice rests on", lines)
     return 0
 
 

@@ -8,19 +8,15 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from chipviz import experiment
+from benchmarks.stored import ROOT, finished, trained
 from chipviz.config import RunConfig, home_dir
-from chipviz.errors import JobError
 from chipviz.keys import STC, ChipKey, Cut
-from chipviz.progress import silent
 from chipviz.results.report import RunReport
 from chipviz.results.run_folder import RunFolder
 
-ROOT = Path(__file__).resolve().parents[1]
 SETS = ("sst2", "imdb", "subj", "bbc_news", "20newsgroups", "banking77")
 BACKBONES = ("minilm-l6", "smollm2-135m")
 MAX_LENGTH = 64
@@ -111,26 +107,6 @@ def page(found: Sequence[Outcome], max_train: int) -> str:
     return "\n".join([*lines, ""])
 
 
-def _stored(config: RunConfig, folder: RunFolder) -> RunReport | None:
-    """The report of a finished run of these settings, where there is one."""
-    with suppress(JobError):
-        if folder.read_config() == config:
-            return folder.read_report()
-    return None
-
-
-def _trained(config: RunConfig, home: Path, folder: RunFolder) -> RunReport:
-    folder.path.mkdir(parents=True, exist_ok=True)
-    return experiment.run(
-        config,
-        home=home,
-        run_id=folder.path.name,
-        folder=folder,
-        progress=silent,
-        on_points=lambda _: None,
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, read, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.joined", description=__doc__)
@@ -156,10 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             home = home_dir()
             folder = RunFolder(home / "runs" / f"joined-{backbone}-{name}")
-            report = _stored(config, folder)
-            if report is None and options.stored:
+            report = finished(config, folder) if options.stored else trained(config, home, folder)
+            if report is None:
                 continue
-            found += outcomes(report or _trained(config, home, folder), folder)
+            found += outcomes(report, folder)
             options.out.write_text(page(found, options.max_train), "utf-8")
             sys.stdout.write(json.dumps([asdict(one) for one in found[-5:]]) + "\n")
             sys.stdout.flush()

@@ -6,17 +6,14 @@ time: what was measured when somebody stops it is there.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.stored import ROOT, made
 from chipviz.config import home_dir
-from chipviz.progress import silent
-from chipviz.pruning.make import make
-from chipviz.results.models import ModelRecord, ModelSpec, delete_model, made_folder, read_record
+from chipviz.results.models import ModelRecord, ModelSpec
 
-ROOT = Path(__file__).resolve().parents[1]
 WAYS: tuple[dict[str, Any], ...] = (
     {"method": "angular"},
     {"method": "angular", "heal": "replaceme"},
@@ -33,6 +30,9 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"method": "alternate"},
     {"method": "greedy"},
     {"method": "blockpruner"},
+    {"method": "angular", "heal": "lora"},
+    {"method": "llm-pruner", "heal": "lora"},
+    {"method": "slicegpt", "heal": "lora"},
     {"method": "bottom", "heal": "pretrain"},
     {"method": "top", "heal": "pretrain"},
     {"method": "middle", "heal": "pretrain"},
@@ -50,8 +50,8 @@ def page(records: Sequence[ModelRecord], layers: int, tokens: int) -> str:
         f"{first.root.name}, {layers} of its",
         f"{first.root.n_layers} blocks or as many parameters, perplexity on "
         f"{first.n_perplexity:,} tokens of held-out BBC news in rows of",
-        f"{first.spec.length}. Pretraining goes on for {tokens:,} tokens of other BBC news: so it "
-        "learns, too, how such news are written,",
+        f"{first.spec.length}. Pretraining and LoRA read {tokens:,} tokens of other BBC news: so "
+        "they learn, too, how such news are written,",
         "which nobody told the dense model.",
         "",
         "| method | healed by | parameters left | dense | pruned | healed | minutes |",
@@ -86,13 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fit={"tokens": options.tokens, "batch": 8},
             **way,
         )
-        folder = made_folder(home, name)
-        record = folder and read_record(folder)
-        if not record or record.spec != spec:
-            if folder:
-                delete_model(home, name)
-            with tempfile.TemporaryDirectory() as scratch:
-                record = make(spec, home=home, scratch=Path(scratch) / "s", progress=silent)
+        record = made(spec, home)
         records.append(record)
         sys.stdout.write(f"{name}: {record.perplexity_pruned} {record.perplexity_after}\n")
         sys.stdout.flush()

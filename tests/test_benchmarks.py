@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import chips, cut, features, gpu, measure, memory, pages, paper, runs
+from benchmarks import chips, cut, features, gpu, measure, memory, pages, paper, runs, tables
 from benchmarks.__main__ import ROWS, main
 from benchmarks.bench import Bench
+from benchmarks.stored import write_section
 from chipviz.chips.mlp import initial
 from chipviz.chips.published import fit_published
 from chipviz.parallel import Pool
+from chipviz.results.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -264,3 +266,45 @@ def test_json_keeps_what_was_measured_beside_what_failed(monkeypatch, tmp_path, 
     assert "| good |" in capsys.readouterr().out
     assert main(["--home", str(tmp_path), "--only", "features", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["holds"] is True
+
+
+# pages of results
+
+
+def test_a_section_is_replaced_and_the_others_stay(tmp_path):
+    page = tmp_path / "results.md"
+    write_section(page, "One", ["first"])
+    write_section(page, "Two", ["## not a heading here", "| a |"][1:])
+    write_section(page, "One", ["### below", "second"])
+    assert page.read_text() == "# Results\n\n## One\n\n### below\nsecond\n\n## Two\n\n| a |\n"
+
+
+def test_the_table_of_pruned_models_says_what_the_reports_say(
+    tiny_backbone_folder, toy_csv, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CHIPVIZ_HOME", str(tmp_path / "home"))
+    data = tmp_path / "sst2"
+    data.mkdir()
+    (data / "train.csv").write_bytes(toy_csv.read_bytes())
+    out = tmp_path / "results.md"
+    words = [str(tmp_path), "--backbone", str(tiny_backbone_folder), "--sets", "sst2"]
+    words += ["--methods", "top", "--layers", "1", "--max-train", "60", "--max-test", "40"]
+    assert tables.main([*words, "--epochs", "1", "--out", str(out)]) == 0
+    rows = [line.split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    models = [row[0].removeprefix("| ") for row in rows[2:]]
+    assert list(dict.fromkeys(models)) == ["dense", "dense, LoRA", "top", "top, LoRA"]
+    n_layers = 4
+    said = {(m, row[1]): row for m, row in zip(models, rows[2:], strict=True)}
+    assert said["dense", "chip on the last layer"][5].startswith("+0.0 (+0.0 to +0.0)")
+    assert said["dense", "itself"][2] == str(n_layers)
+    assert said["top", "itself"][2] == str(n_layers - 1)
+    run = f"tables-{tiny_backbone_folder.name}-sst2"
+    report = RunFolder(tmp_path / "home" / "runs" / run).read_report()
+    last = [s for s in report.scores if (s.split, s.layer) == ("validation", n_layers - 1)]
+    best = report.score_at(max(last, key=lambda s: s.accuracy).cut, "test")
+    shown = said["dense", "chip on the last layer"][4]
+    assert shown.startswith(f"{100 * best.accuracy:.1f} ({100 * best.accuracy_low:.1f} to ")
+    assert said["top", "chip on the last layer"][3] != said["dense", "chip on the last layer"][3]
+    before = out.read_text()
+    assert tables.main([*words, "--epochs", "1", "--out", str(out), "--stored"]) == 0
+    assert out.read_text() == before

@@ -90,7 +90,7 @@ def prune(
     max_length: MaxLength = 256,
     max_train: Most = None,
     preset: Preset = "sound",
-    tokens: Annotated[int, typer.Option(help="Tokens that pretraining reads.")] = 1_000_000,
+    tokens: Annotated[int, typer.Option(help="Tokens that healing on text reads.")] = 1_000_000,
     optimizer: Annotated[str, typer.Option(help="adamw or lion.")] = "adamw",
     epochs: Annotated[int, typer.Option(help="Maximum epochs of lora.")] = 3,
     lr: Rate = None,

@@ -1,5 +1,6 @@
-"""What a model learns: answers of a task by LoRA, or any text by pretraining that goes on."""
+"""What a model learns: a task or any text by LoRA, or any text by pretraining that goes on."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from chipviz.data.prompt import Prompt, bake, load_tokenizer
 from chipviz.data.task import Task
 from chipviz.pruning import pretrain, tune
 from chipviz.pruning.job import Job, Made
-from chipviz.pruning.training import Plan
+from chipviz.pruning.training import Fitted, Plan
 from chipviz.results.models import Fit
 
 PUBLISHED_LR = {"paper": (1e-5, 0.01), "code": (5e-5, 0.0)}
@@ -93,13 +94,50 @@ def fit_lora(job: Job, model: Any, tokenizer: Any, task: Task | None = None) -> 
         progress=job.progress,
         on_mark=job.on_mark,
     )
-    job.found |= {
-        "template": prompt.template,
-        "n_steps": fitted.n_steps,
-        "loss": fitted.loss,
-        "validation_loss": fitted.best,
-    }
+    job.found |= {"template": prompt.template} | _ended(fitted)
     return merged
+
+
+def fit_lora_on_text(job: Job, model: LanguageModel, rows: Tensor, held: Tensor) -> LanguageModel:
+    """A model after an adapter has learned text, and is merged.
+
+    Args:
+        job: Says for how many tokens, and how.
+        model: Without some of its parts. It is used up.
+        rows: Text to learn, shape (N, T).
+        held: Text to stop on, shape (M, T).
+    """
+    fit, published = job.spec.fit, job.spec.fit.preset == "published"
+    steps = pretrain.n_steps(fit.tokens, fit.batch, rows.shape[1])
+    lr, decay = _rates(fit, 2e-4)
+    plan = Plan(
+        n_steps=steps,
+        lr=lr,
+        weight_decay=decay,
+        validate_every=max(1, steps // 10),
+        patience=0 if published else 4,
+        seed=job.spec.seed,
+        bfloat16=fast_dtype(job.device, job.home) == torch.bfloat16,
+    )
+    # every token but the first is an answer
+    texts = [[tune.Text(row, 1, 0) for row in some.tolist()] for some in (rows, held)]
+    merged, fitted = tune.fit_lora(
+        model.model,
+        tune.Lora(targets=None) if published else tune.Lora(),
+        *texts,
+        plan=lambda _: plan,
+        loss_of=tune.answer_loss,
+        batch=fit.batch,
+        checkpoint=job.scratch / "checkpoint.safetensors",
+        progress=job.progress,
+        on_mark=job.on_mark,
+    )
+    job.found |= _ended(fitted)
+    return replace(model, model=merged)
+
+
+def _ended(fitted: Fitted) -> dict[str, Any]:
+    return {"n_steps": fitted.n_steps, "loss": fitted.loss, "validation_loss": fitted.best}
 
 
 def _prompt(tokenizer: Any, task: Task, max_length: int, classifies: bool) -> Prompt:

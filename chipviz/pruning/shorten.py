@@ -114,11 +114,12 @@ def _healed(
     heal, model = job.spec.heal, found.model
     if found.linear is not None:
         replacing.fold(model, found.removed[0] - 1, found.linear)
-    elif heal == "pretrain":
+    elif heal is not None:
+        if job.spec.task is not None:
+            return replace(model, model=learn.fit_lora(job, model.model, tokenizer))
+        learned = learn.fit_all if heal == "pretrain" else learn.fit_lora_on_text
         whole = pack(tokenizer, corpus.texts, texts.rows.shape[1])
-        return learn.fit_all(job, model, whole, texts.held)
-    elif heal == "lora":
-        return replace(model, model=learn.fit_lora(job, model.model, tokenizer))
+        return learned(job, model, whole, texts.held)
     return model
 
 

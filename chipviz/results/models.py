@@ -34,8 +34,8 @@ The rest takes out whole blocks."""
 SURGICAL: tuple[Method, ...] = ("blockpruner", "slicegpt", "llm-pruner")
 PRUNING: tuple[Method, ...] = get_args(Method)[1:]
 Heal = Literal["replaceme", "lora", "pretrain"]
-"""What follows the pruning: a linear map in place of the blocks, LoRA on the task, or pretraining
-that goes on."""
+"""What follows the pruning: a linear map in place of the blocks, LoRA on a task or on text, or
+pretraining that goes on."""
 LINEAGE = "lineage.json"
 """What a made model has beside a model folder's files."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -76,8 +76,8 @@ class Fit(_Asked):
     queries and values, one epoch."""
     epochs: int = Field(default=3, ge=1, le=100, title="Epochs at most")
     """Maximum epochs of tuning."""
-    tokens: int = Field(default=1_000_000, ge=1, title="Tokens of pretraining")
-    """Tokens that pretraining reads. Papers read 2e10; a million repairs, and no more."""
+    tokens: int = Field(default=1_000_000, ge=1, title="Tokens of text")
+    """Tokens that healing on text reads. Papers read 2e10; a million repairs, and no more."""
     lr: float | Literal["paper", "code"] | None = Field(default=None, title="Learning rate")
     """Learning rate. If not given, what suits the kind of fit. paper is 1e-5 with a weight decay of
     0.01, code what the paper's public code really used, 5e-5 without."""
@@ -108,7 +108,7 @@ class ModelSpec(_Asked):
     heal: Heal | None = Field(default=None, title="Healing")
     """What follows the pruning."""
     task: RunConfig | None = Field(default=None, title="Task")
-    """What lora learns."""
+    """What lora learns. None for a healing on text."""
     fit: Fit = Fit()
     """How it is fitted."""
     seed: int = Field(default=0, ge=0, lt=2**31, title="Seed")
@@ -133,8 +133,10 @@ class ModelSpec(_Asked):
             raise ValueError("take at least one layer out; nothing would change")
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ValueError("a ratio lies between 0 and 1, both excluded")
-        if (self.task is None) == (self.method == "lora" or self.heal == "lora"):
-            raise ValueError("LoRA needs data of a task, and nothing else does")
+        if self.method == "lora" and self.task is None:
+            raise ValueError("tuning needs data of a task")
+        if self.task is not None and "lora" not in (self.method, self.heal):
+            raise ValueError("only LoRA learns a task")
         return self
 
     @property

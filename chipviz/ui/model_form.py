@@ -3,11 +3,12 @@
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from chipviz import sources
 from chipviz.config import EXAMPLE, RunConfig
 from chipviz.errors import ChipvizError
-from chipviz.results.models import PRUNING, SURGICAL, Fit, Method, ModelSpec
+from chipviz.results.models import PRUNING, SURGICAL, Fit, Heal, Method, ModelSpec
 from chipviz.runs import scheduler
 from chipviz.ui import backbone_step, data_step, nav, state, widgets
 
@@ -25,12 +26,14 @@ METHODS: dict[Method, str] = {
     "slicegpt": "SliceGPT: dimensions of the residual stream",
     "llm-pruner": "LLM-Pruner: heads and channels that matter least to the loss",
 }
-HEALS: dict[str | None, str] = {
-    None: "Nothing",
-    "replaceme": "A linear map in place of the layers (ReplaceMe)",
-    "pretrain": "Pretraining goes on",
-    "lora": "LoRA on a task",
+HEALS: dict[str, tuple[Heal | None, bool]] = {
+    "Nothing": (None, False),
+    "A linear map in place of the layers (ReplaceMe)": ("replaceme", False),
+    "LoRA on the calibration text": ("lora", False),
+    "LoRA on a task": ("lora", True),
+    "Pretraining goes on": ("pretrain", False),
 }
+"""What heals a model, and whether it learns a task."""
 
 
 def show() -> None:
@@ -44,10 +47,10 @@ def show() -> None:
     )
     prunes = kind == "Take layers out"
     values: dict[str, Any] = {"backbone": backbone_step.name_one()}
-    values |= _pruning() if prunes else {"method": "lora"}
-    learns = values["method"] == "lora" or values.get("heal") == "lora"
+    pruned, learns = _pruning() if prunes else ({"method": "lora"}, True)
+    values |= pruned
     task = _task() if learns else {}
-    fit = _fit(values)
+    fit = _fit(values, learns)
     name = st.text_input(
         "Name of the new model",
         key="make_name",
@@ -69,7 +72,8 @@ def show() -> None:
         _start(values | {"name": name}, task or {}, fit)
 
 
-def _pruning() -> dict[str, Any]:
+def _pruning() -> tuple[dict[str, Any], bool]:
+    """What goes and what heals, and whether a task is learned."""
     left, right = st.columns([3, 1])
     method = left.selectbox(
         "Which layers go",
@@ -85,10 +89,9 @@ def _pruning() -> dict[str, Any]:
             "As many parameters as so many layers have. Only chipviz can load what is left: stock "
             "code knows no such shapes."
         )
-    heal = st.selectbox(
+    healing = st.selectbox(
         "What follows",
         list(HEALS),
-        format_func=lambda name: HEALS[name],
         key="make_heal",
         help="ReplaceMe wants one run of layers: angular, middle or top.",
     )
@@ -104,13 +107,14 @@ def _pruning() -> dict[str, Any]:
             "Tokens of a row of text", min_value=8, max_value=8192, value=256, key="make_length"
         )
     calibrate = sources.absolute(named, sources.DATA_WHEELS) if named else None
+    heal, learns = HEALS[healing]
     return {
         "method": method,
         "layers": layers,
         "heal": heal,
         "calibrate": calibrate,
         "length": length,
-    }
+    }, learns
 
 
 def _task() -> dict[str, Any] | None:
@@ -134,37 +138,38 @@ def _task() -> dict[str, Any] | None:
     return data | {"template": template or None, "max_length": limit, "max_train": most}
 
 
-def _fit(values: dict[str, Any]) -> dict[str, Any]:
+def _fit(values: dict[str, Any], learns: bool) -> dict[str, Any]:
     """How gradient descent is done, where there is any."""
-    pretrains = values.get("heal") == "pretrain"
-    if not pretrains and "lora" not in (values["method"], values.get("heal")):
+    heal = values.get("heal")
+    if not learns and heal not in ("lora", "pretrain"):
         return {}
     with st.expander("How it learns"):
-        if pretrains:
-            left, right = st.columns(2)
-            tokens = left.number_input(
-                "Tokens", min_value=1_000, value=Fit().tokens, step=100_000, key="make_tokens"
-            )
-            optimizer = right.segmented_control(
-                "Optimizer",
-                ("adamw", "lion"),
-                default="adamw",
-                required=True,
-                key="make_optimizer",
-            )
-            st.caption(
-                "The paper pretrains on 20,000,000,000 tokens. A million repairs what was torn, "
-                "and gives back no knowledge. Two cores learn from about 1,000 a second."
-            )
-            return {"tokens": tokens, "optimizer": optimizer}
         left, right = st.columns(2)
-        preset = left.segmented_control(
-            "Recipe", ("sound", "published"), default="sound", required=True, key="make_preset"
+        if learns:
+            epochs = left.number_input(
+                "Epochs at most", min_value=1, max_value=100, value=Fit().epochs, key="make_epochs"
+            )
+            return {"epochs": epochs, "preset": _recipe(right)}
+        tokens = left.number_input(
+            "Tokens", min_value=1_000, value=Fit().tokens, step=100_000, key="make_tokens"
         )
-        epochs = right.number_input(
-            "Epochs at most", min_value=1, max_value=100, value=Fit().epochs, key="make_epochs"
+        st.caption(
+            "The paper pretrains on 20,000,000,000 tokens. A million repairs what was torn, "
+            "and gives back no knowledge. Two cores learn from about 1,000 a second."
         )
-        return {"preset": preset, "epochs": epochs}
+        if heal == "lora":
+            return {"tokens": tokens, "preset": _recipe(right)}
+        optimizer = right.segmented_control(
+            "Optimizer", ("adamw", "lion"), default="adamw", required=True, key="make_optimizer"
+        )
+        return {"tokens": tokens, "optimizer": optimizer}
+
+
+def _recipe(place: DeltaGenerator) -> str:
+    """Sound or published."""
+    return place.segmented_control(
+        "Recipe", ("sound", "published"), default="sound", required=True, key="make_preset"
+    )
 
 
 def _start(values: dict[str, Any], task: dict[str, Any], fit: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ from chipviz.backbones.language_model import (
 )
 from chipviz.backbones.model_folder import open_folder
 from chipviz.config import RunConfig
+from chipviz.data.corpus import read_corpus
+from chipviz.data.prompt import load_tokenizer
 from chipviz.errors import BackboneError, ConfigError
 from chipviz.files import PROJECT
 from chipviz.progress import Cancelled, silent
@@ -518,7 +520,7 @@ make(spec, home=home, scratch=home / "scratch", progress=silent, on_mark=see)
 """
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "lora"])
+@pytest.mark.parametrize("kind", ["pretrain", "lora", "lora on text"])
 def test_a_job_killed_at_work_ends_as_an_unbroken_one(
     tiny_backbone_folder, toy_csv, corpus, home, kind
 ):
@@ -527,7 +529,8 @@ def test_a_job_killed_at_work_ends_as_an_unbroken_one(
         options = {"method": "lora", "task": task, "fit": {"lr": 1e-3, "epochs": 1}}
     else:
         fit = {"tokens": 1_200, "lr": 1e-3, "batch": 8}
-        options = {"method": "top", "layers": 1, "heal": "pretrain", "fit": fit}
+        heal = "pretrain" if kind == "pretrain" else "lora"
+        options = {"method": "top", "layers": 1, "heal": heal, "fit": fit}
         options |= {"calibrate": str(corpus), "length": 16}
     spec = ModelSpec.checked(backbone=str(tiny_backbone_folder), name="broken", **options)
     command = [sys.executable, "-c", KILLED, str(home), spec.model_dump_json()]
@@ -544,6 +547,23 @@ def test_a_job_killed_at_work_ends_as_an_unbroken_one(
     )
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["influence", "llm-pruner"])
+def test_lora_on_text_heals(tiny_backbone_folder, corpus, home, method):
+    fit = {"tokens": 4_000, "lr": 1e-2, "batch": 8}
+    options = {"calibrate": str(corpus), "length": 16, "layers": 1, "heal": "lora", "fit": fit}
+    record = made(home, tiny_backbone_folder, name="healed", method=method, **options)
+    assert record.perplexity_after < 0.9 * record.perplexity_pruned
+    folder = open_folder(made_folder(home, "healed"), "healed")
+    assert perplexity(load_language_model(folder), _held_out(folder, corpus)) == pytest.approx(
+        record.perplexity_after, rel=1e-4
+    )  # merged, saved, loaded
+
+
+def _held_out(folder, corpus):
+    found = read_corpus(str(corpus), corpus.parent, 0)
+    return pack(load_tokenizer(folder.path), found.held_out, 16, most=64)
 
 
 def test_tuning_teaches_the_answers(tiny_backbone_folder, toy_csv, home):
@@ -624,7 +644,8 @@ def test_an_encoder_may_be_chopped_but_has_no_loss(tiny_tokenizer_folder, corpus
         ({"layers": 1, "ratio": 0.1}, "either a number"),
         ({"layers": 1, "name": "../up"}, "name has 1 to 64"),
         ({"layers": 1, "name": "smollm2-135m"}, "embedded backbone"),
-        ({"layers": 1, "heal": "lora"}, "LoRA needs data"),
+        ({"layers": None, "method": "lora"}, "needs data of a task"),
+        ({"layers": 1, "task": {"backbone": "b", "data": "d"}}, "Only LoRA learns a task"),
         ({"layers": 1, "method": "other"}, "Methods are lora"),
         ({"layers": 3, "method": "alternate"}, "every second block"),
         ({"layers": 1, "length": 4096}, "tokens, and 2 rows"),
