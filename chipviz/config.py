@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from chipviz.errors import ConfigError
 from chipviz.keys import (
     ALL_SITES,
+    IMAGE_POOLINGS,
     RAW,
     STC,
+    TEXT_POOLINGS,
     ChipKey,
     ChipKind,
     ChipRecord,
@@ -71,8 +73,9 @@ class RunConfig(BaseModel):
     """Embedded name, Hub id (also id@revision), folder of a saved model or of a LoRA adapter, or
     GGUF file."""
     data: str = Field(min_length=1, max_length=4096, title="Data")
-    """Embedded name, file, folder of files named train, validation and test, or Hub id, with a
-    subset and a revision where wanted: owner/name:subset@revision."""
+    """Embedded name, file, folder of files named train, validation and test, folder or zip of class
+    folders with pictures, or Hub id, with a subset and a revision where wanted:
+    owner/name:subset@revision."""
     template: str | None = Field(default=None, title="Template")
     """Prompt around {text}, and {text_pair} where there are two texts. What follows the text
     decides what the last token knows. Without one the text is read alone, and a question with
@@ -92,9 +95,10 @@ class RunConfig(BaseModel):
     """Column that says what a row belongs to, such as its document or its author. No group stands
     in two splits that are made here, nor in two folds."""
     poolings: tuple[Pooling, ...] = Field(default=(), title="Poolings")
-    """States of a text that chips read: last (its last token), mean (over all tokens), first (its
-    first token), max (largest value of each dimension). None named: mean, and the last token of a
-    decoder or the first of an encoder."""
+    """States that chips read. Of a text: last (its last token), mean (over all tokens), first (its
+    first token), max (largest value of each dimension). Of a picture: first (the class token), mean
+    and max (over its patches), first+mean (both). None named: mean, and the last token of a decoder
+    or the first of an encoder; of pictures also both."""
     chips: tuple[ChipKind, ...] = Field(default=("linear",), title="Chips", json_schema_extra=_FIT)
     """Kinds of chip: linear fits in seconds and becomes part of a stock model, mlp may find what is
     not linear."""
@@ -178,18 +182,41 @@ class RunConfig(BaseModel):
     @classmethod
     def _choosable(cls, values: Any) -> Any:
         if isinstance(values, (list, tuple)) and not set(values) <= set(get_args(Pooling)):
-            raise ValueError("take last, mean, first or max; raw states belong to preset published")
+            raise ValueError(
+                "take last, mean, first, max or first+mean; raw states belong to preset published"
+            )
         return values
 
-    def resolved(self, *, causal: bool) -> Self:
+    def resolved(self, *, causal: bool, class_token: bool | None = None) -> Self:
         """With the poolings that suit a backbone, where the user named none.
 
         The last token of a causal model has read the whole text. Where tokens read both ways, the
         first is the one that training prepared for it.
+
+        Args:
+            causal: Whether a token reads only what stands before it.
+            class_token: Whether a vision encoder has a class token. None of a model of texts.
+
+        Raises:
+            ConfigError: If the user named a pooling that it does not have.
         """
-        if self.poolings:
-            return self
-        return self.model_copy(update={"poolings": ("last" if causal else "first", "mean")})
+        known: tuple[Pooling, ...] = TEXT_POOLINGS
+        usual: tuple[Pooling, ...] = ("last" if causal else "first", "mean")
+        if class_token is not None:
+            known = IMAGE_POOLINGS if class_token else ("mean", "max")
+            usual = ("first", "mean", "first+mean") if class_token else ("mean",)
+        if foreign := [pooling for pooling in self.poolings if pooling not in known]:
+            what = {None: "A text", True: "A picture"}.get(class_token, "Without a class token it")
+            raise ConfigError(
+                f"{what} has no pooling {foreign[0]}.", f"Take {', '.join(known)}.", "poolings"
+            )
+        if class_token is not None and self.preset == "published":
+            raise ConfigError(
+                "The published recipe reads the last token of a text, and these are pictures.",
+                "Take preset sound.",
+                "preset",
+            )
+        return self if self.poolings else self.model_copy(update={"poolings": usual})
 
     def n_folds(self, *, n_validation: int, made: bool) -> int:
         """Folds of a run: as the user says, or as many as the validation texts call for.
@@ -233,7 +260,8 @@ class RunConfig(BaseModel):
         """What Sparsify-then-Classify reads."""
         if not self.stc:
             return ()
-        return tuple(Vector(site, pooling) for pooling in self.poolings for site in self.sites)
+        single: list[Pooling] = [p for p in self.poolings if p != "first+mean"]
+        return tuple(Vector(site, pooling) for pooling in single for site in self.sites)
 
     @property
     def chip_keys(self) -> tuple[ChipKey, ...]:
@@ -242,7 +270,8 @@ class RunConfig(BaseModel):
         sparse = [ChipKey.sparse(v) for v in self.sparse_vectors]
         joined = [ChipKey(STC, v.site, v.pooling, "sparse") for v in self.sparse_vectors]
         if self.stc and len(self.sites) > 1:
-            joined += [ChipKey(STC, ALL_SITES, pooling, "sparse") for pooling in self.poolings]
+            poolings: list[Pooling] = list(dict.fromkeys(v.pooling for v in self.sparse_vectors))
+            joined += [ChipKey(STC, ALL_SITES, pooling, "sparse") for pooling in poolings]
         kinds: tuple[ChipKind, ...] = ("linear", "mlp")
         published = [ChipKey.published(k) for k in kinds if self.preset == "published"]
         return tuple(dict.fromkeys([*published, *sound, *sparse, *joined]))

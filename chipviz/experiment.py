@@ -54,7 +54,7 @@ def run(
     folder.write_config(config)
     task = load_task(config, home, progress)
     backbone, prompt = open_backbone(config, task, home=home, progress=progress)
-    config = config.resolved(causal=backbone.causal)
+    config = config.resolved(causal=backbone.causal, class_token=backbone.class_token)
     no_cut = impossible_cuts(backbone)
     team.share(backbone.dtype)  # everything is in place: helpers may begin
     prompt.save(folder.prompt)
@@ -106,6 +106,6 @@ def help_leader(config: RunConfig, *, home: Path) -> None:
     dtype = team.share()
     task = load_task(config, home, silent)
     backbone, prompt = open_backbone(config, task, home=home, progress=silent, dtype=dtype)
-    config = config.resolved(causal=backbone.causal)
+    config = config.resolved(causal=backbone.causal, class_token=backbone.class_token)
     with Pool(backbone.device) as pool:
         extract(backbone, prompt, task, home, vectors=config.vectors, team=team, pool=pool)

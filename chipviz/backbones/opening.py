@@ -8,8 +8,10 @@ import torch
 from chipviz.backbones.backbone import Backbone, best_device, load_backbone
 from chipviz.backbones.find import find_model
 from chipviz.backbones.memory import chosen_dtype, look_ahead
+from chipviz.backbones.vision import open_vision, refuse_wordless
 from chipviz.config import RunConfig
-from chipviz.data.prompt import Prompt, bake, load_prompt, load_tokenizer, segment_break
+from chipviz.data.processor import Reader
+from chipviz.data.prompt import bake, load_prompt, load_tokenizer, segment_break
 from chipviz.data.task import Task
 from chipviz.progress import Progress, ProgressFn
 from chipviz.results.report import RunReport
@@ -23,7 +25,7 @@ def open_backbone(
     home: Path,
     progress: ProgressFn,
     dtype: torch.dtype | None = None,
-) -> tuple[Backbone, Prompt]:
+) -> tuple[Backbone, Reader]:
     """Bake the prompt and load the backbone of a new run.
 
     The prompt comes before the model: a template that does not fit costs no loading.
@@ -44,6 +46,10 @@ def open_backbone(
     if config.device_map is None:
         n_texts = sum(map(len, task.splits.values()))
         look_ahead(folder, config, home=home, n_texts=n_texts).refuse()
+    if task.kind == "image":
+        progress(Progress("loading", f"loading {folder.name}"))
+        return open_vision(folder, config, home, dtype)
+    refuse_wordless(folder)
     progress(Progress("loading", "baking the prompt into the tokenizer"))
     tokenizer = load_tokenizer(folder.path, folder.n_positions)
     prompt = bake(tokenizer, task.template, config.max_length, task.splits["train"])
@@ -60,7 +66,7 @@ def open_backbone(
 
 def reopen(
     config: RunConfig, report: RunReport, *, home: Path, folder: RunFolder, stored: bool = False
-) -> tuple[Backbone, Prompt]:
+) -> tuple[Backbone, Reader]:
     """Load the backbone and the prompt that a finished run used.
 
     Args:
@@ -74,13 +80,19 @@ def reopen(
         ChipvizError: If the backbone is gone, or the prompt is not what it was.
     """
     task = report.task
+    model = replace(find_model(_pinned(config.backbone, report), home), name=report.backbone.name)
+    dtype = "auto" if stored else getattr(torch, report.backbone.dtype)
+    device = "cpu" if stored else None
+    if task.kind == "image":
+        kept = folder.whole(folder.prompt)
+        return open_vision(model, config, home, dtype, processor=kept, device=device)
     prompt = load_prompt(
         folder.whole(folder.prompt), task.template, task.max_length, task.max_chars
     )
     backbone = load_backbone(
-        replace(find_model(_pinned(config.backbone, report), home), name=report.backbone.name),
-        dtype="auto" if stored else getattr(torch, report.backbone.dtype),
-        device="cpu" if stored else None,
+        model,
+        dtype=dtype,
+        device=device,
         device_map=None if stored else config.device_map,
         blocks_path=config.blocks,
         sep=segment_break(prompt.tokenizer),

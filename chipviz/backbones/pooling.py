@@ -27,21 +27,27 @@ def first_positions(mask: Tensor) -> Tensor:
     return mask.argmax(dim=1)
 
 
-def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling, patches: Tensor | None = None) -> Tensor:
     """Pool one layer's hidden states.
 
     Args:
         hidden: Shape (B, T, D).
         mask: 1 where a token is real. Shape (B, T).
         pooling: *last* takes the last real token, *first* the first, *mean* averages over the real
-            tokens, *max* takes each dimension's largest value among them.
+            tokens, *max* takes each dimension's largest value among them, *first+mean* is both.
+        patches: 1 where a token is a patch of a picture, shape (B, T). Mean and maximum are over
+            these alone.
 
     Returns:
-        Shape (B, D), float32.
+        Shape (B, D), float32; (B, 2 D) of *first+mean*.
     """
+    if pooling == "first+mean":
+        parts: tuple[Pooling, Pooling] = ("first", "mean")
+        return torch.cat([pool(hidden, mask, part, patches) for part in parts], dim=1)
     if pooling in AT_ONE_TOKEN:
         at = first_positions(mask) if pooling == "first" else last_positions(mask)
         return hidden[torch.arange(len(hidden), device=hidden.device), at].float()
+    mask = mask if patches is None else patches
     if pooling == "max":
         padding = mask[..., None] == 0
         return hidden.masked_fill(padding, float("-inf")).amax(dim=1).float()
@@ -61,6 +67,7 @@ def pool_so_far(states: Tensor, pooling: Pooling) -> Tensor:
     Returns:
         Shape (T, D). The last row is what `pool` gives for the whole text, but for *first*.
     """
+    assert pooling != "first+mean", "pictures have no order"
     if pooling == "max":
         return states.cummax(dim=0).values
     if pooling == "mean":

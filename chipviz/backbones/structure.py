@@ -51,9 +51,15 @@ def find_blocks(
 
 
 def find_norm_and_causality(
-    model: nn.Module, blocks: nn.ModuleList, name: str
+    model: nn.Module, blocks: nn.ModuleList, name: str, pixels: Tensor | None = None
 ) -> tuple[nn.Module | None, bool]:
     """The final norm, if there is one, and whether the model is causal: run two texts and look.
+
+    Args:
+        model: What is run.
+        blocks: Its blocks.
+        name: What the user calls it.
+        pixels: Two pictures, shape (2, 3, H, W), in place of the texts. Nobody reads those one way.
 
     Raises:
         BackboneError: If the model is no chain: tokens in, block after block, at most a norm, out.
@@ -75,20 +81,29 @@ def find_norm_and_causality(
         )
         for block in blocks
     ]
-    # Two texts that differ from the second token on; of the middle of the vocabulary, for the first
-    # of it are often tokens that no training has seen.
-    size = int(cast(Any, model).config.get_text_config().vocab_size)
-    ids = torch.tensor([[size // 3, *[other] * 7] for other in (size // 2, size // 4)])
-    ids = ids.to(place_of(model))
+    inputs = {"pixel_values": pixels} if pixels is not None else _two_texts(model)
     try:
         with torch.inference_mode():
-            output = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            output = model(**inputs).last_hidden_state
     except FOREIGN as error:
-        raise _no_chain(name, f"it does not run on tokens alone ({str(error)[:80]})") from None
+        what = "pixels" if pixels is not None else "tokens"
+        raise _no_chain(name, f"it does not run on {what} alone ({str(error)[:80]})") from None
     finally:
         for handle in handles:
             handle.remove()
-    return _after_blocks(blocks, entered, made, output, name), _is_causal(blocks, made)
+    norm = _after_blocks(blocks, entered, made, output, name)
+    return norm, pixels is None and _is_causal(blocks, made)
+
+
+def _two_texts(model: nn.Module) -> dict[str, Tensor]:
+    """Two texts that differ from the second token on.
+
+    Of the middle of the vocabulary: the first of it are often tokens that no training has seen.
+    """
+    size = int(cast(Any, model).config.get_text_config().vocab_size)
+    ids = torch.tensor([[size // 3, *[other] * 7] for other in (size // 2, size // 4)])
+    ids = ids.to(place_of(model))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _after_blocks(

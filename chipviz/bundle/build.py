@@ -8,14 +8,15 @@ from torch import Tensor
 
 from chipviz.backbones.backbone import Backbone
 from chipviz.backbones.opening import reopen
-from chipviz.bundle import save
+from chipviz.bundle import save, vision
 from chipviz.chips.chip import Chip, Chips
 from chipviz.config import CutSpec
+from chipviz.data.processor import Reader
 from chipviz.data.prompt import Prompt, hard_endings
 from chipviz.errors import ConfigError
 from chipviz.features.forward import forward_neurons, forward_pooled
 from chipviz.progress import Progress, ProgressFn
-from chipviz.results.report import BundleReport
+from chipviz.results.report import BundleReport, RunReport
 from chipviz.results.run_folder import RunFolder
 from chipviz.results.selection import refuse_layer
 
@@ -48,9 +49,27 @@ def build(
     chip = Chips.load(folder.whole(folder.chips), backbone.folder.fingerprint).at(spec.cut)
     rows = folder.read_examples("validation")
     check: list[tuple[str, str | None]] = [(row.text, row.text_pair) for row in rows]
-    hard = hard_endings(prompt.tokenizer)
-    check += [(text, text if prompt.takes_pair else None) for text in hard]
-    progress(Progress("verifying", f"asking the dense model about {len(check)} texts"))
+    if isinstance(prompt, Prompt):
+        hard = hard_endings(prompt.tokenizer)
+        check += [(text, text if prompt.takes_pair else None) for text in hard]
+        return _built(backbone, prompt, chip, spec, report, out, check, progress)
+    with vision.as_files(prompt, [row.text for row in rows]) as files:
+        shown = [(str(file), None) for file in files]
+        return _built(backbone, prompt, chip, spec, report, out, shown, progress)
+
+
+def _built(
+    backbone: Backbone,
+    prompt: Reader,
+    chip: Chip,
+    spec: CutSpec,
+    report: RunReport,
+    out: Path,
+    check: Sequence[tuple[str, str | None]],
+    progress: ProgressFn,
+) -> BundleReport:
+    what = "texts" if report.task.kind == "text" else "pictures"
+    progress(Progress("verifying", f"asking the dense model about {len(check)} {what}"))
     expected = _expected(backbone, prompt, chip, spec, check)
     progress(Progress("building", f"cutting after layer {spec.cut_layer}, writing and verifying"))
     return save.save(backbone, prompt, chip, spec, report, out, check, expected)
@@ -58,7 +77,7 @@ def build(
 
 def _expected(
     backbone: Backbone,
-    prompt: Prompt,
+    prompt: Reader,
     chip: Chip,
     spec: CutSpec,
     check: Sequence[tuple[str, str | None]],
@@ -68,7 +87,7 @@ def _expected(
     texts = [text for text, _ in check]
     pairs = [pair or "" for _, pair in check] if prompt.takes_pair else None
     backbone.model.float()  # exact, and so is the way back
-    pad_id, vector = prompt.tokenizer.pad_token_id, spec.key.vector
+    pad_id, vector = prompt.pad_id, spec.key.vector
     try:
         pooled = [
             forward_neurons(backbone, [ids], pad_id, vector.pooling, chip.neurons)

@@ -26,6 +26,10 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 model, read = AutoModelForTokenClassification.from_pretrained("PATH"), AutoTokenizer.from_pretrained("PATH")
 scores = model(**read(GIVEN, return_tensors="pt")).logits.mean(dim=1)[0].softmax(dim=0).tolist()
 print(max(zip(scores, model.config.id2label.values())))""",
+    "image": """\
+from transformers import pipeline
+classify = pipeline("image-classification", "PATH")
+print(classify(GIVEN))""",
     "chipviz": """\
 from pathlib import Path
 from chipviz import bundle
@@ -34,9 +38,21 @@ print(bundle.load(Path("PATH")).predict(GIVEN)[0])""",
 _GIVEN: dict[BundleKind, tuple[str, str]] = {
     "sequence": ('"TEXT"', '{"text": "TEXT", "text_pair": "SECOND TEXT"}'),
     "token": ('"TEXT"', '"TEXT", "SECOND TEXT"'),
+    "image": ('"picture.jpg"', ""),
     "chipviz": ('["TEXT"]', '["TEXT"], ["SECOND TEXT"]'),
 }
 """How one text is handed over, and how two are."""
+_MAKE = """\
+from PIL import Image
+def picture(name):
+    if name == "red":
+        return Image.new("RGB", (64, 48), (200, 30, 30))
+    if name in ("ramp", "rings"):
+        maker = Image.linear_gradient if name == "ramp" else Image.radial_gradient
+        return maker("L").convert("RGB")
+    return Image.open(name).convert("RGB")
+"""
+"""A picture of `chipviz.bundle.vision.MADE`, or of a file."""
 
 _READ = """\
 import json, sys, torch
@@ -66,6 +82,16 @@ with torch.inference_mode():
         found.append(logits.float().mean(dim=1)[0].softmax(dim=0).tolist())
 print(json.dumps(found))
 """,
+    "image": _READ
+    + _MAKE
+    + """\
+from transformers import pipeline
+classify = pipeline("image-classification", folder, trust_remote_code=False)
+names = classify.model.config.id2label
+found = [classify(picture(name), top_k=len(names)) for name in texts]
+scores = [{s["label"]: s["score"] for s in said} for said in found]
+print(json.dumps([[said[names[c]] for c in sorted(names)] for said in scores]))
+""",
     "chipviz": _READ
     + """\
 from pathlib import Path
@@ -85,6 +111,7 @@ _STATES: dict[Vector, str] = {
     Vector("block", "first"): "the first token's hidden state",
     Vector("block", "mean"): "the mean of the hidden states",
     Vector("block", "max"): "the largest value of each hidden dimension",
+    Vector("block", "first+mean"): "the class token's hidden state and the mean of the patches'",
     RAW: "the last token's raw hidden state (trained as published)",
 }
 _POOLED = {"last": "at the last token", "first": "at the first token"}
@@ -121,14 +148,16 @@ def _kept(report: RunReport, cost: LayerCost) -> int:
     return round(report.backbone.n_layers * (1 - cost.layer_ratio))
 
 
-def use(kind: BundleKind, *, takes_pair: bool) -> str:
+def use(kind: BundleKind, task: TaskInfo) -> str:
     """Lines to copy: PATH is the bundle's folder. One prompt at a time needs no mask.
 
     Args:
         kind: What the bundle is.
-        takes_pair: Whether it reads two texts.
+        task: What it reads.
     """
-    return _USE[kind].replace("GIVEN", _GIVEN[kind][takes_pair])
+    if task.kind == "image" and kind == "chipviz":
+        return _USE[kind].replace("GIVEN", '["picture.jpg"]')
+    return _USE[kind].replace("GIVEN", _GIVEN[kind]["{text_pair}" in task.template])
 
 
 def model_card(
@@ -139,9 +168,10 @@ def model_card(
     cost, dense = report.cost_at(cut.cut), report.dense
     score = report.score_at(cut.cut, "test")
     stock = kind != "chipviz"
+    pictures = task.kind == "image"
     data = ModelCardData(
         library_name="transformers" if stock else "chipviz",
-        pipeline_tag="text-classification",
+        pipeline_tag="image-classification" if pictures else "text-classification",
         base_model=(lineage.root.name if lineage else backbone.name).partition("@")[0],
         license=backbone.licence,
         datasets=[task.name],
@@ -160,7 +190,7 @@ def model_card(
 
 # {_plain(task.name)}, cut from {_plain(backbone.name)}
 
-A text classifier made of the first {_kept(report, cost)} of {backbone.n_layers} layers of
+{"An image" if pictures else "A text"} classifier made of the first {_kept(report, cost)} of {backbone.n_layers} layers of
 `{_plain(backbone.name)}` and one {_KINDS[cut.key.word]} on {_reads(cut)}.{_made_from(backbone)}
 
 | | dense | this bundle |
@@ -180,11 +210,10 @@ chosen {_chosen(cut, report)}, the chip fitted on {_fitted_on(cut, report)}.
 {"No chipviz and no remote code" if stock else "With chipviz, no remote code"}:
 
 ```python
-{use(kind, takes_pair="{text_pair}" in task.template)}
+{use(kind, task)}
 ```
 
-{_fields(task)}Give raw texts: the prompt template and the length limit (texts are cut after {task.max_chars}
-characters, about {task.max_length} tokens with the template) are part of the tokenizer. Pad on the right.
+{_GIVE_PICTURES if pictures else _give_texts(task)}
 Weights are stored as published and computed in float32{rounded}.
 
 Labels: {labels}.
@@ -192,10 +221,24 @@ Labels: {labels}.
 ## Verification
 
 A fresh process with {"plain `transformers`" if stock else "chipviz"} gave the probabilities of the run's own chip on {n_verified}
-validation texts; the largest difference was {difference:.1e}.
+validation {"pictures" if pictures else "texts"}; the largest difference was {difference:.1e}.
 
 Method: {_METHOD.get(cut.key.word, _CHIP_TUNING)}. The licence of the backbone applies to this bundle.
 """
+
+
+_GIVE_PICTURES = (
+    "Give pictures as they are: what the model makes of them is part of the processor. Turn them\n"
+    "upright as their EXIF tag says, and put white behind transparent ones."
+)
+
+
+def _give_texts(task: TaskInfo) -> str:
+    return (
+        f"{_fields(task)}Give raw texts: the prompt template and the length limit (texts are cut "
+        f"after {task.max_chars}\ncharacters, about {task.max_length} tokens with the template) are "
+        "part of the tokenizer. Pad on the right."
+    )
 
 
 def _made_from(backbone: BackboneInfo) -> str:
@@ -243,15 +286,16 @@ def _measured(report: RunReport, cost: LayerCost) -> str:
 
 def _fitted_on(cut: CutSpec, report: RunReport) -> str:
     task = report.task
+    what = "texts" if task.kind == "text" else "pictures"
     if report.refit and cut.recipe == "sound" and cut.chip == "linear":
         n = task.n_train + task.n_validation
-        return f"{n} texts, training and validation ones together"
-    return f"{task.n_train} training texts"
+        return f"{n} {what}, training and validation ones together"
+    return f"{task.n_train} training {what}"
 
 
 def _chosen(cut: CutSpec, report: RunReport) -> str:
     if cut.rule == "oracle":  # never let it pass for an honest choice
-        return "by rule *oracle* on the test texts themselves, so its accuracy is too good"
+        return "by rule *oracle* on the test rows themselves, so its accuracy is too good"
     return f"by rule *{cut.rule}* on {report.judged}"
 
 

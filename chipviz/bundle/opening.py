@@ -16,6 +16,7 @@ from chipviz.results.report import BundleKind
 _CLASSES: dict[str, Any] = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,
+    "image": transformers.AutoModelForImageClassification,
     "chipviz": transformers.AutoModel,
 }
 
@@ -38,28 +39,38 @@ def as_refusals(path: Path) -> Iterator[None]:
         ) from None
 
 
-def open_model(path: Path, kind: BundleKind) -> tuple[Any, Any]:
-    """The model and the tokenizer of a bundle.
+def open_model(path: Path, kind: BundleKind) -> Any:
+    """The model of a bundle.
 
     Raises:
-        BundleError: If they cannot be loaded, or the weights are not exactly the model's.
+        BundleError: If it cannot be loaded, or the weights are not exactly the model's.
     """
     refuse_unfit(path, kind)
-    own = kind == "chipviz"
     with as_refusals(path):
-        surgery = read_surgery(path) if own else None
+        surgery = read_surgery(path) if kind == "chipviz" else None
         files = sorted(path.glob("model*.safetensors"))
         model, loading = load_operated(_CLASSES[kind], path, surgery, files)
+    _refuse_other_weights(path, loading)
+    return model.eval()
+
+
+def open_tokenizer(path: Path, kind: BundleKind) -> Any:
+    """The tokenizer of a bundle of texts.
+
+    Raises:
+        BundleError: If it cannot be loaded, or has no token to pad with.
+    """
+    with as_refusals(path):
         # Stock kinds are read as stock code reads them; ours as tokenizer.json says.
+        own = kind == "chipviz"
         words: Any = transformers.PreTrainedTokenizerFast if own else transformers.AutoTokenizer
         with panics_as_errors():
             tokenizer = words.from_pretrained(path, **SAFE)
-    _refuse_other_weights(path, loading)
     if tokenizer.pad_token_id is None:
         raise BundleError(
             f"The tokenizer of {path.name} has no pad token.", "Build the bundle again."
         )
-    return model.eval(), tokenizer
+    return tokenizer
 
 
 def refuse_unfit(path: Path, kind: BundleKind) -> None:

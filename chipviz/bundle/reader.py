@@ -12,10 +12,17 @@ from chipviz.backbones.backbone import Backbone, pad, segments
 from chipviz.backbones.model_folder import open_folder
 from chipviz.backbones.pooling import pool
 from chipviz.backbones.structure import find_blocks, find_norm_and_causality, first_of
+from chipviz.backbones.vision import seeing
 from chipviz.bundle.metadata import CHIP_FILE, Metadata
 from chipviz.chips.chip import Chip
-from chipviz.features.forward import forward_neurons, width_at
-from chipviz.keys import ALL_SITES, EMBEDDING_LAYER, Site
+from chipviz.features.forward import (
+    forward_neurons,
+    look_at,
+    pool_layers,
+    read_neurons,
+    width_at,
+)
+from chipviz.keys import ALL_SITES, EMBEDDING_LAYER, Site, Vector
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,47 @@ def read_chip(path: Path, model: Any, metadata: Metadata, sep: int | None) -> Re
     return Reader(metadata, model, chip, sep, backbone)
 
 
+@dataclass(frozen=True)
+class PictureChip:
+    """A chip and the vision encoder that it reads."""
+
+    vector: Vector
+    backbone: Backbone
+    chip: Chip
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Class scores of pictures, shape (B, C), float32."""
+        inputs = look_at(self.backbone, pixels)
+        if self.chip.neurons is not None:
+            values = read_neurons(self.backbone, inputs, self.vector.pooling, self.chip.neurons)
+            return self.chip.to(values.device).logits(values)
+        pooled = pool_layers(self.backbone, inputs, [self.vector])[0][-1]
+        return self.chip.to(pooled.device).logits(pooled)
+
+
+def read_picture_chip(
+    path: Path, model: Any, metadata: Metadata, shape: tuple[int, int, int]
+) -> PictureChip:
+    """The chip beside a cut vision encoder.
+
+    Args:
+        path: The bundle's folder.
+        model: The encoder.
+        metadata: Of the bundle.
+        shape: Of the pixels that its processor makes.
+
+    Raises:
+        ValueError: If it is none, or none for this encoder and these classes.
+        BackboneError: If the encoder's parts cannot be found.
+    """
+    backbone = seeing(open_folder(path, path.name), model, shape, metadata.blocks)
+    vector = metadata.cut.key.vector
+    chip = _chip(path, model, vector.n_states)
+    if chip.neurons is not None:
+        _refuse_other_neurons(chip.neurons, backbone)
+    return PictureChip(vector, backbone, chip)
+
+
 def _refuse_other_neurons(neurons: Tensor, backbone: Backbone) -> None:
     """Refuse neurons that the model beside them does not have.
 
@@ -90,8 +138,8 @@ def _refuse_other_neurons(neurons: Tensor, backbone: Backbone) -> None:
             raise ValueError(f"{CHIP_FILE} reads a neuron that the model beside it does not have")
 
 
-def _chip(path: Path, model: Any) -> Chip:
-    """The chip beside a cut backbone.
+def _chip(path: Path, model: Any, n_states: int = 1) -> Chip:
+    """The chip beside a cut backbone, which reads so many states together.
 
     Raises:
         ValueError: If it is none, or none for this backbone and these classes.
@@ -101,6 +149,7 @@ def _chip(path: Path, model: Any) -> Chip:
     except TypeError:
         raise ValueError(f"{CHIP_FILE} holds no chip") from None
     n_classes, width = len(model.config.id2label), model.config.get_text_config().hidden_size
+    width *= n_states
     if chip.neurons is not None:
         width = len(chip.neurons)
     inner = width if chip.hidden_weight is None else len(chip.hidden_weight)

@@ -20,11 +20,12 @@ from transformers.models.auto.tokenization_auto import (
 )
 
 from chipviz.backbones.backbone import Backbone
-from chipviz.bundle import card
+from chipviz.bundle import card, vision
 from chipviz.bundle.metadata import CHIP_FILE, describe, write_metadata
 from chipviz.bundle.verify import compare, in_fresh_process, write_sums
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec
+from chipviz.data.processor import Reader
 from chipviz.data.prompt import Prompt, pad_ends_prompts
 from chipviz.errors import BundleError
 from chipviz.files import publish
@@ -52,7 +53,7 @@ _STOCK: dict[Vector, BundleKind] = {
 }
 
 
-def kind_of(backbone: Backbone, prompt: Prompt, vector: Vector, chip: Chip) -> BundleKind:
+def kind_of(backbone: Backbone, prompt: Reader, vector: Vector, chip: Chip) -> BundleKind:
     """Which class can hold a chip: the stock one that computes the same, else our own.
 
     Args:
@@ -61,10 +62,15 @@ def kind_of(backbone: Backbone, prompt: Prompt, vector: Vector, chip: Chip) -> B
         vector: What the chip reads.
         chip: One chip, or a stack of them.
     """
-    kind = _STOCK.get(vector)
     if chip.neurons is None:
         chip = chip.folded()
-    if kind is None or not {"weight"} <= set(chip.tensors()) <= {"weight", "bias"}:
+    if not {"weight"} <= set(chip.tensors()) <= {"weight", "bias"}:
+        return "chipviz"
+    if not isinstance(prompt, Prompt):
+        fits = vector.site == "block" and vision.holds(backbone, vector.pooling, chip)
+        return "image" if fits else "chipviz"
+    kind = _STOCK.get(vector)
+    if kind is None:
         return "chipviz"
     if backbone.folder.surgery is not None:
         return "chipviz"
@@ -81,7 +87,7 @@ def kind_of(backbone: Backbone, prompt: Prompt, vector: Vector, chip: Chip) -> B
 
 def save(
     backbone: Backbone,
-    prompt: Prompt,
+    prompt: Reader,
     chip: Chip,
     cut: CutSpec,
     report: RunReport,
@@ -112,7 +118,7 @@ def save(
         _write_model(backbone, prompt, chip, cut, report, kind, folder)
         metadata = describe(cut, report, kind)
         write_metadata(folder, metadata)  # our own kind is loaded by it
-        own = [(text, pair if prompt.takes_pair else None) for text, pair in SELF_TEST]
+        own = _self_test(prompt)
         found = in_fresh_process(folder, kind, [*check, *own])
         difference = compare(check, found[: len(check)], expected)
         metadata["verification"] = {"n_texts": len(check), "max_difference": difference}
@@ -140,9 +146,16 @@ def save(
     )
 
 
+def _self_test(prompt: Reader) -> list[tuple[str, str | None]]:
+    """Texts or pictures that anyone can ask a bundle about."""
+    if not isinstance(prompt, Prompt):
+        return [(name, None) for name in vision.MADE]
+    return [(text, pair if prompt.takes_pair else None) for text, pair in SELF_TEST]
+
+
 def _write_model(
     backbone: Backbone,
-    prompt: Prompt,
+    prompt: Reader,
     chip: Chip,
     cut: CutSpec,
     report: RunReport,
@@ -154,13 +167,16 @@ def _write_model(
     config.id2label = dict(enumerate(report.task.label_names))
     config.label2id = {name: i for i, name in enumerate(report.task.label_names)}
     if kind != "chipviz":
-        config.get_text_config().pad_token_id = prompt.tokenizer.pad_token_id
+        if isinstance(prompt, Prompt):
+            config.get_text_config().pad_token_id = prompt.pad_id
         config.problem_type = "single_label_classification"
     model = _empty_model(backbone, config, kind)
     if kind == "chipviz":
         weights = cut_weights(backbone, last)
         tensors = {name: value.contiguous() for name, value in chip.tensors().items()}
         save_file(tensors, folder / CHIP_FILE)
+    elif kind == "image":
+        weights = vision.stock_weights(model, backbone, last, chip)
     else:
         weights = _stock_weights(model, backbone, last, chip)
     model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD)
@@ -176,6 +192,8 @@ def _write_model(
 
 def _empty_model(backbone: Backbone, config: Any, kind: BundleKind) -> Any:
     """A model of this kind without its weights. None where the family has no such class."""
+    if kind == "image":
+        return vision.stock_model(config)
     family: Any = {
         "sequence": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
         "token": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,

@@ -19,6 +19,7 @@ from torch import Tensor
 from chipviz.bundle import card
 from chipviz.bundle.metadata import SUMS, Metadata, read_metadata
 from chipviz.bundle.opening import refuse_unfit
+from chipviz.bundle.vision import MADE
 from chipviz.errors import BundleError
 from chipviz.files import PROJECT, read_small
 from chipviz.results.report import BundleKind
@@ -176,6 +177,7 @@ def _self_test(metadata: Metadata) -> tuple[list[tuple[str, str | None]], Tensor
         good = (
             0 < len(texts) <= MAX_TESTS
             and all(isinstance(text, str) and len(text) <= MAX_TEST_CHARS for text in given)
+            and (metadata.task.kind == "text" or set(given) <= set(MADE))
             and {len(row) for row in rows} == {len(metadata.task.label_names)}
             and all(math.isfinite(value) for row in rows for value in row)
         )

@@ -8,6 +8,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from chipviz.chips.picture_controls import measure_pictures
+from chipviz.data.processor import Reader
 from chipviz.data.prompt import Prompt, as_read
 from chipviz.data.task import Examples, Task
 from chipviz.keys import EMBEDDING_LAYER, STC, Split
@@ -19,28 +21,33 @@ TFIDF_STRENGTHS = (1.0, 10.0, 100.0)
 
 
 def measure(
-    task: Task, prompt: Prompt, scores: Sequence[Score], *, any_cut: bool
+    task: Task, prompt: Reader, scores: Sequence[Score], *, any_cut: bool
 ) -> dict[Split, Controls]:
     """Accuracy of every control on validation and test.
 
     TF-IDF reads what the model reads: a control that sees more says nothing about the model. Beside
-    it stands TF-IDF on whole texts, where the length limit cuts any.
+    it stands TF-IDF on whole texts, where the length limit cuts any. Of pictures, small grey ones
+    and colours stand in its place.
 
     Args:
-        task: The texts.
-        prompt: Knows where a text is cut.
+        task: The texts or pictures.
+        prompt: Knows where a text is cut, or opens pictures.
         scores: Those of all chips. The embedding control is on the pooling that validation prefers.
         any_cut: Whether the limit cuts any text.
     """
     splits, fold = task.splits, task.fold
-    read = [as_read(prompt, splits[name]) for name in ("train", "validation", "test")]
-    whole: tuple[float | None, float | None] = (None, None)
-    # Its products are so small that a second thread doubles their time, and trebles it where
-    # threads wait asleep, as a worker's do.
-    with threadpool_limits(1):
-        words = tfidf(*read, fold=fold)
-        if any_cut:
-            whole = tfidf(splits["train"], splits["validation"], splits["test"], fold=fold)
+    beside: dict[str, tuple[float, float]] = {}
+    if isinstance(prompt, Prompt):
+        read = [as_read(prompt, splits[name]) for name in ("train", "validation", "test")]
+        # Its products are so small that a second thread doubles their time, and trebles it where
+        # threads wait asleep, as a worker's do.
+        with threadpool_limits(1):
+            beside["tfidf"] = tfidf(*read, fold=fold)
+            if any_cut:
+                whole = (splits["train"], splits["validation"], splits["test"])
+                beside["tfidf_whole"] = tfidf(*whole, fold=fold)
+    else:
+        beside["pixels"], beside["colours"] = measure_pictures(task, prompt)
     # Feed-forward sites have no embedding, and one is enough of chips that join layers.
     plain = [s for s in scores if s.recipe != STC and s.site in ("block", "raw")]
     embedding = [s for s in plain if s.layer == EMBEDDING_LAYER]
@@ -53,9 +60,7 @@ def measure(
             embedding=next(
                 s.accuracy for s in embedding if s.split == name and s.key.vector == best.key.vector
             ),
-            tfidf=words[i],
-            tfidf_whole=whole[i],
-        )
+        ).model_copy(update={control: found[i] for control, found in beside.items()})
         for i, name in enumerate(names)
     }
 

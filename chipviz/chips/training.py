@@ -108,7 +108,7 @@ def _blocks(rows: Rows, key: ChipKey, beside: int | None) -> Iterator[range]:
         beside: Groups that are fitted beside each other, for chips whose steps are so small that
             many layers should share them. None fits as few together as the device allows.
     """
-    n_layers, width = rows.features.n_layers, rows.features.widths[key.site]
+    n_layers, width = rows.features.n_layers, rows.features.width(key.vector)
     n_rows = len(rows.task.splits["train"])
     if beside is None:
         n = max(1, TOGETHER_BYTES.get(rows.device.type, 0) // (4 * n_rows * (width + 1)))

@@ -69,8 +69,7 @@ def print_run(store: Store, job: Job) -> None:
     show(
         f"\nControls: majority {100 * report.controls.majority:.1f}%, "
         f"embedding {100 * report.controls.embedding:.1f}%, "
-        f"TF-IDF {100 * report.controls.tfidf:.1f}%{_whole(report.controls)}"
-        f"{_itself(report.controls)}\n\n"
+        f"{_beside(report.controls)}{_itself(report.controls)}\n\n"
         f"Rules, on {report.judged}"
     )
     choices = dict(report.selection)
@@ -82,9 +81,8 @@ def print_run(store: Store, job: Job) -> None:
         _print_choice(report, "oracle", oracle)
 
 
-def _whole(controls: Controls) -> str:
-    whole = controls.tfidf_whole
-    return "" if whole is None else f" (on whole texts {100 * whole:.1f}%)"
+def _beside(controls: Controls) -> str:
+    return ", ".join(f"{name} {100 * value:.1f}%" for name, value in controls.beside.items())
 
 
 def _itself(controls: Controls) -> str:

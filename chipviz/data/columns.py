@@ -34,12 +34,13 @@ _ANNOTATOR = re.compile(r"(label|class|annotator|annotation|rater|coder|judge|wo
 """Names, in lower case, of columns of which each holds one person's labels."""
 
 
-def find_columns(frame: pd.DataFrame, config: RunConfig) -> Columns:
+def find_columns(frame: pd.DataFrame, config: RunConfig, pictures: Sequence[str] = ()) -> Columns:
     """Find the column of every role.
 
     Args:
         frame: The training rows.
         config: What the user named. Naming a text turns guessing of its partner off.
+        pictures: Columns that hold pictures. The first is read where the user names no text.
 
     Raises:
         TaskError: If a named column is not there, or no label or text column can be guessed.
@@ -50,6 +51,15 @@ def find_columns(frame: pd.DataFrame, config: RunConfig) -> Columns:
         for role in ("text", "text_pair", "label", "choices")
     )
     found_label = label or _guess_label(frame)
+    if pictures and (text is None or text in pictures):
+        if pair is not None or choices is not None:
+            raise TaskError(
+                "A picture is read alone: it has no second text and no options.",
+                "Leave these columns out.",
+                "text_pair" if pair is not None else "choices",
+            )
+        guessed = (*(["text"] if text is None else []), *(["label"] if label is None else []))
+        return Columns(found_label, text or pictures[0], guessed=guessed)
     lowered = {c.lower(): c for c in frame.columns if c != found_label}
     free = text is None and pair is None
     found_choices = choices or (_guess_choices(frame, lowered) if free else None)

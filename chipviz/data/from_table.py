@@ -1,5 +1,6 @@
 """Tables become tasks: fields are read, classes named, missing splits made, sizes limited."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,17 @@ from chipviz.data.multiple_choice import (
     template_for,
     with_options,
 )
-from chipviz.data.splits import folds_of, make_splits, split_by_column, without_untrained
+from chipviz.data.pictures import names_a_reference
+from chipviz.data.splits import (
+    folds_of,
+    look_alikes,
+    make_splits,
+    split_by_column,
+    without_untrained,
+)
 from chipviz.data.tables import Table, read_table
-from chipviz.data.task import MAX_TEXT, Columns, Examples, Task, say_columns
-from chipviz.errors import Notice, TaskError
+from chipviz.data.task import MAX_TEXT, Columns, Examples, Task, TaskKind, say_columns
+from chipviz.errors import ConfigError, Notice, TaskError
 from chipviz.keys import Split
 from chipviz.progress import Progress, ProgressFn
 
@@ -50,7 +58,12 @@ def make_task(table: Table, config: RunConfig) -> Task:
     if config.split is not None:
         table = replace(table, frames=split_by_column(table.frames, config.split))
     first = "all" if "all" in table.frames else "train"
-    columns = find_columns(table.frames[first], config)
+    columns = find_columns(table.frames[first], config, table.pictures)
+    kind: TaskKind = "image" if columns.text in table.pictures else "text"
+    if kind == "image" and config.template is not None:
+        raise ConfigError(
+            "Pictures are read without a template.", "Leave the template out.", "template"
+        )
     declared = table.label_names.get(columns.label)
     check_declared(declared or [], columns.label)
     frames, unanswered = _answered(table.frames, columns)
@@ -82,8 +95,22 @@ def make_task(table: Table, config: RunConfig) -> Task:
         tuple(split for split in taken if split not in examples and split != "train"),
         table.revision,
         (*table.notices, *unanswered, *said, *made.notices, *untrained),
+        kind,
     )
+    if kind == "image":
+        task = replace(task, notices=(*map(_of_pictures, task.notices), *look_alikes(task)))
     return replace(task, fold=folds_of(task, config))
+
+
+def _of_pictures(notice: Notice) -> Notice:
+    """What is said of texts, said of pictures. No reference stands for an example."""
+    message = re.sub(r"\b([Tt])ext(s?)\b", _picture_word, notice.message)
+    examples = tuple(one for one in notice.examples if not names_a_reference(one))
+    return replace(notice, message=message, examples=examples)
+
+
+def _picture_word(found: re.Match[str]) -> str:
+    return ("P" if found[1] == "T" else "p") + "icture" + found[2]
 
 
 def _check_sizes(splits: dict[Split, Examples], name: str, names: Sequence[str]) -> None:

@@ -46,6 +46,11 @@ class Prompt:
         return encode(self.tokenizer, texts, pairs)["input_ids"] if texts else []
 
     @property
+    def pad_id(self) -> int:
+        """The token that pads a batch."""
+        return self.tokenizer.pad_token_id
+
+    @property
     def takes_pair(self) -> bool:
         """Whether it has a place for a second text."""
         return "{text_pair}" in self.template

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from chipviz.config import Contradictions, RunConfig
 from chipviz.data.columns import named_column
 from chipviz.data.hub import SPLIT_NAMES
+from chipviz.data.pictures import PLAIN, look_of
 from chipviz.data.task import Examples, Task, text_keys
 from chipviz.errors import Notice, TaskError
 from chipviz.keys import Split
@@ -267,6 +268,26 @@ def _shared(splits: dict[str, Examples]) -> list[Notice]:
     n = sum(counts.values())
     message = f"{n} texts stand in two splits of the source, which are kept as they are."
     return [Notice("shared-texts", message, n, examples)]
+
+
+def look_alikes(task: Task) -> list[Notice]:
+    """Validation and test pictures that look like a training picture, and are other files.
+
+    They stay: frames of one film are no mistake, but the accuracy on them is no measure of new
+    films. Repeated files count as repeated texts do.
+    """
+    train = set(task.splits["train"].texts)
+    looks = {look_of(one) for one in train} - {PLAIN}
+    counts = {
+        split: sum(look_of(one) in looks and one not in train for one in task.splits[split].texts)
+        for split in ("validation", "test")
+    }
+    n = sum(counts.values())
+    if not n:
+        return []
+    message = f"{n:,} validation or test pictures look like a training picture."
+    shown = tuple(f"{k:,} of {split}" for split, k in counts.items() if k)
+    return [Notice("pictures-look-alike", message, n, shown)]
 
 
 def _shared_groups(splits: dict[str, Examples]) -> list[Notice]:

@@ -10,7 +10,7 @@ import re
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,22 @@ from chipviz.data.excel import read_excel
 from chipviz.data.hub import SPLIT_NAMES, fetch_hub_data, revision_of
 from chipviz.data.json_rows import read_json
 from chipviz.data.parquet import declared_labels, read_parquet
+from chipviz.data.picture_tables import (
+    IMAGE,
+    File,
+    Reading,
+    by_split,
+    files_below,
+    files_in,
+    holds_pictures,
+    names_of,
+    path_column,
+    picture_columns,
+    read_files,
+    read_parquet_pictures,
+    with_pictures,
+)
+from chipviz.data.pictures import Pictures
 from chipviz.download import download_wheel
 from chipviz.errors import Notice, SourceError
 from chipviz.files import made_once, replacing
@@ -53,6 +69,26 @@ class Table:
     """The commit of a data set on the Hub."""
     notices: tuple[Notice, ...] = ()
     """What must be said of how its files were read."""
+    pictures: tuple[str, ...] = ()
+    """Columns that hold references of pictures."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where parsed rows and pictures are kept."""
+
+    folder: Path
+    keep: bool
+    """Whether rows may be. Pictures always are: a run names them and reads them again."""
+    progress: ProgressFn
+
+    def copy_of(self, key: str) -> Path | None:
+        """The file of the rows of something."""
+        return self.folder / "parsed" / f"{key}-{PARSER}.parquet" if self.keep else None
+
+    def reading(self) -> Reading:
+        """A reading of pictures."""
+        return Reading(Pictures(self.folder / "pictures"), self.progress)
 
 
 def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
@@ -79,7 +115,8 @@ def read_table(
 
     Args:
         source: Embedded name; file (CSV, TSV, JSON lines, JSON list, Parquet); folder of such files
-            named train, validation and test; or Hub id, as `owner/name:subset@revision`.
+            named train, validation and test, or of class folders with pictures; zip of such
+            folders; or Hub id, as `owner/name:subset@revision`.
         home: The folder that holds `data/`.
         progress: Told what arrives.
         keep: Whether parsed rows may be kept. Texts that a user only asks about are not.
@@ -87,9 +124,9 @@ def read_table(
     Raises:
         SourceError: If there is no such data set, or it cannot be reached or read.
     """
-    kept = home / "data" / "parsed" if keep else None
+    kept = Kept(home / "data", keep, progress)
     if source in DATA_WHEELS:
-        return _read_file(fetch_data(source, home, progress) / "texts.parquet", source, None)
+        return _read_file(fetch_data(source, home, progress) / "texts.parquet", source, kept)
     path = on_disk(source)
     if path and path.is_dir():
         return _read_folder(path, kept)
@@ -101,7 +138,7 @@ def read_table(
             f"Give a file, a folder, a Hub id, or one of: {', '.join(DATA_WHEELS)}.",
         )
     folder = fetch_hub_data(source, home, progress)
-    return replace(_read_folder(folder, None), name=_name(source), revision=revision_of(folder))
+    return replace(_read_folder(folder, kept), name=_name(source), revision=revision_of(folder))
 
 
 def _name(source: str) -> str:
@@ -121,8 +158,8 @@ def _bbc_news(wheel: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _read_folder(path: Path, kept: Path | None) -> Table:
-    """One file per split, or its shards, such as train-00000-of-00004.parquet."""
+def _read_folder(path: Path, kept: Kept) -> Table:
+    """One file per split, or its shards, such as train-00000-of-00004.parquet; or class folders."""
     files: dict[str, list[Path]] = {}
     for file in sorted(path.iterdir()):
         shard = _SHARD.fullmatch(file.stem)
@@ -138,6 +175,8 @@ def _read_folder(path: Path, kept: Path | None) -> Table:
                 "Leave one of them there.",
             )
         there.append(file)
+    if not files and holds_pictures(path):
+        return _read_pictures(files_below(path), path.name, kept)
     if "train" not in files:
         raise SourceError(
             f"The folder {path} holds no train.parquet (nor .csv, .tsv, .json, .jsonl).",
@@ -146,7 +185,33 @@ def _read_folder(path: Path, kept: Path | None) -> Table:
     tables = {split: _read_shards(shards, path, kept) for split, shards in files.items()}
     frames = {split: table.frames["all"] for split, table in tables.items()}
     notices = tuple(notice for table in tables.values() for notice in table.notices)
-    return Table(path.name, frames, tables["train"].label_names, notices=notices)
+    first = tables["train"]
+    return Table(path.name, frames, first.label_names, notices=notices, pictures=first.pictures)
+
+
+def _read_pictures(files: list[File], name: str, kept: Kept) -> Table:
+    """Class folders, or what was kept of them."""
+    digest = hashlib.sha256(b"".join(names_of(files))).hexdigest()
+    copy = kept.copy_of(f"{digest[:24]}-folders")
+    found = _read_copy(copy)
+    if found is None:
+        reading = kept.reading()
+        frame = read_files(files, reading)
+        found = frame, tuple(reading.notices)
+        _write_copy(*found, copy)
+    return Table(name, by_split(found[0]), {}, notices=found[1], pictures=(IMAGE,))
+
+
+def _read_zip(path: Path, name: str, kept: Kept) -> Table:
+    """A zip of class folders."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_pictures(files_in(archive, path.stat().st_size), name, kept)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise SourceError(
+            f"{path.name} is no zip that can be read: {said}.", "Zip the class folders anew."
+        ) from None
 
 
 def _refuse_device(path: Path) -> None:
@@ -158,7 +223,7 @@ def _refuse_device(path: Path) -> None:
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)")
 
 
-def _read_shards(files: list[Path], folder: Path, kept: Path | None) -> Table:
+def _read_shards(files: list[Path], folder: Path, kept: Kept) -> Table:
     """The rows of all files of one split, in order.
 
     Raises:
@@ -182,23 +247,34 @@ def _read_shards(files: list[Path], folder: Path, kept: Path | None) -> Table:
     return replace(tables[0], frames={"all": rows}, notices=notices)
 
 
-def _read_file(path: Path, name: str, kept: Path | None) -> Table:
-    """Read one file, or what was kept of its content in the folder `kept`."""
+def _read_file(path: Path, name: str, kept: Kept) -> Table:
+    """Read one file, or what was kept of its content."""
     kind = path.suffix.lower()
+    if kind == ".zip":
+        _check_kind(path)
+        return _read_zip(path, name, kept)
     reader = _READERS.get(kind)
     if reader is None:
         raise SourceError(
             f"{path.name} is of no kind that can be read.",
-            f"Give one of: {', '.join(sorted(_READERS))}.",
+            f"Give one of: {', '.join(sorted([*_READERS, '.zip']))}.",
         )
     try:
         _check_kind(path)
-        copy = _copy_of(path, kept)
-        if (kept_rows := _read_copy(copy)) is not None:
-            return Table(name, {"all": kept_rows[0]}, {}, notices=kept_rows[1])
-        frame, notices = reader(path)
-        frame.columns = _unique(frame.columns.map(str), path.name)
         names = declared_labels(path) if kind == ".parquet" else {}
+        pictures = tuple(picture_columns(path)) if kind == ".parquet" else ()
+        copy = _copy_of(path, kept, pictures)
+        if (kept_rows := _read_copy(copy)) is not None:
+            return _with_paths(
+                path, Table(name, {"all": kept_rows[0]}, names, None, kept_rows[1], pictures), kept
+            )
+        if pictures:
+            reading = kept.reading()
+            frame = read_parquet_pictures(path, pictures, reading)
+            notices = reading.notices
+        else:
+            frame, notices = reader(path)
+        frame.columns = _unique(frame.columns.map(str), path.name)
     except (ValueError, LookupError, TypeError, OSError, csv.Error, pa.ArrowException) as error:
         # All that pandas and pyarrow raise for files that are altered or of another kind.
         raise SourceError(
@@ -209,18 +285,31 @@ def _read_file(path: Path, name: str, kept: Path | None) -> Table:
     if frame.empty:
         raise SourceError(f"{path.name} holds no rows.", "Give a file with texts and labels.")
     _write_copy(frame, notices, copy)
-    return Table(name, {"all": frame}, names, notices=tuple(notices))
+    table = Table(name, {"all": frame}, names, None, tuple(notices), pictures)
+    return _with_paths(path, table, kept)
 
 
-def _copy_of(path: Path, kept: Path | None) -> Path | None:
-    """Where the rows of a text file are kept. A Parquet file needs no copy."""
+def _with_paths(path: Path, table: Table, kept: Kept) -> Table:
+    """A table with pictures in place of their paths, where a column names such files."""
+    frame = table.frames["all"]
+    column = None if table.pictures else path_column(frame, path.parent)
+    if column is None:
+        return table
+    reading = kept.reading()
+    found = with_pictures(frame, column, path.parent, reading)
+    notices = (*table.notices, *reading.notices)
+    return replace(table, frames={"all": found}, notices=notices, pictures=(column,))
+
+
+def _copy_of(path: Path, kept: Kept, pictures: Sequence[str]) -> Path | None:
+    """Where the rows of a text file are kept. A Parquet file of texts needs no copy."""
     kind = path.suffix.lower()
-    if kept is None or kind == ".parquet":
+    if not kept.keep or (kind == ".parquet" and not pictures):
         return None
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # The same bytes are other rows under another name: a .tsv file has no commas.
-    return kept / f"{digest[:24]}-{kind[1:]}-{PARSER}.parquet"
+    return kept.copy_of(f"{digest[:24]}-{kind[1:]}")
 
 
 def _read_copy(copy: Path | None) -> tuple[pd.DataFrame, tuple[Notice, ...]] | None:
@@ -239,11 +328,11 @@ def _read_copy(copy: Path | None) -> tuple[pd.DataFrame, tuple[Notice, ...]] | N
     return pd.DataFrame(columns), notices
 
 
-def _write_copy(frame: pd.DataFrame, notices: list[Notice], copy: Path | None) -> None:
+def _write_copy(frame: pd.DataFrame, notices: Sequence[Notice], copy: Path | None) -> None:
     """Keep parsed rows. Where the disk does not take them, the file is parsed the next time."""
     if copy is None:
         return
-    with suppress(OSError, RecursionError, pa.ArrowException):
+    with suppress(OSError, RecursionError, TypeError, pa.ArrowException):
         cells = {
             name: pa.array(list(map(_encoded, frame[name].tolist())), pa.large_string())
             for name in frame.columns

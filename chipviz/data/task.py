@@ -6,6 +6,7 @@ Knows neither tables nor tokenizers nor models.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from chipviz.errors import ConfigError, Notice
 from chipviz.keys import Split
 
+TaskKind = Literal["text", "image"]
 MAX_TEXT = 10_000_000
 """Maximum characters per text. A longer one is a file that was put into a cell."""
 
@@ -22,6 +24,7 @@ class Examples:
     """The rows of one split."""
 
     texts: list[str]
+    """Texts, or references of pictures."""
     pairs: list[str] | None
     """Second texts, where the task has two fields."""
     labels: NDArray[np.int64]
@@ -96,6 +99,8 @@ class Task:
     """Which state of the data set on the Hub this is."""
     notices: tuple[Notice, ...] = ()
     """What must be said of how its rows were read and chosen."""
+    kind: TaskKind = "text"
+    """What is read."""
     fold: NDArray[np.int64] | None = None
     """Fold of each training and then of each validation text, (N,). Without folds, the validation
     texts judge the chips of the training texts."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from chipviz.backbones.backbone import Backbone
 from chipviz.backbones.batching import Chunk, batch_tokens, batches, plan
+from chipviz.data.processor import Picture, PictureReader
 from chipviz.data.prompt import Prompt
 from chipviz.data.task import Examples, Task
 from chipviz.errors import BackboneError, JobError
@@ -34,6 +35,8 @@ ORDER: tuple[Split, ...] = ("validation", "train", "test")
 ENCODE_ROWS = 1_000
 """Maximum texts tokenised at once. A tokenizer at work holds a hundred times what it gives."""
 
+Rows = Sequence[NDArray[np.int32] | Picture]
+"""Token ids of each text of a split, or its pictures."""
 States = list[NDArray[np.float32]]
 """States of some rows, one array per vector, shape (L + 1, R, width)."""
 Part = tuple[Chunk, Sequence[int], States]
@@ -57,7 +60,7 @@ class _Reading:
 
     backbone: Backbone
     pad_id: int
-    ids: dict[Split, list[NDArray[np.int32]]]
+    ids: dict[Split, Rows]
     vectors: tuple[Vector, ...]
     meter: Meter
     pool: Pool
@@ -92,13 +95,14 @@ class _Reading:
 
     def _count(self, chunk: Chunk, rows: Sequence[int]) -> None:
         ids = self.ids[chunk.split]
-        label = f"reading {chunk.split} texts through {self.backbone.n_layers} layers"
+        what = "texts" if self.backbone.view is None else "pictures"
+        label = f"reading {chunk.split} {what} through {self.backbone.n_layers} layers"
         self.meter.advance(len(rows), label, sum(len(ids[chunk.start + row]) for row in rows))
 
 
 def extract(
     backbone: Backbone,
-    prompt: Prompt,
+    prompt: Prompt | PictureReader,
     task: Task,
     home: Path,
     *,
@@ -113,7 +117,7 @@ def extract(
 
     Args:
         backbone: The frozen model.
-        prompt: Turns texts into token ids.
+        prompt: Turns texts into token ids, or pictures into pixels.
         task: The texts.
         home: The folder that holds `features/`. Runs with the same backbone, texts and prompt
             share one copy there, whatever vectors each of them wants.
@@ -133,15 +137,13 @@ def extract(
     folder = cache.folder_of(home, key)
     widths: dict[Site, int] = {v.site: width_at(backbone, v.site) for v in vectors}
     features = Features(folder, vectors, backbone.n_layers, widths, dict(identity["sizes"]))
-    ids: dict[Split, list[NDArray[np.int32]]] = {
-        split: _encode(prompt, task.splits[split]) for split in ORDER
-    }
-    largest = max((int(row.max()) for rows in ids.values() for row in rows if len(row)), default=0)
-    backbone.refuse_unknown_token(largest)
+    ids: dict[Split, Rows] = {split: _encode(prompt, task.splits[split]) for split in ORDER}
+    if isinstance(prompt, Prompt):
+        backbone.refuse_unknown_token(_largest(ids))
     lengths: dict[Split, list[int]] = {split: list(map(len, rows)) for split, rows in ids.items()}
     meter = Meter("extracting", sum(features.sizes.values()), progress)
     pool = pool or Pool(backbone.device)
-    reading = _Reading(backbone, prompt.tokenizer.pad_token_id, ids, vectors, meter, pool)
+    reading = _Reading(backbone, prompt.pad_id, ids, vectors, meter, pool)
     if not team.leads:
         _help(team, digest, reading)
         return Extracted(features, 0, lengths)
@@ -182,7 +184,7 @@ def _refuse_no_numbers(states: States, backbone: Backbone) -> None:
         )
 
 
-def _chunks(backbone: Backbone, ids: dict[Split, list[NDArray[np.int32]]]) -> list[Chunk]:
+def _chunks(backbone: Backbone, ids: dict[Split, Rows]) -> list[Chunk]:
     """All chunks of a task, in the order in which they are read."""
     batch = batch_tokens(backbone.device)
     chunks = [chunk for split in ORDER for chunk in plan(split, ids[split], batch)]
@@ -245,8 +247,16 @@ def _whole(chunk: Chunk, parts: Iterator[Part]) -> States:
     return whole
 
 
-def _encode(prompt: Prompt, rows: Examples) -> list[NDArray[np.int32]]:
-    """Token ids per text."""
+def _largest(ids: dict[Split, Rows]) -> int:
+    """The largest token of any text."""
+    arrays = (row for rows in ids.values() for row in rows if isinstance(row, np.ndarray))
+    return max((int(row.max()) for row in arrays if len(row)), default=0)
+
+
+def _encode(prompt: Prompt | PictureReader, rows: Examples) -> Rows:
+    """Token ids per text, or the pictures, none of them opened yet."""
+    if isinstance(prompt, PictureReader):
+        return prompt.encode(rows.texts)
     ids: list[NDArray[np.int32]] = []
     for start in range(0, len(rows), ENCODE_ROWS):
         part = rows.take(range(start, min(start + ENCODE_ROWS, len(rows))))
@@ -272,7 +282,7 @@ def _alone_in(folder: Path, progress: ProgressFn) -> Iterator[None]:
         lock.release()
 
 
-def _identity(backbone: Backbone, prompt: Prompt, task: Task) -> dict[str, Any]:
+def _identity(backbone: Backbone, prompt: Prompt | PictureReader, task: Task) -> dict[str, Any]:
     """All that the numbers depend on, beside the pooling."""
     return {
         "format": FORMAT,

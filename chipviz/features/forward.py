@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -13,21 +14,65 @@ from torch import Tensor
 from chipviz.backbones.backbone import Backbone, pad, watch_layers
 from chipviz.backbones.pooling import AT_ONE_TOKEN, pool
 from chipviz.backbones.sites import FFN_SITES, Sites, find_sites, refuse_absent, watch_sites
+from chipviz.data.processor import Picture
 from chipviz.keys import FfnSite, Pooling, Site, Vector
 
 Ids = Sequence[int] | NDArray[np.int32]
 """Token ids of one text."""
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """A batch as a backbone takes it."""
+
+    mask: Tensor
+    """1 where a token is real. Shape (B, T)."""
+    run: Callable[[], None]
+    """Sends the batch through all blocks."""
+    patches: Tensor | None = None
+    """1 where a token is a patch of a picture, shape (B, T). None of texts."""
+
+    def pool(self, hidden: Tensor, pooling: Pooling) -> Tensor:
+        """One layer's states (B, T, D) pooled: see `chipviz.backbones.pooling.pool`."""
+        patches = None if self.patches is None else self.patches.to(hidden.device)
+        return pool(hidden, self.mask.to(hidden.device), pooling, patches)
+
+
+def inputs_of(backbone: Backbone, rows: Sequence[Ids | Picture], pad_id: int) -> Inputs:
+    """A batch of texts or pictures, on the device.
+
+    Args:
+        backbone: What will read it.
+        rows: Token ids of each text, or pictures where it reads pictures.
+        pad_id: What pads texts.
+    """
+    if backbone.view is not None:
+        pixels = torch.stack([row.pixels() for row in rows if isinstance(row, Picture)])
+        return look_at(backbone, pixels)
+    ids = [row for row in rows if not isinstance(row, Picture)]
+    tokens, mask = pad(ids, pad_id, backbone.device)
+    return Inputs(mask, lambda: backbone.forward(tokens, mask))
+
+
+def look_at(backbone: Backbone, pixels: Tensor) -> Inputs:
+    """A batch of pictures, shape (B, 3, H, W)."""
+    assert backbone.view is not None
+    n_tokens = backbone.view.n_tokens
+    mask = torch.ones(len(pixels), n_tokens, dtype=torch.int64, device=backbone.device)
+    patches = mask.clone()
+    patches[:, : backbone.view.n_prefix] = 0
+    return Inputs(mask, lambda: backbone.look(pixels), patches)
+
+
 @contextmanager
 def pooling_pass(
     backbone: Backbone, pad_id: int, vectors: Sequence[Vector]
-) -> Iterator[Callable[[Sequence[Ids]], list[Tensor]]]:
+) -> Iterator[Callable[[Sequence[Ids | Picture] | Inputs], list[Tensor]]]:
     """A function that pools every layer as it leaves its block, on the device.
 
-    It takes the token ids of one batch and returns one tensor per vector, shape (L + 1, B, width),
-    float32, on the device. Row 0 of the layers is the embedding, which has no feed-forward part:
-    there it is zero. Several threads may call it at the same time.
+    It takes one batch, token ids or pictures, and returns one tensor per vector, on the device:
+    shape (L + 1, B, width), float32. Row 0 of the layers is the embedding, which has no
+    feed-forward part: there it is zero. Several threads may call it at the same time.
 
     Raises:
         BackboneError: If the backbone lacks a site.
@@ -36,43 +81,48 @@ def pooling_pass(
     sites = find_sites(backbone) if wanted & set(FFN_SITES) else Sites({}, {}, {})
     refuse_absent(backbone.name, sites, wanted)
     normed_whole = any(v.site == "block" and v.pooling not in AT_ONE_TOKEN for v in vectors)
-    own = threading.local()  # each thread's mask, and where its batch goes
+    own = threading.local()  # each thread's batch, and where its states go
 
     def on_hidden(layer: int, hidden: Tensor) -> None:
-        mask = own.mask.to(hidden.device)
+        inputs: Inputs = own.inputs
         normed = backbone.apply_final_norm(hidden) if normed_whole else hidden
         for vector, pooled in zip(vectors, own.pooled, strict=True):
             if vector.site in FFN_SITES:
                 continue
             if vector.site == "raw":
-                one = pool(hidden, mask, vector.pooling)
+                one = inputs.pool(hidden, vector.pooling)
             elif vector.pooling in AT_ONE_TOKEN:
                 # A norm works on each token alone, so it can come after the token is taken.
-                one = pool(hidden, mask, vector.pooling).to(hidden.dtype)
+                one = inputs.pool(hidden, vector.pooling).to(hidden.dtype)
                 one = backbone.apply_final_norm(one).float()
             else:
-                one = pool(normed, mask, vector.pooling)
+                one = inputs.pool(normed, vector.pooling)
             pooled[layer + 1] = one.to(pooled.device)
 
     def on_value(site: Site, layer: int, value: Tensor) -> None:
-        mask = own.mask.to(value.device)
-        value = value.reshape(*mask.shape, -1)  # some families put all tokens of a batch in a row
+        inputs: Inputs = own.inputs
+        value = value.reshape(*inputs.mask.shape, -1)  # some put all tokens of a batch in a row
         for vector, pooled in zip(vectors, own.pooled, strict=True):
             if vector.site == site:
-                pooled[layer + 1] = pool(value, mask, vector.pooling).to(pooled.device)
+                pooled[layer + 1] = inputs.pool(value, vector.pooling).to(pooled.device)
 
     @torch.inference_mode()
-    def forward(ids: Sequence[Ids]) -> list[Tensor]:
-        tokens, own.mask = pad(ids, pad_id, backbone.device)
+    def forward(rows: Sequence[Ids | Picture] | Inputs) -> list[Tensor]:
+        inputs = rows if isinstance(rows, Inputs) else inputs_of(backbone, rows, pad_id)
+        own.inputs = inputs
         pooled = own.pooled = [
             torch.zeros(
-                (backbone.n_layers + 1, len(ids), width_at(backbone, vector.site)),
+                (
+                    backbone.n_layers + 1,
+                    len(inputs.mask),
+                    vector.n_states * width_at(backbone, vector.site),
+                ),
                 dtype=torch.float32,
                 device=backbone.device,
             )
             for vector in vectors
         ]
-        backbone.forward(tokens, own.mask)
+        inputs.run()
         return pooled
 
     ffn: list[FfnSite] = [site for site in FFN_SITES if site in wanted]
@@ -93,37 +143,54 @@ def width_at(backbone: Backbone, site: Site) -> int:
     return sites.widths[site]
 
 
+def pool_layers(backbone: Backbone, inputs: Inputs, vectors: Sequence[Vector]) -> list[Tensor]:
+    """One pass over one batch that is on the device already: see `pooling_pass`."""
+    with pooling_pass(backbone, 0, vectors) as forward:
+        return forward(inputs)
+
+
 def forward_pooled(
-    backbone: Backbone, ids: Sequence[Ids], pad_id: int, vectors: Sequence[Vector]
+    backbone: Backbone,
+    ids: Sequence[Ids | Picture],
+    pad_id: int,
+    vectors: Sequence[Vector],
 ) -> list[Tensor]:
     """One pass over one batch: see `pooling_pass`."""
     with pooling_pass(backbone, pad_id, vectors) as forward:
         return forward(ids)
 
 
-@torch.inference_mode()
 def forward_neurons(
-    backbone: Backbone, ids: Sequence[Ids], pad_id: int, pooling: Pooling, neurons: Tensor
+    backbone: Backbone,
+    ids: Sequence[Ids | Picture],
+    pad_id: int,
+    pooling: Pooling,
+    neurons: Tensor,
 ) -> Tensor:
     """The pooled values of some neurons, in one pass over one batch.
 
     Args:
         backbone: At least as deep as the deepest of them.
-        ids: Token ids of each text.
-        pad_id: What pads a batch.
+        ids: Token ids of each text, or pictures.
+        pad_id: What pads a batch of texts.
         pooling: How each is pooled.
         neurons: See `chipviz.chips.chip.Chip.neurons`, shape (U, 3).
 
     Returns:
         Shape (B, U), float32, on the device.
     """
-    tokens, mask = pad(ids, pad_id, backbone.device)
+    return read_neurons(backbone, inputs_of(backbone, ids, pad_id), pooling, neurons)
+
+
+@torch.inference_mode()
+def read_neurons(backbone: Backbone, inputs: Inputs, pooling: Pooling, neurons: Tensor) -> Tensor:
+    """The same of a batch that is on the device already."""
 
     def reduce(values: Tensor) -> Tensor:
-        return pool(values, mask.to(values.device), pooling).to(backbone.device)
+        return inputs.pool(values, pooling).to(backbone.device)
 
-    with watch_neurons(backbone, neurons, mask.shape, reduce) as taken:
-        backbone.forward(tokens, mask)
+    with watch_neurons(backbone, neurons, inputs.mask.shape, reduce) as taken:
+        inputs.run()
         return taken()
 
 

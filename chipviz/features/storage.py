@@ -35,9 +35,13 @@ class Features:
     vectors: tuple[Vector, ...]
     n_layers: int
     widths: dict[Site, int]
-    """Numbers per vector. Each site has its own."""
+    """Numbers per state. Each site has its own."""
     sizes: dict[Split, int]
     """Texts per split."""
+
+    def width(self, vector: Vector) -> int:
+        """Numbers of one row of a vector."""
+        return vector.n_states * self.widths[vector.site]
 
     def read(
         self, split: Split, vector: Vector, layer: int, start: int = 0, stop: int | None = None
@@ -53,7 +57,7 @@ class Features:
         """
         if not EMBEDDING_LAYER <= layer < self.n_layers:
             raise IndexError(f"layer {layer} is outside of -1 to {self.n_layers - 1}")
-        n_rows, width = self.sizes[split], self.widths[vector.site]
+        n_rows, width = self.sizes[split], self.width(vector)
         stop = n_rows if stop is None else min(stop, n_rows)
         first = ((layer + 1) * n_rows + start) * width
         with self.path(split, vector).open("rb") as file:
@@ -96,7 +100,7 @@ class Writer:
             features.path(split, vector): (
                 features.n_layers + 1,
                 n_rows,
-                features.widths[vector.site],
+                features.width(vector),
             )
             for split, n_rows in features.sizes.items()
             for vector in features.vectors
@@ -134,7 +138,7 @@ class Writer:
         for vector, states_of_layers in zip(self._features.vectors, values, strict=True):
             if vector not in wanted:
                 continue
-            width = 4 * self._features.widths[vector.site]
+            width = 4 * self._features.width(vector)
             # Written, not mapped: the pages of a mapping would count as this process's memory.
             # Without a buffer, which every seek would empty.
             with self._features.path(chunk.split, vector).open("r+b", buffering=0) as file:

@@ -62,7 +62,12 @@ def kept_config(config: Any, n_layers: int, kept: Sequence[int]) -> Any:
     """
     values = {key: _kept(key, value, n_layers, kept) for key, value in config.to_dict().items()}
     values["num_hidden_layers"] = len(kept)
-    for dropped in ("_name_or_path", "architectures", "auto_map"):
+    # What follows architectures names outputs of single layers, of vision backbones: their default
+    # is the last one.
+    for dropped in (
+        *("_name_or_path", "architectures", "auto_map"),
+        *("stage_names", "out_features", "out_indices", "_out_features", "_out_indices"),
+    ):
         values.pop(dropped, None)
     return type(config).from_dict(values)
 

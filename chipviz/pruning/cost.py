@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from chipviz.backbones.backbone import Backbone, watch_layers
 from chipviz.chips.chip import Chip, Chips
+from chipviz.features.forward import Inputs, inputs_of, look_at
 from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, fields_of
 from chipviz.pruning.cut import as_stored, last_kept
 from chipviz.results.report import BundleKind, CutCost, LayerCost, Measured, Parts
@@ -147,6 +148,10 @@ def layer_cost(
     stored_bytes = backbone.folder.stored_dtype.itemsize
     whole = _count(backbone.model)
     removed = sum(_count(block) for block in backbone.blocks[kept:])
+    if bundle == "image" and isinstance(
+        pooler := getattr(backbone.model, "pooler", None), nn.Module
+    ):
+        removed += _count(pooler)  # which the stock class for pictures is built without
     extra = len(chip.weight) if bundle == "token" and chip.bias is None else 0
     chip_parameters = chip.n_parameters + extra
     n_parameters = whole - removed + chip_parameters
@@ -183,6 +188,8 @@ def _count_embedding(backbone: Backbone) -> int:
 
 
 def _head_size(backbone: Backbone) -> int:
+    if backbone.view is not None:
+        return 0  # what it was trained with is no part of a vision encoder
     return backbone.config.get_text_config().vocab_size * backbone.hidden_size
 
 
@@ -226,18 +233,15 @@ def measure(backbone: Backbone, n_tokens: int, *, batch: int = 1) -> Measurement
         n_tokens: Tokens of each text.
         batch: Texts.
     """
-    config = backbone.config.get_text_config()
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (batch, n_tokens), generator=random)
-    ids = ids.to(backbone.device)
+    inputs = _example(backbone, batch, n_tokens)
     with torch.no_grad():
-        activations = _activation_bytes(backbone, ids)  # the warm-up as well
+        activations = _activation_bytes(backbone, inputs)  # the warm-up as well
         passes: list[list[float]] = []
         start = time.perf_counter()
         while len(passes) < REPEATS[0] or (
             len(passes) < REPEATS[1] and time.perf_counter() - start < REPEATS_S
         ):
-            passes.append(_time_pass(backbone, ids))
+            passes.append(_time_pass(backbone, inputs))
     # A median of each column; the last is the dense model.
     seconds = [median(column) for column in zip(*passes, strict=True)]
     weights = _weight_bytes(backbone)
@@ -252,7 +256,17 @@ def measure(backbone: Backbone, n_tokens: int, *, batch: int = 1) -> Measurement
     return Measurement(seconds[:-1], peaks[:-1], seconds[-1], peaks[-1], how)
 
 
-def _time_pass(backbone: Backbone, ids: Tensor) -> list[float]:
+def _example(backbone: Backbone, batch: int, n_tokens: int) -> Inputs:
+    """Random texts of so many tokens, or random pictures."""
+    random = torch.Generator().manual_seed(0)
+    if backbone.view is not None:
+        pixels = torch.randn(batch, *backbone.view.shape, generator=random)
+        return look_at(backbone, pixels.to(backbone.device))
+    size = backbone.config.get_text_config().vocab_size
+    return inputs_of(backbone, torch.randint(size, (batch, n_tokens), generator=random).tolist(), 0)
+
+
+def _time_pass(backbone: Backbone, inputs: Inputs) -> list[float]:
     """Seconds of every cut of one pass, and of the dense model: shape (L + 1,)."""
     stamps: list[float] = []
 
@@ -262,9 +276,9 @@ def _time_pass(backbone: Backbone, ids: Tensor) -> list[float]:
 
     start = _now(backbone.device)
     with watch_layers(backbone, stamp):
-        backbone.forward(ids, torch.ones_like(ids))
+        inputs.run()
     end = _now(backbone.device)
-    _head(backbone, ids)
+    _head(backbone, len(inputs.mask))
     head = _now(backbone.device) - end
     after = end - stamps[-1]
     return [at - start + after for at in stamps] + [end - start + head]
@@ -277,11 +291,13 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _head(backbone: Backbone, ids: Tensor) -> Tensor:
-    """A product of the LM head's size on one position of each text: shape (B, V)."""
+def _head(backbone: Backbone, batch: int) -> None:
+    """A product of the LM head's size on one position of each text."""
+    if backbone.view is not None:
+        return
     model: Any = backbone.model
     table: Tensor = model.get_input_embeddings().weight
-    return table.new_ones(len(ids), table.shape[1]) @ table.T
+    _ = table.new_ones(batch, table.shape[1]) @ table.T
 
 
 def _weight_bytes(backbone: Backbone) -> list[int]:
@@ -300,7 +316,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _activation_bytes(backbone: Backbone, ids: Tensor) -> list[int]:
+def _activation_bytes(backbone: Backbone, inputs: Inputs) -> list[int]:
     """Most bytes of live tensors up to the end of each block, and of the dense model."""
     peaks: list[int] = []
     held = _LiveBytes(_tensors(backbone.model))
@@ -310,8 +326,8 @@ def _activation_bytes(backbone: Backbone, ids: Tensor) -> list[int]:
             peaks.append(held.peak)
 
     with watch_layers(backbone, note), held:
-        backbone.forward(ids, torch.ones_like(ids))
-        _head(backbone, ids)
+        inputs.run()
+        _head(backbone, len(inputs.mask))
     return [*peaks, held.peak]
 
 

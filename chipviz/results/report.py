@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict
 
 from chipviz.config import Preset, Rule
+from chipviz.data.task import TaskKind
 from chipviz.errors import ConfigError, Notice
 from chipviz.keys import ChipKey, ChipRecord, Cut, Split, fields_of, in_order
 from chipviz.results.metrics import Score
@@ -24,7 +25,7 @@ from chipviz.results.selection import (
     select,
 )
 
-BundleKind = Literal["sequence", "token", "chipviz"]
+BundleKind = Literal["sequence", "token", "image", "chipviz"]
 """Which class holds a cut: a stock sequence classifier, a stock token classifier, or our own."""
 
 
@@ -63,6 +64,8 @@ class TaskInfo(_Record):
     """The classification task, as it was run."""
 
     name: str
+    kind: TaskKind = "text"
+    """What is read."""
     n_train: int
     n_validation: int
     n_test: int
@@ -108,15 +111,31 @@ class Controls(_Record):
     majority: float
     embedding: float
     """Best chip on the embedding output, before any layer."""
-    tfidf: float
-    """TF-IDF words with logistic regression, on the texts as far as the model reads them."""
+    tfidf: float | None = None
+    """TF-IDF words with logistic regression, on the texts as far as the model reads them. None of
+    pictures."""
     tfidf_whole: float | None = None
     """The same on whole texts, where the length limit cuts any."""
+    pixels: float | None = None
+    """Small grey pictures with logistic regression. None of texts."""
+    colours: float | None = None
+    """Histograms of colours with logistic regression. None of texts."""
     zero_shot: float | None = None
     """What the backbone answers by itself: the label whose words it finds likeliest. None of
     encoders, and where labels are no words."""
     n_zero_shot: int = 0
     """Texts that it was asked, the first ones of the split."""
+
+    @property
+    def beside(self) -> dict[str, float]:
+        """Reference classifiers that read the same rows without a model, by name."""
+        named = {
+            "TF-IDF": self.tfidf,
+            "TF-IDF whole": self.tfidf_whole,
+            "grey pixels": self.pixels,
+            "colours": self.colours,
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
 
 class CutCost(_Record):

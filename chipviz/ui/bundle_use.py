@@ -31,7 +31,7 @@ def show(job: Job, report: RunReport) -> None:
     _try_it(bundle, takes_pair=takes_pair)
     needs = "chipviz" if bundle.kind == "chipviz" else "torch and transformers alone"
     st.markdown(f"**Load it** anywhere, with {needs}")
-    lines = card.use(bundle.kind, takes_pair=takes_pair).replace('"PATH"', repr(bundle.path))
+    lines = card.use(bundle.kind, report.task).replace('"PATH"', repr(bundle.path))
     st.code(lines, language="python", wrap_lines=True)
 
 

@@ -366,13 +366,11 @@ def _control_values(report: RunReport, split: Split, last: Score) -> dict[str, f
     values = {
         "majority": controls.majority,
         "embedding": controls.embedding,
-        "TF-IDF": controls.tfidf,
         "last layer": last.accuracy,
+        **controls.beside,
     }
     if controls.zero_shot is not None:
         values["model itself"] = controls.zero_shot
-    if controls.tfidf_whole is not None:
-        values["TF-IDF whole"] = controls.tfidf_whole
     return values
 
 

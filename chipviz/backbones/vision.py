@@ -1,0 +1,190 @@
+"""Load and freeze a vision encoder: a model of its own, or the tower of one that reads texts too.
+
+Found by structure and by running it, as text models are.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from chipviz.backbones.backbone import Backbone, View, best_device, refuse_missing, unloadable
+from chipviz.backbones.model_folder import ModelFolder
+from chipviz.backbones.structure import find_blocks, find_norm_and_causality
+from chipviz.backbones.surgery import load_operated
+from chipviz.backbones.vetting import FOREIGN
+from chipviz.config import RunConfig
+from chipviz.data.pictures import Pictures
+from chipviz.data.processor import PictureReader, load_processor
+from chipviz.errors import BackboneError, ConfigError
+
+
+def open_vision(
+    folder: ModelFolder,
+    config: RunConfig,
+    home: Path,
+    dtype: torch.dtype | Literal["auto"],
+    *,
+    processor: Path | None = None,
+    device: str | None = None,
+) -> tuple[Backbone, PictureReader]:
+    """A vision encoder and its processor.
+
+    Args:
+        folder: The vetted folder.
+        config: The run's settings.
+        home: The folder that holds `data/pictures/`.
+        dtype: What to compute in; "auto" is what the files hold.
+        processor: The folder of a processor that a run kept. None takes the model's own.
+        device: None takes the best.
+
+    Raises:
+        ChipvizError: If the model reads no pictures, or its processor cannot be used.
+    """
+    refuse_blind(folder)
+    if config.device_map is not None:
+        raise ConfigError(
+            "A vision encoder is not spread over devices.", "Leave device_map out.", "device_map"
+        )
+    reader = load_processor(processor or folder.path, Pictures(home / "data" / "pictures"))
+    backbone = load_vision_backbone(
+        folder, reader.shape, dtype=dtype, device=device, blocks_path=config.blocks
+    )
+    assert backbone.view is not None
+    return backbone, replace(reader, n_tokens=backbone.view.n_tokens)
+
+
+def load_vision_backbone(
+    folder: ModelFolder,
+    shape: tuple[int, int, int],
+    *,
+    dtype: torch.dtype | Literal["auto"] = "auto",
+    device: torch.device | str | None = None,
+    blocks_path: str | None = None,
+) -> Backbone:
+    """Load the vision encoder of a model folder, frozen.
+
+    Args:
+        folder: The vetted folder.
+        shape: Channels, height and width of the pixels that its processor makes.
+        dtype: What to compute in; "auto" is what the files hold.
+        device: None takes CUDA, then MPS, then the CPU.
+        blocks_path: Where the blocks are, for a model whose structure does not tell.
+
+    Raises:
+        BackboneError: If the folder cannot be loaded, reads no pictures, or is no chain of blocks.
+    """
+    name = folder.name
+    refuse_blind(folder)
+    place = torch.device(device) if device is not None else best_device()
+    try:
+        model, loading = load_operated(
+            AutoModel, folder.path, folder.surgery, folder.files, dtype=dtype
+        )
+    except FOREIGN as error:
+        raise unloadable(name, error) from None
+    tower = vision_part(model, name).eval().requires_grad_(False).to(place)
+    refuse_missing(loading["missing_keys"], tower, name)
+    return seeing(folder, tower, shape, blocks_path)
+
+
+def seeing(
+    folder: ModelFolder, tower: Any, shape: tuple[int, int, int], blocks_path: str | None
+) -> Backbone:
+    """A loaded vision encoder, and where its parts are.
+
+    Args:
+        folder: Where it comes from.
+        tower: The encoder.
+        shape: Channels, height and width of the pixels that its processor makes.
+        blocks_path: Where the blocks are, for a model whose structure does not tell.
+
+    Raises:
+        BackboneError: If it is no chain of blocks that all see the same patches.
+    """
+    first = next(tower.parameters())
+    pixels = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(first)
+    blocks = find_blocks(tower, folder.name, blocks_path)
+    final_norm, _ = find_norm_and_causality(tower, blocks, folder.name, pixels)
+    view = _view(tower, blocks, pixels[:1], folder.name)
+    return Backbone(folder, tower, blocks, final_norm, causal=False, view=view)
+
+
+def refuse_blind(folder: ModelFolder) -> None:
+    """Refuse a model that reads no pictures, before it is loaded.
+
+    Raises:
+        BackboneError: If it does not.
+    """
+    config = folder.config
+    if not any(hasattr(config, field) for field in ("vision_config", "patch_size")):
+        raise BackboneError(
+            f"{folder.name} reads texts, and the data has pictures.",
+            "Take a vision backbone, such as dinov2-small, or data with texts.",
+            "backbone",
+            "data",
+        )
+
+
+def refuse_wordless(folder: ModelFolder) -> None:
+    """Refuse a vision model where texts are to be read, before it is loaded.
+
+    Raises:
+        BackboneError: If it reads no texts.
+    """
+    config = folder.config.get_text_config()
+    if hasattr(config, "patch_size") and not hasattr(config, "vocab_size"):
+        raise BackboneError(
+            f"{folder.name} reads pictures, and the data has texts.",
+            "Take a text backbone, such as smollm2-135m, or data with pictures.",
+            "backbone",
+            "data",
+        )
+
+
+def vision_part(model: Any, name: str) -> Any:
+    """The part that reads pictures.
+
+    Raises:
+        BackboneError: If there is none that stands by itself.
+    """
+    wanted = getattr(model.config, "vision_config", None)
+    if wanted is None:
+        return model
+    parts = (m for m in model.modules() if isinstance(m, PreTrainedModel) and m is not model)
+    tower = next((m for m in parts if type(m.config) is type(wanted)), None)
+    if tower is None:
+        raise BackboneError(
+            f"The vision tower of {name} cannot be found.", "Save it as a model of its own."
+        )
+    return tower
+
+
+def _view(tower: Any, blocks: nn.ModuleList, pixels: Tensor, name: str) -> View:
+    """How many tokens a picture becomes, and how its patches lie: patches stand at the end."""
+    lengths: list[int] = []
+    handle = blocks[0].register_forward_pre_hook(
+        lambda _m, args, kwargs: lengths.append(
+            (args[0] if args else kwargs["hidden_states"]).shape[1]
+        ),
+        with_kwargs=True,
+    )
+    try:
+        with torch.inference_mode():
+            tower(pixel_values=pixels)
+    finally:
+        handle.remove()
+    side: Any = tower.config.patch_size
+    down, across = side if isinstance(side, (tuple, list)) else (side, side)
+    _, height, width = pixels.shape[1:]
+    grid = (height // down, width // across)
+    view = View((pixels.shape[1], height, width), lengths[0], grid)
+    if view.n_prefix < 0:
+        raise BackboneError(
+            f"{name} does not keep one token for each patch of {down} x {across} pixels.",
+            "chipviz reads encoders whose layers all see the same patches, such as ViT and DINOv2.",
+        )
+    return view

@@ -1,0 +1,176 @@
+"""What a model makes of pictures before it reads them: the family's own processor.
+
+Stands where a prompt stands for texts. Knows processors, neither tables nor models.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor
+
+from chipviz.data.pictures import Pictures, is_reference, read
+from chipviz.data.prompt import Prompt, cut_notices, n_truncated
+from chipviz.data.task import Task
+from chipviz.errors import ConfigError, Notice, SourceError
+from chipviz.files import MAX_SETTINGS, read_small
+
+Reader = Union[Prompt, "PictureReader"]
+"""What turns rows of a task into what a backbone takes."""
+PROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture on its way into a model. Its length is that of the sequence it becomes."""
+
+    source: str
+    """A reference, or the path of a file."""
+    reader: "PictureReader"
+
+    def __len__(self) -> int:
+        return self.reader.n_tokens
+
+    def pixels(self) -> Tensor:
+        """What the model is given: shape (3, H, W), float32."""
+        return self.reader.pixels(self.reader.open(self.source))
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Turns pictures into pixels of a model's own kind."""
+
+    processor: Any
+    pictures: Pictures
+    n_tokens: int = 1
+    """Tokens that a picture becomes. Known once a model has read one."""
+    template: str = ""
+    max_chars: int = 0
+    takes_pair: bool = False
+    pad_id: int = 0
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a picture becomes."""
+        return self.n_tokens
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Picture]:
+        """The pictures, none of them opened yet.
+
+        Raises:
+            ConfigError: If second ones are given.
+        """
+        if pairs is not None:
+            raise ConfigError("One picture is read here; a text has no place.", "Leave it out.")
+        return [Picture(text, self) for text in texts]
+
+    def open(self, source: str) -> Image.Image:
+        """A picture, as RGB.
+
+        Args:
+            source: A reference, or the path of a file.
+
+        Raises:
+            SourceError: If it is not there.
+            UnreadableError: If it cannot be read.
+        """
+        if is_reference(source):
+            return self.pictures.open(source)
+        try:
+            data = Path(source).read_bytes()
+        except OSError as error:
+            raise SourceError(
+                f"The picture {source[-80:]!r} cannot be opened ({error.strerror}).", "Check it."
+            ) from None
+        return read(data)[0]
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """What a model is given of a picture: shape (3, H, W), float32."""
+        found = self.processor(
+            images=picture, return_tensors="pt", input_data_format="channels_last"
+        )
+        return found["pixel_values"][0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the pixels of any picture: channels, height, width."""
+        pixels = self.pixels(Image.new("RGB", (64, 48), (90, 120, 150)))
+        channels, height, width = pixels.shape
+        return channels, height, width
+
+    def seen(self, picture: Image.Image) -> Image.Image:
+        """What the model sees of a picture, as a picture: scaled and cropped, not normed."""
+        pixels = self.processor(
+            images=picture,
+            return_tensors="pt",
+            input_data_format="channels_last",
+            do_normalize=False,
+            do_rescale=False,
+        )["pixel_values"][0]
+        array = pixels.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        return Image.fromarray(array)
+
+    def save(self, folder: Path) -> None:
+        """Write the processor as plain `transformers` reads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.processor.save_pretrained(folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any picture could come out as other pixels."""
+        said = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+        return hashlib.sha256(said.encode()).hexdigest()
+
+
+def limit_notices(reader: Reader, task: Task) -> tuple[int, list[Notice]]:
+    """How many rows the length limit cuts, and what must be said of it. It cuts no picture."""
+    if not isinstance(reader, Prompt):
+        return 0, []
+    n_cut, n_texts = n_truncated(reader, task), sum(map(len, task.splits.values()))
+    return n_cut, cut_notices(reader.max_length, n_cut, n_texts)
+
+
+def load_processor(folder: Path, pictures: Pictures) -> PictureReader:
+    """Load the processor of a model folder.
+
+    Args:
+        folder: Of a model that reads pictures.
+        pictures: Where references lead.
+
+    Raises:
+        SourceError: If the folder holds none, or one with code of its own.
+    """
+    file = folder / PROCESSOR
+    if not file.is_file():
+        raise SourceError(
+            f"{folder.name} has no {PROCESSOR}, so nobody knows what pictures are made into.",
+            "Save the model's image processor there, or give the model as it was published.",
+            "backbone",
+        )
+    try:
+        said = json.loads(read_small(file, MAX_SETTINGS))
+        if not isinstance(said, dict) or "auto_map" in said:
+            raise ValueError("it asks for code of its own, which is never run")
+        with warnings.catch_warnings(action="ignore"):
+            processor = AutoImageProcessor.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, backend="pil"
+            )
+        reader = PictureReader(processor, pictures)
+        wide = reader.pixels(Image.new("RGB", (96, 32))).shape
+        if wide != reader.shape or len(wide) != 3:
+            raise ValueError("pictures of two shapes come out as pixels of two shapes")
+    except Exception as error:  # noqa: BLE001 - as many kinds as there are odd settings
+        raise SourceError(
+            f"The image processor of {folder.name} cannot be used: "
+            f"{' '.join(str(error).split())[:160]}.",
+            "It must make every picture one size: set crop_size, or size with height and width.",
+            "backbone",
+        ) from None
+    return reader
