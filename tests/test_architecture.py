@@ -19,12 +19,14 @@ HOUSE = {
             "excel",
             "json_rows",
             "parquet",
+            "pictures",
+            "picture_tables",
             "tables",
             "multiple_choice",
             "task",
             "columns",
         ],
-        *["labels", "splits", "from_table", "prompt", "corpus"],
+        *["labels", "splits", "from_table", "prompt", "processor", "corpus"],
     ],
     "results": [
         *["answers", "metrics", "selection", "models", "report", "neurons", "run_folder"],
@@ -32,12 +34,13 @@ HOUSE = {
     ],
     "backbones": [
         *["hub", "vetting", "structure", "surgery", "model_folder", "pooling", "batching"],
-        *["backbone", "language_model", "answers", "sites", "adapters", "find", "memory"],
-        "opening",
+        *["backbone", "language_model", "answers", "sites", "adapters", "dinov2", "find"],
+        *["memory", "vision", "opening"],
     ],
     "features": ["cache", "storage", "forward", "distributed", "extract"],
     "chips": [
-        *["chip", "controls", "lbfgs", "linear", "mlp", "published", "rows", "tokens"],
+        *["chip", "picture_controls", "controls", "lbfgs", "linear", "mlp", "published"],
+        *["rows", "tokens", "patches"],
         *["live", "judge", "sparse", "recipes", "stc", "scoring", "training"],
     ],
     "pruning": [
@@ -58,7 +61,18 @@ HOUSE = {
         *["job", "learn", "choose", "surgical", "shorten", "keep", "make", "evaluate"],
     ],
     "bundle": [
-        *["card", "metadata", "reader", "opening", "classifier", "verify", "save", "build"],
+        *[
+            "card",
+            "metadata",
+            "vision",
+            "reader",
+            "opening",
+            "pictures",
+            "classifier",
+            "verify",
+            "check",
+        ],
+        *["kinds", "save", "build"],
     ],
     "preview": [],
     "reporting": [],
@@ -69,6 +83,7 @@ HOUSE = {
     ],
     "ui.plots": [
         *["theme", "curves", "heatmaps", "neurons", "token_lengths", "fits", "comparison"],
+        "patches",
     ],
     "ui": [
         *[
@@ -85,7 +100,16 @@ HOUSE = {
             "draft",
             "options",
         ],
-        *["backbone_step", "data_step", "prompt_step", "form", "live", "run_list"],
+        *[
+            "thumbnails",
+            "patch_view",
+            "backbone_step",
+            "data_step",
+            "prompt_step",
+            "form",
+            "live",
+            "run_list",
+        ],
         *[
             "require_run",
             "cut",
@@ -102,7 +126,7 @@ HOUSE = {
             "main",
         ],
     ],
-    "cli": ["inputs", "options", "printing", "making"],
+    "cli": ["inputs", "options", "printing", "asking", "making"],
     "__main__": [],
 }
 """Rooms in order, each with its modules in order. The room without a name is the words that
@@ -120,6 +144,7 @@ LIGHT = [
     *(f"results.{module}" for module in HOUSE["results"]),
     *[
         "data.task",
+        "data.pictures",
         "features.cache",
         "features.distributed",
         "bundle",
@@ -145,7 +170,8 @@ MAY_IMPORT = {
     "streamlit": {*(f"ui.{module}" for module in HOUSE["ui"]), "pages", "app"},
     "transformers": {
         *["backbones.adapters", "backbones.backbone", "backbones.model_folder"],
-        *["backbones.structure", "bundle.opening", "bundle.save", "data.prompt"],
+        *["backbones.structure", "bundle.opening", "bundle.kinds", "data.prompt"],
+        *["backbones.dinov2", "backbones.vision", "bundle.vision", "data.processor"],
         *["backbones.language_model", "pruning.blocks", "pruning.learn", "pruning.slicing"],
     },
     "peft": {"backbones.adapters", "pruning.tune"},

@@ -72,22 +72,31 @@ class Outlook:
         )
 
 
-def look_ahead(folder: ModelFolder, config: RunConfig, *, home: Path, n_texts: int = 0) -> Outlook:
+def look_ahead(
+    folder: ModelFolder,
+    config: RunConfig,
+    *,
+    home: Path,
+    n_texts: int = 0,
+    pictures: bool | None = None,
+) -> Outlook:
     """What a run will need of memory and disk.
 
     Args:
         folder: The backbone.
         config: The run's settings. A run that names no pooling keeps two of them.
         home: Where the fast dtype is remembered.
-        n_texts: Texts that will be read.
+        n_texts: Texts or pictures that will be read.
+        pictures: Whether these are pictures. None asks the model.
     """
+    pictures = not folder.reads if pictures is None else pictures
     device = best_device()
     dtype = chosen_dtype(config, device, home)
-    text = folder.config.get_text_config()
-    n_layers, width = int(text.num_hidden_layers), int(text.hidden_size)
-    inner = int(getattr(text, "intermediate_size", None) or 4 * width)
-    sites = [vector.site for vector in config.resolved(causal=True).vectors]
-    numbers = sum(inner if site in ("gate", "ffn_in") else width for site in sites)
+    part = folder.part(pictures=pictures)
+    n_layers, width = int(part.num_hidden_layers), int(part.hidden_size)
+    inner = int(getattr(part, "intermediate_size", None) or 4 * width)
+    vectors = config.resolved(causal=True, class_token=True if pictures else None).vectors
+    numbers = sum(v.n_states * (inner if v.site in ("gate", "ffn_in") else width) for v in vectors)
     # In and out of a block, its norms, queries, keys, values, and three of the wide product.
     per_token = (8 * width + 3 * inner) * dtype.itemsize
     return Outlook(

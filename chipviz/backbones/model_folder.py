@@ -52,6 +52,22 @@ class ModelFolder:
     """Parts that are not those of its class."""
 
     @property
+    def sees(self) -> bool:
+        """Whether it reads pictures, itself or with a tower beside its text part."""
+        return any(hasattr(self.config, field) for field in ("vision_config", "patch_size"))
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reads texts."""
+        return hasattr(self.config.get_text_config(), "vocab_size")
+
+    def part(self, *, pictures: bool) -> Any:
+        """The configuration of the part that reads pictures, or texts."""
+        if pictures:
+            return getattr(self.config, "vision_config", None) or self.config
+        return self.config.get_text_config()
+
+    @property
     def file_bytes(self) -> int:
         """Bytes of the weight files."""
         return sum(file.stat().st_size for file in self.files)

@@ -45,7 +45,8 @@ def open_backbone(
     dtype = dtype or chosen_dtype(config, best_device(), home)
     if config.device_map is None:
         n_texts = sum(map(len, task.splits.values()))
-        look_ahead(folder, config, home=home, n_texts=n_texts).refuse()
+        pictures = task.kind == "image"
+        look_ahead(folder, config, home=home, n_texts=n_texts, pictures=pictures).refuse()
     if task.kind == "image":
         progress(Progress("loading", f"loading {folder.name}"))
         return open_vision(folder, config, home, dtype)

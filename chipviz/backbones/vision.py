@@ -3,6 +3,7 @@
 Found by structure and by running it, as text models are.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,9 @@ from chipviz.backbones.structure import find_blocks, find_norm_and_causality
 from chipviz.backbones.surgery import load_operated
 from chipviz.backbones.vetting import FOREIGN
 from chipviz.config import RunConfig
-from chipviz.data.pictures import Pictures
+from chipviz.data.pictures import Pictures, size_of
 from chipviz.data.processor import PictureReader, load_processor
+from chipviz.data.task import Examples, PictureLook
 from chipviz.errors import BackboneError, ConfigError
 
 
@@ -119,8 +121,7 @@ def refuse_blind(folder: ModelFolder) -> None:
     Raises:
         BackboneError: If it does not.
     """
-    config = folder.config
-    if not any(hasattr(config, field) for field in ("vision_config", "patch_size")):
+    if not folder.sees:
         raise BackboneError(
             f"{folder.name} reads texts, and the data has pictures.",
             "Take a vision backbone, such as dinov2-small, or data with texts.",
@@ -135,14 +136,41 @@ def refuse_wordless(folder: ModelFolder) -> None:
     Raises:
         BackboneError: If it reads no texts.
     """
-    config = folder.config.get_text_config()
-    if hasattr(config, "patch_size") and not hasattr(config, "vocab_size"):
+    if folder.sees and not folder.reads:
         raise BackboneError(
             f"{folder.name} reads pictures, and the data has texts.",
             "Take a text backbone, such as smollm2-135m, or data with pictures.",
             "backbone",
             "data",
         )
+
+
+def look_at_pictures(
+    rows: Examples, label_names: Sequence[str], folder: ModelFolder, home: Path, most: int
+) -> tuple[PictureLook, ...]:
+    """Pictures to show before a run, one of each class first.
+
+    Args:
+        rows: Training pictures.
+        label_names: Names of the classes.
+        folder: The model that will read them.
+        home: The folder that holds `data/pictures/`.
+        most: Maximum pictures.
+
+    Raises:
+        ChipvizError: If the model reads no pictures, or its processor cannot be used.
+    """
+    refuse_blind(folder)
+    reader = load_processor(folder.path, Pictures(home / "data" / "pictures"))
+    labels = rows.labels.tolist()
+    first = sorted({label: row for row, label in reversed(list(enumerate(labels)))}.values())
+    others = [row for row in range(len(labels)) if row not in set(first)]
+    shown = rows.take([*first, *others][:most])
+    return tuple(
+        PictureLook(one, label_names[label], width, height, reader.crop(width, height))
+        for one, label in zip(shown.texts, shown.labels.tolist(), strict=True)
+        for width, height in [size_of(one)]
+    )
 
 
 def vision_part(model: Any, name: str) -> Any:

@@ -221,7 +221,7 @@ Labels: {labels}.
 ## Verification
 
 A fresh process with {"plain `transformers`" if stock else "chipviz"} gave the probabilities of the run's own chip on {n_verified}
-validation {"pictures" if pictures else "texts"}; the largest difference was {difference:.1e}.
+validation {task.rows}; the largest difference was {difference:.1e}.
 
 Method: {_METHOD.get(cut.key.word, _CHIP_TUNING)}. The licence of the backbone applies to this bundle.
 """
@@ -286,7 +286,7 @@ def _measured(report: RunReport, cost: LayerCost) -> str:
 
 def _fitted_on(cut: CutSpec, report: RunReport) -> str:
     task = report.task
-    what = "texts" if task.kind == "text" else "pictures"
+    what = task.rows
     if report.refit and cut.recipe == "sound" and cut.chip == "linear":
         n = task.n_train + task.n_validation
         return f"{n} {what}, training and validation ones together"
@@ -295,7 +295,7 @@ def _fitted_on(cut: CutSpec, report: RunReport) -> str:
 
 def _chosen(cut: CutSpec, report: RunReport) -> str:
     if cut.rule == "oracle":  # never let it pass for an honest choice
-        return "by rule *oracle* on the test rows themselves, so its accuracy is too good"
+        return f"by rule *oracle* on the test {report.task.rows} themselves, so its accuracy is too good"
     return f"by rule *{cut.rule}* on {report.judged}"
 
 

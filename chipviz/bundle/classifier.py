@@ -18,10 +18,8 @@ from chipviz.backbones.pooling import pool
 from chipviz.backbones.structure import refuse_unknown_token
 from chipviz.bundle.metadata import Metadata, read_metadata
 from chipviz.bundle.opening import as_refusals, open_model, open_tokenizer
-from chipviz.bundle.reader import PictureChip, Reader, read_chip, read_picture_chip
-from chipviz.bundle.vision import MADE, make_picture
-from chipviz.data.pictures import Pictures
-from chipviz.data.processor import PictureReader, load_processor
+from chipviz.bundle.pictures import PictureClassifier, open_pictures
+from chipviz.bundle.reader import Reader, read_chip
 from chipviz.data.prompt import encode, segment_break
 from chipviz.data.task import check_fields
 from chipviz.results.answers import Prediction
@@ -77,48 +75,6 @@ class Classifier:
         return pool(logits, mask, "mean") if self.metadata.kind == "token" else logits
 
 
-@dataclass(frozen=True)
-class PictureClassifier:
-    """A loaded bundle that reads pictures."""
-
-    metadata: Metadata
-    reader: PictureReader
-    model: Any
-    """A stock classifier, or for kind *chipviz* the cut encoder alone."""
-    chip: PictureChip | None = None
-    """Of kind *chipviz* alone."""
-
-    @torch.inference_mode()
-    def predict(
-        self, sources: Sequence[str | Path], pairs: Sequence[str] | None = None
-    ) -> list[Prediction]:
-        """Classify pictures.
-
-        Args:
-            sources: Paths of files, or names of `chipviz.bundle.vision.MADE`.
-            pairs: Nothing: a picture is read alone.
-
-        Raises:
-            SourceError: If a file cannot be opened.
-            UnreadableError: If it holds no picture.
-            ConfigError: If texts are given beside the pictures.
-        """
-        check_fields(False, [str(source) for source in sources], pairs)
-        names, found = self.model.config.id2label, list[Prediction]()
-        for source in sources:
-            made = str(source) in MADE and not Path(source).exists()
-            picture = make_picture(str(source)) if made else self.reader.open(str(source))
-            pixels = self.reader.pixels(picture)[None].to(self.model.device)
-            said = (
-                self.model(pixel_values=pixels).logits if self.chip is None else self.chip(pixels)
-            )
-            row = said.float().softmax(dim=-1)[0].tolist()
-            best = max(range(len(row)), key=row.__getitem__)
-            by_name = {names[c]: p for c, p in enumerate(row)}
-            found.append(Prediction(names[best], row[best], by_name))
-        return found
-
-
 def load(path: Path) -> Classifier | PictureClassifier:
     """Load a bundle of any kind.
 
@@ -129,10 +85,7 @@ def load(path: Path) -> Classifier | PictureClassifier:
     model = open_model(path, metadata.kind)
     own = metadata.kind == "chipviz"
     if metadata.task.kind == "image":
-        with as_refusals(path):
-            reader = load_processor(path, Pictures(path))
-            chip = read_picture_chip(path, model, metadata, reader.shape) if own else None
-        return PictureClassifier(metadata, reader, model, chip)
+        return open_pictures(path, metadata, model)
     tokenizer = open_tokenizer(path, metadata.kind)
     with as_refusals(path):
         reader = read_chip(path, model, metadata, segment_break(tokenizer)) if own else None

@@ -15,13 +15,7 @@ from chipviz.backbones.structure import find_blocks, find_norm_and_causality, fi
 from chipviz.backbones.vision import seeing
 from chipviz.bundle.metadata import CHIP_FILE, Metadata
 from chipviz.chips.chip import Chip
-from chipviz.features.forward import (
-    forward_neurons,
-    look_at,
-    pool_layers,
-    read_neurons,
-    width_at,
-)
+from chipviz.features.forward import forward_neurons, look_at, pool_layers, read_neurons, width_at
 from chipviz.keys import ALL_SITES, EMBEDDING_LAYER, Site, Vector
 
 

@@ -11,6 +11,7 @@ from chipviz.config import Preset
 from chipviz.data.columns import list_columns
 from chipviz.data.delimited import read_text
 from chipviz.data.from_table import read_fields
+from chipviz.data.pictures import ENDINGS
 from chipviz.data.tables import read_table
 from chipviz.data.task import Columns
 from chipviz.errors import ConfigError, Notice, SourceError, TaskError
@@ -141,3 +142,30 @@ def _is_list_of_texts(file: Path) -> bool:
     except (OSError, ValueError, RecursionError, SourceError):
         return False  # reading it as a table says what is wrong
     return isinstance(found, list) and all(isinstance(item, str) for item in found)
+
+
+def pictures(given: Sequence[Path], *, single: bool = False) -> list[Path]:
+    """Files of pictures: those named, and those in the folders named.
+
+    Args:
+        given: Files and folders.
+        single: Whether one file is wanted.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    found: list[Path] = []
+    for path in given:
+        if not path.is_dir() or single:
+            found.append(path)
+            continue
+        below = sorted(f for f in path.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file())
+        if not below:
+            raise ConfigError(
+                f"The folder {path} holds no pictures.", f"Give {', '.join(ENDINGS[:3])} files."
+            )
+        found += below
+    absent = next((path for path in found if not path.is_file()), None)
+    if absent is not None:
+        raise ConfigError(f"There is no picture {absent}.", "Give the path of a file.")
+    return found

@@ -4,12 +4,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from chipviz.cli.options import flag
 from chipviz.config import Rule
 from chipviz.data.task import notice_in_words, say_columns
 from chipviz.errors import Notice, Refusal
+from chipviz.files import write_atomic
 from chipviz.keys import Cut
 from chipviz.progress import Progress, ProgressFn
 from chipviz.results.report import Controls, RunReport, SelectionInfo
@@ -167,3 +169,23 @@ def end_progress() -> None:
     """Clear the moving line, so that what follows begins at the left."""
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def predictions(
+    lines: Sequence[dict[str, Any]], shown: Sequence[str], out: Path | None, as_json: bool
+) -> None:
+    """Print what a bundle says of each row, or write it as JSON lines.
+
+    Args:
+        lines: Label and score of each row.
+        shown: How each row is named.
+        out: Where JSON lines go, if anywhere.
+        as_json: Whether JSON is printed.
+    """
+    if out:
+        write_atomic(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    if as_json:
+        print_json({"predictions": list(lines)})
+    elif not out:
+        for line, name in zip(lines, shown, strict=True):
+            show(f"{line['label']}  {line['score']:.3f}  {name}")

@@ -57,8 +57,7 @@ def make_task(table: Table, config: RunConfig) -> Task:
     """
     if config.split is not None:
         table = replace(table, frames=split_by_column(table.frames, config.split))
-    first = "all" if "all" in table.frames else "train"
-    columns = find_columns(table.frames[first], config, table.pictures)
+    columns = guess_columns(table, config)
     kind: TaskKind = "image" if columns.text in table.pictures else "text"
     if kind == "image" and config.template is not None:
         raise ConfigError(
@@ -100,6 +99,12 @@ def make_task(table: Table, config: RunConfig) -> Task:
     if kind == "image":
         task = replace(task, notices=(*map(_of_pictures, task.notices), *look_alikes(task)))
     return replace(task, fold=folds_of(task, config))
+
+
+def guess_columns(table: Table, config: RunConfig) -> Columns:
+    """The column of every role, found on the training rows: see `find_columns`."""
+    first = "all" if "all" in table.frames else "train"
+    return find_columns(table.frames[first], config, table.pictures)
 
 
 def _of_pictures(notice: Notice) -> Notice:

@@ -55,6 +55,19 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class PictureLook:
+    """One training picture, and what a model will see of it."""
+
+    reference: str
+    """Its name in the home folder's store."""
+    label: str
+    width: int
+    height: int
+    seen: tuple[float, float, float, float]
+    """Left, top, right and bottom of what the processor's crop leaves, in shares of the picture."""
+
+
+@dataclass(frozen=True)
 class Columns:
     """The column of each role."""
 
@@ -138,6 +151,20 @@ class Task:
                 digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
             digest.update(rows.labels.tobytes())
         return digest.hexdigest()
+
+
+def refuse_kind(reads: TaskKind, given: TaskKind) -> None:
+    """Refuse texts where pictures are read, and the other way round.
+
+    Raises:
+        ConfigError: If they differ.
+    """
+    if reads != given:
+        one, other = ("Texts", "a picture") if reads == "text" else ("Pictures", "a text")
+        raise ConfigError(
+            f"{one} are read here, and {other} was given.",
+            "Give --image a picture where pictures are read, and --text a text elsewhere.",
+        )
 
 
 def check_fields(takes_pair: bool, texts: Sequence[str], pairs: Sequence[str] | None) -> None:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from chipviz.backbones.backbone import Backbone
 from chipviz.backbones.batching import Chunk, batch_tokens, batches, plan
-from chipviz.data.processor import Picture, PictureReader
-from chipviz.data.prompt import Prompt
+from chipviz.data.processor import Picture, PictureReader, Reader
 from chipviz.data.task import Examples, Task
 from chipviz.errors import BackboneError, JobError
 from chipviz.features import cache
@@ -102,7 +101,7 @@ class _Reading:
 
 def extract(
     backbone: Backbone,
-    prompt: Prompt | PictureReader,
+    prompt: Reader,
     task: Task,
     home: Path,
     *,
@@ -138,7 +137,7 @@ def extract(
     widths: dict[Site, int] = {v.site: width_at(backbone, v.site) for v in vectors}
     features = Features(folder, vectors, backbone.n_layers, widths, dict(identity["sizes"]))
     ids: dict[Split, Rows] = {split: _encode(prompt, task.splits[split]) for split in ORDER}
-    if isinstance(prompt, Prompt):
+    if not isinstance(prompt, PictureReader):
         backbone.refuse_unknown_token(_largest(ids))
     lengths: dict[Split, list[int]] = {split: list(map(len, rows)) for split, rows in ids.items()}
     meter = Meter("extracting", sum(features.sizes.values()), progress)
@@ -253,7 +252,7 @@ def _largest(ids: dict[Split, Rows]) -> int:
     return max((int(row.max()) for row in arrays if len(row)), default=0)
 
 
-def _encode(prompt: Prompt | PictureReader, rows: Examples) -> Rows:
+def _encode(prompt: Reader, rows: Examples) -> Rows:
     """Token ids per text, or the pictures, none of them opened yet."""
     if isinstance(prompt, PictureReader):
         return prompt.encode(rows.texts)
@@ -282,7 +281,7 @@ def _alone_in(folder: Path, progress: ProgressFn) -> Iterator[None]:
         lock.release()
 
 
-def _identity(backbone: Backbone, prompt: Prompt | PictureReader, task: Task) -> dict[str, Any]:
+def _identity(backbone: Backbone, prompt: Reader, task: Task) -> dict[str, Any]:
     """All that the numbers depend on, beside the pooling."""
     return {
         "format": FORMAT,

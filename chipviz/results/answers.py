@@ -1,4 +1,4 @@
-"""What chips say of texts, as plain data."""
+"""What chips say of texts and pictures, as plain data."""
 
 from dataclasses import dataclass
 
@@ -45,3 +45,27 @@ class TokenReading:
     settled_layer: int
     """Shallowest layer from which on every layer gives the last layer's answer."""
     label_names: list[str]
+
+
+@dataclass(frozen=True)
+class PatchReading:
+    """What the chip of every layer says at every patch of one picture."""
+
+    grid: tuple[int, int]
+    """Rows and columns of patches. Their product is P."""
+    layer: int
+    """Layer of the cut."""
+    label_index: list[list[int]]
+    """Class per layer and patch, row after row, shape (L, P)."""
+    confidence: list[list[float]]
+    """Probability of that class, shape (L, P)."""
+    by_layer: list[list[float]]
+    """Probabilities for the whole picture per layer, shape (L, C)."""
+    settled_layer: int
+    """Shallowest layer from which on every layer gives the last layer's answer."""
+    label_names: list[str]
+    seen: str
+    """What the model sees of the picture, scaled and cropped: a PNG file, base64."""
+    width: int
+    height: int
+    """Pixels of the picture as it was given."""

@@ -90,6 +90,11 @@ class TaskInfo(_Record):
     test_fingerprint: str | None = None
     """Changes when the test texts, their order or their labels do."""
 
+    @property
+    def rows(self) -> str:
+        """What its rows are called."""
+        return "texts" if self.kind == "text" else "pictures"
+
 
 class Timing(_Record):
     """Where the time went, in seconds."""
@@ -263,8 +268,8 @@ class RunReport(_Record):
         """What the validation scores are about, in words."""
         task = self.task
         if self.folds == 1:
-            return f"{task.n_validation:,} validation texts"
-        return f"{task.n_train + task.n_validation:,} labelled texts in {self.folds} folds"
+            return f"{task.n_validation:,} validation {task.rows}"
+        return f"{task.n_train + task.n_validation:,} labelled {task.rows} in {self.folds} folds"
 
     def score_at(self, cut: Cut, split: Split) -> Score:
         """The score of one chip (layer -1 is the embedding control)."""

@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from chipviz import preview
+from chipviz.data.task import refuse_kind
 from chipviz.errors import ChipvizError, Refusal, panics_as_errors
-from chipviz.results.answers import Prediction, TokenReading
+from chipviz.results.answers import PatchReading, Prediction, TokenReading
 from chipviz.runs.questions import (
     ANSWER,
     QUESTION,
@@ -26,6 +27,7 @@ from chipviz.runs.questions import (
     LookAtColumns,
     Predict,
     Question,
+    ReadPatches,
     ReadTokens,
 )
 from chipviz.runs.store import Store
@@ -54,6 +56,8 @@ class Answerer:
                 return preview.inspect(config, home=self._home)
             case ReadTokens():
                 return self.read_tokens(question)
+            case ReadPatches():
+                return self.read_patches(question)
             case Predict(path, texts, text_pairs):
                 predictions: list[Prediction] = self._bundle(Path(path)).predict(texts, text_pairs)
                 return predictions
@@ -62,6 +66,7 @@ class Answerer:
         """What a run's chips say at each token of a text."""
         from chipviz.chips import tokens
 
+        refuse_kind(self._store.report(question.run_id).task.kind, "text")
         backbone, prompt, chips, label_names = self._run(question.run_id)
         return tokens.read_tokens(
             backbone,
@@ -72,6 +77,16 @@ class Answerer:
             label_names=label_names,
             text_pair=question.text_pair,
             single=question.single,
+        )
+
+    def read_patches(self, question: ReadPatches) -> PatchReading:
+        """What a run's chips say at each patch of a picture."""
+        from chipviz.chips import patches
+
+        refuse_kind(self._store.report(question.run_id).task.kind, "image")
+        backbone, reader, chips, label_names = self._run(question.run_id)
+        return patches.read_patches(
+            backbone, reader, chips, question.source, cut=question.cut, label_names=label_names
         )
 
     def _open_run(self, run_id: str) -> tuple[Any, Any, Any, list[str]]:

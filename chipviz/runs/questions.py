@@ -56,8 +56,19 @@ class ReadTokens:
 
 
 @dataclass(frozen=True)
+class ReadPatches:
+    """What a run's chips say at each patch of a picture: a `PatchReading`."""
+
+    run_id: str
+    source: str
+    """A reference of a picture, or the path of a file."""
+    cut: Cut
+    op: Literal["patches"] = "patches"
+
+
+@dataclass(frozen=True)
 class Predict:
-    """What a bundle says of some texts: a list of `Prediction`."""
+    """What a bundle says of some texts, or pictures by their paths: a list of `Prediction`."""
 
     path: str
     texts: list[str]
@@ -65,7 +76,7 @@ class Predict:
     op: Literal["predict"] = "predict"
 
 
-Question = LookAtColumns | LookAtBackbone | LookAhead | ReadTokens | Predict
+Question = LookAtColumns | LookAtBackbone | LookAhead | ReadTokens | ReadPatches | Predict
 QUESTION = TypeAdapter[Question](Annotated[Question, Field(discriminator="op")])
 
 

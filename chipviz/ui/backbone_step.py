@@ -15,6 +15,8 @@ from chipviz.ui.formatting import megabytes, millions
 
 EMBEDDED = {
     "smollm2-135m": "SmolLM2-135M-Instruct: a decoder of 30 layers, Apache-2.0.",
+    "dinov2-small": "DINOv2 ViT-S/14: reads pictures, 12 layers, Apache-2.0. From the wheel of "
+    "another project; whether that one tuned it is not known.",
     "minilm-l6": "all-MiniLM-L6-v2: an encoder of 6 layers, Apache-2.0. Small and fast.",
 }
 
@@ -36,7 +38,7 @@ def preselect() -> None:
 def name_one() -> str:
     """Draw the choice of a backbone. Empty where none is named yet."""
     kind = st.segmented_control(
-        "Where the language model comes from",
+        "Where the model comes from",
         draft.BACKBONE_SOURCES,
         default="Embedded",
         required=True,

@@ -8,7 +8,7 @@ from chipviz.results.answers import Prediction
 from chipviz.results.report import BundleReport, RunReport
 from chipviz.runs.questions import Predict
 from chipviz.runs.store import Job
-from chipviz.ui import formatting, server, state, widgets
+from chipviz.ui import formatting, server, state, uploads, widgets
 from chipviz.ui.bundle_view import name_of
 
 
@@ -28,7 +28,10 @@ def show(job: Job, report: RunReport) -> None:
     )
     st.caption("The same files lie in this folder:")
     st.code(bundle.path, language=None, wrap_lines=True)
-    _try_it(bundle, takes_pair=takes_pair)
+    if report.task.kind == "image":
+        _try_picture(bundle)
+    else:
+        _try_it(bundle, takes_pair=takes_pair)
     needs = "chipviz" if bundle.kind == "chipviz" else "torch and transformers alone"
     st.markdown(f"**Load it** anywhere, with {needs}")
     lines = card.use(bundle.kind, report.task).replace('"PATH"', repr(bundle.path))
@@ -44,9 +47,27 @@ def _try_it(bundle: BundleReport, *, takes_pair: bool) -> None:
         asked = st.form_submit_button("Classify")
     if not asked or not text.strip():
         return
-    question = Predict(bundle.path, [text], [pair] if takes_pair else None)
+    _answer(Predict(bundle.path, [text], [pair] if takes_pair else None))
+
+
+def _try_picture(bundle: BundleReport) -> None:
+    file = st.file_uploader(
+        "Try it on a picture", type=uploads.PICTURES, max_upload_size=16, key="try_picture"
+    )
+    if file is None:
+        return
     try:
-        with st.spinner("Reading the text. The first one takes longer: the bundle is loaded."):
+        path = uploads.keep(file)
+    except ChipvizError as error:
+        widgets.show_error(error)
+        return
+    st.image(file, width=240)
+    _answer(Predict(bundle.path, [str(path)], None))
+
+
+def _answer(question: Predict) -> None:
+    try:
+        with st.spinner("Reading. The first one takes longer: the bundle is loaded."):
             (prediction,) = state.inference().ask(question, list[Prediction])
     except ChipvizError as error:
         widgets.show_error(error)

@@ -13,6 +13,7 @@ from chipviz.ui.plots.theme import chip_name
 _LOADS: dict[BundleKind, str] = {
     "sequence": 'loads with `pipeline("text-classification", PATH)`, nothing else needed',
     "token": "loads with `AutoModelForTokenClassification`; three lines give the label",
+    "image": 'loads with `pipeline("image-classification", PATH)`, nothing else needed',
     "chipviz": "loads with `chipviz.bundle.load(PATH)`, for no stock class holds this chip",
 }
 
@@ -87,7 +88,7 @@ def _built_row(job: Job, *, opened: bool) -> None:
     name = f"{name_of(bundle)}: {formatting.megabytes(bundle.folder_bytes)}"
     with st.expander(name, expanded=opened, icon=":material/verified:"):
         st.write(
-            f"Verified in a fresh process: {bundle.n_verified} of {bundle.n_verified} texts agree, "
+            f"Verified in a fresh process: {bundle.n_verified} of {bundle.n_verified} agree, "
             f"largest difference {bundle.max_difference:.0e}."
         )
         st.dataframe(

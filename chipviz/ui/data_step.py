@@ -8,7 +8,7 @@ import streamlit as st
 from chipviz import sources
 from chipviz.config import EXAMPLE
 from chipviz.errors import ChipvizError, Refusal
-from chipviz.preview import Preview
+from chipviz.preview import ColumnsPreview, Preview
 from chipviz.ui import draft, formatting, lookups, uploads, widgets
 
 MAX_BARS = 12
@@ -24,7 +24,7 @@ def choose() -> dict[str, Any] | None:
     """
     st.subheader("1 Data", anchor=False)
     kind = st.segmented_control(
-        "Where the texts come from",
+        "Where the data comes from",
         draft.DATA_SOURCES,
         default="Embedded",
         required=True,
@@ -50,14 +50,15 @@ def choose() -> dict[str, Any] | None:
 def _named(kind: str) -> str:
     if kind == "Upload":
         file = st.file_uploader(
-            "A table with a text and a label column",
-            type=uploads.KINDS,
+            "A table with a text and a label column, or a zip of class folders with pictures",
+            type=uploads.DATA,
             max_upload_size=uploads.MAX_MB,
             key="upload",
         )
         st.caption(
-            "CSV, TSV, Excel, JSON lines, JSON, Parquet or lines of fastText, up to "
-            f"{uploads.MAX_MB} MB. A larger table is best named under File or folder."
+            "CSV, TSV, Excel, JSON lines, JSON, Parquet or lines of fastText, or a zip with one "
+            f"folder of pictures for each class, up to {uploads.MAX_MB} MB. Larger data is best "
+            "named under File or folder."
         )
         return "" if file is None else str(uploads.keep(file))
     if kind == "Hub":
@@ -68,8 +69,8 @@ def _named(kind: str) -> str:
         "Path on this computer",
         placeholder="/path/to/reviews.csv",
         key="data_path",
-        help="A CSV, TSV, JSON or Parquet file, or a folder of such files named train, "
-        "validation and test.",
+        help="A CSV, TSV, JSON or Parquet file, a folder of such files named train, validation "
+        "and test, or a folder or zip of class folders with pictures.",
     ).strip()
     return sources.absolute(path, ()) if path else ""
 
@@ -81,6 +82,8 @@ def _columns(data: str) -> dict[str, str | None] | None:
         lookups.show_failure(first, data)
         return None
     names = first.columns
+    if first.pictures:
+        return _picture_columns(data, first)
     places = st.columns(4)
     with places[0]:
         label = _box("label", names, first.roles.get("label"), data)
@@ -106,6 +109,30 @@ def _columns(data: str) -> dict[str, str | None] | None:
     if others == {role: guess.get(role) for role in others}:
         return {"label": named}
     return {"label": label} | others
+
+
+def _picture_columns(data: str, found: ColumnsPreview) -> dict[str, str | None] | None:
+    """The same for a table with pictures, which are read alone."""
+    left, right = st.columns(2)
+    with left:
+        label = _box("label", list(found.columns), found.roles.get("label"), data)
+    with right:
+        text = _box("text", list(found.pictures), found.pictures[0], data)
+    if label is None or text is None:
+        st.warning("Choose the column that holds the labels, and the one that holds the pictures.")
+        return None
+    return {
+        "label": None if label == found.roles.get("label") else label,
+        "text": None if text == found.pictures[0] else text,
+    }
+
+
+def are_pictures(data: str | None) -> bool:
+    """Whether data that can be looked at holds pictures."""
+    if not data or data in sources.DATA_WHEELS or not lookups.is_here("data", data):
+        return False
+    found = lookups.columns(data, None)
+    return not isinstance(found, Refusal) and bool(found.pictures)
 
 
 def _box(role: str, options: list[Any], guess: str | None, guessed_for: str) -> str | None:
@@ -139,20 +166,22 @@ def show_rows(found: Preview) -> None:
     shared = [f"{n:,} in {two.replace(', ', ' and ')}" for two, n in found.shared.items() if n]
     where = f": {', '.join(shared)}" if shared else ""
     facts = [
-        (f"{sum(rows.n for rows in splits.values()):,}", f"texts: {sizes}"),
+        (f"{sum(rows.n for rows in splits.values()):,}", f"{found.rows}: {sizes}"),
         (f"{cut:,}", "texts that the length limit cuts"),
-        (f"{sum(found.shared.values()):,}", f"texts that stand in two splits{where}"),
+        (f"{sum(found.shared.values()):,}", f"{found.rows} that stand in two splits{where}"),
     ]
+    if found.kind == "image":
+        facts.pop(1)
     st.html(widgets.facts(facts))
-    st.html(label_bars(splits["train"].label_counts))
+    st.html(label_bars(splits["train"].label_counts, found.rows))
 
 
-def label_bars(counts: dict[str, int]) -> str:
-    """How many training texts each label has, as bars. The largest first, in HTML."""
+def label_bars(counts: dict[str, int], what: str = "texts") -> str:
+    """How many training rows each label has, as bars. The largest first, in HTML."""
     largest = sorted(counts.items(), key=lambda item: -item[1])
     most = max(1, largest[0][1])
     rows = [(label[:80], n / most, f"{n:,}") for label, n in largest[:MAX_BARS]]
     more = len(largest) - MAX_BARS
-    rest = f'<p class="cv-muted">and {more:,} labels more, none of them with more texts</p>'
-    head = '<p class="cv-muted">Training texts by label</p>'
+    rest = f'<p class="cv-muted">and {more:,} labels more, none of them with more</p>'
+    head = f'<p class="cv-muted">Training {what} by label</p>'
     return f"{head}{widgets.bars(rows)}{rest if more > 0 else ''}"

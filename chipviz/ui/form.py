@@ -32,8 +32,9 @@ def show() -> None:
     embedded = data == {"data": EXAMPLE["data"]}
     with model:
         values = backbone_step.choose()
-    with prompt:
-        values |= prompt_step.choose(embedded=embedded)
+    if not data_step.are_pictures(data["data"] if data else None):
+        with prompt:
+            values |= prompt_step.choose(embedded=embedded)
     with more:
         values |= options.choose(embedded=embedded)
     draft.keep(data["data"] if data else None)

@@ -29,13 +29,18 @@ def pages() -> "dict[PageName, StreamlitPage]":
     return {
         name: st.Page(
             _FOLDER / f"{name}.py",
-            title=title,
+            title=_title(name, title),
             icon=icon,
             url_path=None if name == "runs" else name,
             default=name == "runs",
         )
         for name, (title, icon) in _PAGES.items()
     }
+
+
+def _title(name: PageName, title: str) -> str:
+    """Pictures have patches where texts have tokens."""
+    return "Patches" if name == "tokens" and st.session_state.get("rows") == "pictures" else title
 
 
 def link(

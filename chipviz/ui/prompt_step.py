@@ -7,7 +7,7 @@ import streamlit as st
 
 from chipviz.config import EXAMPLE
 from chipviz.preview import Preview, PromptPreview
-from chipviz.ui import formatting, state
+from chipviz.ui import formatting, state, thumbnails
 from chipviz.ui.plots import token_lengths
 
 MAX_SHOWN = 1_500
@@ -37,7 +37,10 @@ def choose(*, embedded: bool) -> dict[str, Any]:
 
 
 def show(found: Preview) -> None:
-    """Draw the prompts and the lengths of a preview."""
+    """Draw what a run would read: the prompts and their lengths, or the pictures."""
+    if found.lengths is None:
+        _show_pictures(found)
+        return
     st.html(
         '<p class="cv-muted">Three training texts as they will be read, probed tokens marked</p>'
     )
@@ -58,6 +61,20 @@ def show(found: Preview) -> None:
         config={"displayModeBar": False},
         alt="How many prompts have how many tokens",
     )
+
+
+def _show_pictures(found: Preview) -> None:
+    st.subheader("3 Pictures", anchor=False)
+    st.html('<p class="cv-muted">Training pictures; what the model does not see is dark</p>')
+    places = st.columns(6)
+    for place, picture in enumerate(found.pictures):
+        with places[place % len(places)]:
+            shown = thumbnails.cropped(picture.reference, picture.seen)
+            if shown is not None:
+                st.image(shown)
+            st.caption(
+                f"{formatting.plain(picture.label[:40])}, {picture.width:,} x {picture.height:,}"
+            )
 
 
 def prompt_html(example: PromptPreview) -> str:

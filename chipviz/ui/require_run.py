@@ -34,6 +34,7 @@ def finished_run() -> tuple[Job, RunReport]:
         nav.link("runs", "All runs")
         st.stop()
     state.choose_cut(report, state.current_cut(report))
+    st.session_state["rows"] = report.task.rows
     return job, report
 
 

@@ -12,7 +12,7 @@ from chipviz.results.metrics import Score, confusion_matrix
 from chipviz.results.report import RunReport
 from chipviz.results.run_folder import Predictions
 from chipviz.runs.store import Job
-from chipviz.ui import state
+from chipviz.ui import state, thumbnails
 from chipviz.ui.plots import curves, heatmaps
 from chipviz.ui.plots.theme import chip_name
 
@@ -114,7 +114,7 @@ def _largest_confusions(counts: np.ndarray, names: Sequence[str]) -> None:
         {
             "true class": [names[truth][:CHARS_SHOWN] for truth, _ in pairs],
             "the chip says": [names[said][:CHARS_SHOWN] for _, said in pairs],
-            "texts": [int(wrong[pair]) for pair in pairs],
+            "rows": [int(wrong[pair]) for pair in pairs],
             "of this class": [int(counts[truth].sum()) for truth, _ in pairs],
         },
         hide_index=True,
@@ -124,12 +124,28 @@ def _largest_confusions(counts: np.ndarray, names: Sequence[str]) -> None:
 def _mistakes(job: Job, report: RunReport, found: tuple[np.ndarray, np.ndarray] | None) -> None:
     examples = state.store().folder(job.run_id).read_examples("test")
     if found is None or not examples:
-        st.info("The texts of this run are not on disk any more.")
+        st.info(f"The {report.task.rows} of this run are not on disk any more.")
         return
     labels, predicted = found
     names = report.task.label_names
     wrong = [i for i in np.flatnonzero(labels != predicted) if i < len(examples)]
-    st.caption(f"{len(wrong):,} of {len(labels):,} test texts; up to {MISTAKES_SHOWN} are shown.")
+    st.caption(
+        f"{len(wrong):,} of {len(labels):,} test {report.task.rows}; up to {MISTAKES_SHOWN} are "
+        "shown."
+    )
+    if report.task.kind == "image":
+        shown = wrong[:MISTAKES_SHOWN]
+        st.dataframe(
+            {
+                "picture": [thumbnails.thumbnail(examples[i].text) for i in shown],
+                "truth": [names[labels[i]] for i in shown],
+                "the chip says": [names[predicted[i]] for i in shown],
+            },
+            hide_index=True,
+            row_height=96,
+            column_config={"picture": st.column_config.ImageColumn(width="small")},
+        )
+        return
     st.dataframe(
         {
             "text": [examples[i].text[:CHARS_SHOWN] for i in wrong[:MISTAKES_SHOWN]],

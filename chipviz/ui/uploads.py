@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from chipviz.data.pictures import ENDINGS
 from chipviz.errors import ConfigError
 from chipviz.files import replacing
 from chipviz.ui import state
@@ -14,7 +15,9 @@ from chipviz.ui import state
 if TYPE_CHECKING:
     from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-KINDS = ["csv", "tsv", "jsonl", "json", "parquet", "txt", "xlsx"]
+PICTURES = [ending.lstrip(".") for ending in ENDINGS]
+DATA = ["csv", "tsv", "jsonl", "json", "parquet", "txt", "xlsx", "zip"]
+KINDS = [*DATA, *PICTURES]
 MAX_MB = 64
 
 

@@ -17,7 +17,7 @@ from chipviz.ui.formatting import duration, label_of, megabytes, plain
 _WORDS = {
     "queued": "waiting for its turn",
     "loading": "loading backbone and data",
-    "extracting": "reading texts",
+    "extracting": "reading the data",
     "fitting": "fitting chips",
     "building": "building the bundle",
     "verifying": "verifying the bundle",

@@ -6,11 +6,10 @@ Knows plotly and pixels, neither runs nor scores.
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import plotly.graph_objects as go
 
-from chipviz.keys import RAW, ChipKey, Pooling, Site, Vector
+from chipviz.keys import RAW, TEXT_POOLINGS, ChipKey, Site, Vector
 
 _HUES: dict[Site, tuple[str, ...]] = {
     "gate": ("#7f6a00", "#a68b00", "#bfa51a", "#8c7a1e"),
@@ -23,11 +22,12 @@ SERIES: dict[Vector, str] = {
     Vector("block", "mean"): "#d55e00",
     Vector("block", "first"): "#cc79a7",
     Vector("block", "max"): "#009e73",
+    Vector("block", "first+mean"): "#b8860b",
     RAW: "#56b4e9",
     **{
         Vector(site, pooling): colour
         for site, colours in _HUES.items()
-        for pooling, colour in zip(get_args(Pooling), colours, strict=True)
+        for pooling, colour in zip(TEXT_POOLINGS, colours, strict=True)
     },
 }
 """Line colour of a vector. Source of the first five: Okabe and Ito 2008, safe for colour-blind

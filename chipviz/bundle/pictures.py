@@ -1,0 +1,72 @@
+"""A bundle of pictures at work: a stock classifier, or a chip beside the cut vision encoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chipviz.bundle.metadata import Metadata
+from chipviz.bundle.opening import as_refusals
+from chipviz.bundle.reader import PictureChip, read_picture_chip
+from chipviz.bundle.vision import MADE, make_picture
+from chipviz.data.pictures import Pictures
+from chipviz.data.processor import PictureReader, load_processor
+from chipviz.data.task import check_fields
+from chipviz.results.answers import Prediction
+
+
+@dataclass(frozen=True)
+class PictureClassifier:
+    """A loaded bundle that reads pictures."""
+
+    metadata: Metadata
+    reader: PictureReader
+    model: Any
+    """A stock classifier, or for kind *chipviz* the cut encoder alone."""
+    chip: PictureChip | None = None
+    """Of kind *chipviz* alone."""
+
+    @torch.inference_mode()
+    def predict(
+        self, sources: Sequence[str | Path], pairs: Sequence[str] | None = None
+    ) -> list[Prediction]:
+        """Classify pictures.
+
+        Args:
+            sources: Paths of files, or names of `chipviz.bundle.vision.MADE`.
+            pairs: Nothing: a picture is read alone.
+
+        Raises:
+            SourceError: If a file cannot be opened.
+            UnreadableError: If it holds no picture.
+            ConfigError: If texts are given beside the pictures.
+        """
+        check_fields(False, [str(source) for source in sources], pairs)
+        names, found = self.model.config.id2label, list[Prediction]()
+        for source in sources:
+            made = str(source) in MADE and not Path(source).exists()
+            picture = make_picture(str(source)) if made else self.reader.open(str(source))
+            pixels = self.reader.pixels(picture)[None].to(self.model.device)
+            said = (
+                self.model(pixel_values=pixels).logits if self.chip is None else self.chip(pixels)
+            )
+            row = said.float().softmax(dim=-1)[0].tolist()
+            best = max(range(len(row)), key=row.__getitem__)
+            by_name = {names[c]: p for c, p in enumerate(row)}
+            found.append(Prediction(names[best], row[best], by_name))
+        return found
+
+
+def open_pictures(path: Path, metadata: Metadata, model: Any) -> PictureClassifier:
+    """A bundle of pictures whose model is loaded.
+
+    Raises:
+        BundleError: If its processor or its chip cannot be used.
+    """
+    with as_refusals(path):
+        reader = load_processor(path, Pictures(path))
+        own = metadata.kind == "chipviz"
+        chip = read_picture_chip(path, model, metadata, reader.shape) if own else None
+    return PictureClassifier(metadata, reader, model, chip)

@@ -1,0 +1,128 @@
+"""What the chip of every layer says at each patch of a picture.
+
+A chip was trained on whole pictures: at one patch it is asked about that patch's state alone, or
+about it beside the class token's where it reads both.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from chipviz.backbones.backbone import Backbone, watch_layers
+from chipviz.chips.chip import Chips
+from chipviz.chips.tokens import settled_layer
+from chipviz.data.processor import PictureReader
+from chipviz.features.forward import Inputs, look_at, watch_neurons
+from chipviz.keys import EMBEDDING_LAYER, STC, ChipKey, Cut
+from chipviz.results.answers import PatchReading
+
+DECIMALS = 4
+
+
+def read_patches(
+    backbone: Backbone,
+    reader: PictureReader,
+    chips: Chips,
+    source: str,
+    *,
+    cut: Cut,
+    label_names: Sequence[str],
+) -> PatchReading:
+    """Ask every layer's chip about a picture and about each of its patches.
+
+    Args:
+        backbone: The run's own.
+        reader: The run's own.
+        chips: The run's own.
+        source: A reference, or the path of a file.
+        cut: Which chips to ask, and the layer whose probabilities are wanted in full.
+        label_names: Names of the classes.
+
+    Raises:
+        SourceError: If the picture is not there.
+        UnreadableError: If it cannot be read.
+    """
+    assert backbone.view is not None
+    picture = reader.open(source)
+    inputs = look_at(backbone, reader.pixels(picture)[None])
+    ask = _joined if cut.chip.recipe == STC or cut.chip.site not in ("block", "raw") else _of_layers
+    at_patches, whole = ask(backbone, chips, cut.chip, inputs)  # (L, P, C), (L, C)
+    confidence, label = at_patches.max(dim=-1)
+    return PatchReading(
+        grid=backbone.view.grid,
+        layer=cut.layer,
+        label_index=label.tolist(),
+        confidence=[[round(v, DECIMALS) for v in row] for row in confidence.tolist()],
+        by_layer=[[round(v, DECIMALS) for v in row] for row in whole.tolist()],
+        settled_layer=settled_layer(whole.argmax(dim=-1)),
+        label_names=list(label_names),
+        seen=as_png(reader.seen(picture)),
+        width=picture.width,
+        height=picture.height,
+    )
+
+
+def as_png(picture: Image.Image) -> str:
+    """A picture as a PNG file, base64."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@torch.inference_mode()
+def _of_layers(
+    backbone: Backbone, chips: Chips, key: ChipKey, inputs: Inputs
+) -> tuple[Tensor, Tensor]:
+    """What each layer's chip says at each patch, (L, P, C), and of the picture, (L, C)."""
+    at_patches: list[Tensor] = []
+    of_picture: list[Tensor] = []
+
+    def on_hidden(layer: int, hidden: Tensor) -> None:
+        if layer == EMBEDDING_LAYER:
+            return
+        chip = chips.at(Cut(layer, key)).to(hidden.device)
+        states = (hidden if key.site == "raw" else backbone.apply_final_norm(hidden)).float()
+        patches = _patches(backbone, states[0])
+        if key.pooling == "first+mean":
+            patches = torch.cat([states[0, :1].expand_as(patches), patches], dim=1)
+        at_patches.append(chip.probabilities(patches).cpu())
+        of_picture.append(chip.probabilities(inputs.pool(states, key.pooling))[0].cpu())
+
+    with watch_layers(backbone, on_hidden):
+        inputs.run()
+    return torch.stack(at_patches), torch.stack(of_picture)
+
+
+@torch.inference_mode()
+def _joined(
+    backbone: Backbone, chips: Chips, key: ChipKey, inputs: Inputs
+) -> tuple[Tensor, Tensor]:
+    """The same of chips that read neurons, of one layer or of all layers up to their own."""
+    layers = range(backbone.n_layers)
+    depths = [chips.at(Cut(layer, key)).of_neurons(key.site, layer) for layer in layers]
+    places = [depth.neurons for depth in depths if depth.neurons is not None]
+    neurons, which = torch.cat(places).unique(dim=0, return_inverse=True)
+    with watch_neurons(backbone, neurons, inputs.mask.shape, lambda v: v[0].float()) as taken:
+        inputs.run()
+        values = taken().cpu()  # (T, U)
+    patches = _patches(backbone, values)
+    host = Inputs(inputs.mask.cpu(), inputs.run, _cpu(inputs.patches))
+    whole = host.pool(values[None], key.pooling)
+    own = which.split([len(place) for place in places])
+    said = [d.probabilities(patches[:, w]) for d, w in zip(depths, own, strict=True)]
+    of_picture = [d.probabilities(whole[:, w])[0] for d, w in zip(depths, own, strict=True)]
+    return torch.stack(said), torch.stack(of_picture)
+
+
+def _cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
+
+
+def _patches(backbone: Backbone, values: Tensor) -> Tensor:
+    """Rows of the patches, of one row for each token, (T, D)."""
+    assert backbone.view is not None
+    return values[backbone.view.n_prefix :]
