@@ -24,7 +24,8 @@ with side:
     cut_summary.show(report, chosen, predictions)
     with st.container(horizontal=True, key="next"):
         nav.link("bundle", "Build the bundle", state.address(), ":material/inventory_2:")
-        nav.link("tokens", "See it word by word", state.address(), ":material/text_fields:")
+        by = "patch by patch" if report.task.kind == "image" else "word by word"
+        nav.link("tokens", f"See it {by}", state.address(), ":material/text_fields:")
 with chart:
     cut.rule_buttons(report, chosen)
     st.html(rule_table.rule_table(report, chosen, predictions))

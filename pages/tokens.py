@@ -6,17 +6,23 @@ from chipviz.ui import cut, formatting, patch_view, require_run, thumbnails, tok
 job, report = require_run.finished_run()
 st.header(formatting.plain(job.name), anchor=False)
 if report.task.kind == "image":
-    picture = patch_view.choose_picture(job)
-    chosen = cut.controls(report)
+    left, right = st.columns([3, 2], gap="large")
+    with right:
+        chosen = cut.controls(report)
+        verdict = st.container()
+        picture = patch_view.choose_picture(job)
     if picture is None:
         st.stop()
     try:
-        with st.spinner("Reading the picture. The first one takes longer: the model is loaded."):
+        with left, st.spinner("Reading the picture. The first one takes longer."):
             read = patch_view.ask(job.run_id, picture[0], chosen)
     except ChipvizError as error:
         widgets.show_error(error)
         st.stop()
-    patch_view.show(read, chosen, picture[1])
+    with left:
+        patch_view.show(read, chosen, picture[1])
+    with verdict:
+        patch_view.show_verdict(read, chosen.layer, picture[1])
     thumbnails.mistakes(job, report, chosen)
     st.stop()
 text, text_pair, truth = token_view.choose_text(job, report)

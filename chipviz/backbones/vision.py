@@ -167,7 +167,7 @@ def look_at_pictures(
     others = [row for row in range(len(labels)) if row not in set(first)]
     shown = rows.take([*first, *others][:most])
     return tuple(
-        PictureLook(one, label_names[label], width, height, reader.crop(width, height))
+        PictureLook(one, label_names[int(label)], width, height, reader.crop(width, height))
         for one, label in zip(shown.texts, shown.labels.tolist(), strict=True)
         for width, height in [size_of(one)]
     )

@@ -67,20 +67,21 @@ class Reading:
     def notices(self) -> list[Notice]:
         """All of it."""
         said = [
-            ("pictures-unreadable", "pictures cannot be read and are left out.", self.lost),
-            ("no-pictures", "files are no pictures by their names and are left out.", self.others),
+            ("pictures-unreadable", "Left out, for they cannot be read", "pictures", self.lost),
+            ("no-pictures", "Left out, for their names are of no pictures", "files", self.others),
         ]
         found = [
-            Notice(kind, f"{len(names):,} {message}", len(names), tuple(names[:N_EXAMPLES]))
-            for kind, message, names in said
+            Notice(code, f"{why}: {len(names):,} {what}.", len(names), tuple(names[:N_EXAMPLES]))
+            for code, why, what, names in said
             if names
         ]
         meant = {
-            "animated": "pictures move: their first frame is read.",
-            "transparent": "pictures are transparent in part: white shows through.",
+            "animated": "Read by their first frame, for they move",
+            "transparent": "Read with white behind them, for they are transparent in part",
         }
         return found + [
-            Notice(f"pictures-{what}", f"{n:,} {meant[what]}", n) for what, n in self.done.items()
+            Notice(f"pictures-{what}", f"{meant[what]}: {n:,} pictures.", n)
+            for what, n in self.done.items()
         ]
 
 

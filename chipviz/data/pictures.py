@@ -21,11 +21,12 @@ MAX_BYTES = 64 << 20
 """Maximum bytes of a picture's file."""
 MAX_PIXELS = 89_478_485
 """Maximum pixels of a picture. A file of kilobytes may claim any number; Pillow's own limit."""
+_TOO_LARGE = f"has more than the {MAX_PIXELS:,} pixels that are read"
 MAX_RATIO = 32
 """Maximum ratio of the sides. A processor would enlarge the short one and all the rest with it."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 """Ends of names that are taken for pictures."""
-KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "MPO")
+KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 """Formats that are read. Pillow knows others, some of which run programs."""
 _REFERENCE = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}-\d{1,6}x\d{1,6}")
 _IN_TEXT = re.compile(r"[0-9a-f]{50}")
@@ -132,6 +133,7 @@ def read(data: bytes) -> tuple[Image.Image, list[str]]:
     """
     if len(data) > MAX_BYTES:
         raise UnreadableError(f"has {len(data):,} bytes, at most {MAX_BYTES:,} are read")
+    Image.init()  # WEBP and TIFF are not there before
     try:
         picture = Image.open(io.BytesIO(data), formats=KINDS)
         _refuse_size(picture.width, picture.height)
@@ -142,9 +144,11 @@ def read(data: bytes) -> tuple[Image.Image, list[str]]:
             done.append("transparent")
         return _as_rgb(picture), done
     except UnidentifiedImageError:
-        raise UnreadableError(f"is none of {', '.join(KINDS[:-1])}") from None
+        raise UnreadableError(f"is none of {', '.join(KINDS)}") from None
     except UnreadableError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableError(_TOO_LARGE) from None
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a broken file leads them to
         said = " ".join(str(error).split())[:100] or type(error).__name__
         raise UnreadableError(f"cannot be decoded ({said})") from None
@@ -157,7 +161,7 @@ def _moves(picture: Image.Image) -> bool:
 
 def _refuse_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise UnreadableError(f"has {width * height:,} pixels, at most {MAX_PIXELS:,} are read")
+        raise UnreadableError(_TOO_LARGE)
     if max(width, height) > MAX_RATIO * min(width, height):
         raise UnreadableError(
             f"has {width:,} x {height:,} pixels, and one side may be {MAX_RATIO} times the other"

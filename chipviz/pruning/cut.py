@@ -18,6 +18,8 @@ from chipviz.results.report import BundleKind
 
 _SETTINGS = (bool, int, float, str, type(None))
 """Attributes of a module that say how it computes."""
+_OF_TRAINING = {"drop_prob"}
+"""Those that say it of training alone: BEiT drops deeper layers more often."""
 
 
 def cut_config(backbone: Backbone, cut_layer: int) -> Any:
@@ -152,7 +154,7 @@ def _differences(backbone: Backbone, cut: nn.Module, whole: nn.Module, kept: int
     counts = (kept, backbone.n_layers)  # a number of layers is another one by right
     for where, part in cut.named_modules():
         ours, theirs = vars(part), vars(parts.get(where, part))
-        for name in ours.keys() & theirs.keys():
+        for name in (ours.keys() & theirs.keys()) - _OF_TRAINING:
             one, other = ours[name], theirs[name]
             if isinstance(one, _SETTINGS) and one != other and (one, other) != counts:
                 yield f"{where}.{name} would be {one}, not {other}".removeprefix(".")

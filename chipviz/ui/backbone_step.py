@@ -15,16 +15,19 @@ from chipviz.ui.formatting import megabytes, millions
 
 EMBEDDED = {
     "smollm2-135m": "SmolLM2-135M-Instruct: a decoder of 30 layers, Apache-2.0.",
-    "dinov2-small": "DINOv2 ViT-S/14: reads pictures, 12 layers, Apache-2.0. From the wheel of "
-    "another project; whether that one tuned it is not known.",
     "minilm-l6": "all-MiniLM-L6-v2: an encoder of 6 layers, Apache-2.0. Small and fast.",
 }
+SEEING = {
+    "dinov2-small": "DINOv2 ViT-S/14: a vision encoder of 12 layers, Apache-2.0. It comes in the "
+    "wheel of another project; whether that one tuned it is not known.",
+}
+"""Embedded backbones of texts, and of pictures."""
 
 
-def choose() -> dict[str, Any]:
+def choose(*, pictures: bool = False) -> dict[str, Any]:
     """Draw the step. `backbone` is empty where none is named yet."""
     st.subheader("2 Backbone", anchor=False)
-    return {"backbone": name_one()}
+    return {"backbone": name_one(pictures=pictures)}
 
 
 def preselect() -> None:
@@ -35,8 +38,8 @@ def preselect() -> None:
         del st.query_params["backbone"]
 
 
-def name_one() -> str:
-    """Draw the choice of a backbone. Empty where none is named yet."""
+def name_one(*, pictures: bool = False) -> str:
+    """Draw the choice of a backbone for texts or pictures. Empty where none is named yet."""
     kind = st.segmented_control(
         "Where the model comes from",
         draft.BACKBONE_SOURCES,
@@ -45,13 +48,12 @@ def name_one() -> str:
         key="backbone_source",
     )
     if kind == "Embedded":
-        name = st.selectbox(
-            "Embedded backbone",
-            list(EMBEDDED),
-            index=list(EMBEDDED).index(str(EXAMPLE["backbone"])),
-            key="backbone_embedded",
-        )
-        st.caption(EMBEDDED[name])
+        known, key = (SEEING, "backbone_seeing") if pictures else (EMBEDDED, "backbone_embedded")
+        names = list(known)
+        first = str(EXAMPLE["backbone"])
+        index = names.index(first) if first in names else 0
+        name = st.selectbox("Embedded backbone", names, index=index, key=key)
+        st.caption(known[name])
         return name
     if kind == "Made here":
         return _made() or ""

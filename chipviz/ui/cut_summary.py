@@ -33,7 +33,7 @@ def show(report: RunReport, cut: Cut, predictions: Predictions | None) -> None:
     st.caption(loss_words(report, cut, predictions))
     drawing = widgets.stack(layers, cut.layer)
     st.html(f'<div class="cv-side">{drawing}{widgets.facts(savings(report, cut))}</div>')
-    st.caption(plain(_measured_words(report.measured)))
+    st.caption(plain(_measured_words(report.measured, report.task.rows)))
     with st.popover("Parameters by part", type="tertiary", key="parts"):
         st.html(widgets.facts(by_part(report, cut)))
 
@@ -55,7 +55,7 @@ def loss_words(report: RunReport, cut: Cut, predictions: Predictions | None) -> 
         return f"{gap} {name}."
     here, there = (predictions.at(one, "test") == predictions.labels["test"] for one in (cut, best))
     p = mcnemar(here, there)
-    on_texts = f"on the same {test.n:,} texts (McNemar, p = {p:.2g})"
+    on_texts = f"on the same {test.n:,} {report.task.rows} (McNemar, p = {p:.2g})"
     if p < SURE:
         return f"{gap} {name}: a sure difference {on_texts}."
     return f"No measurable loss against {name}: {gap} {on_texts}."
@@ -106,10 +106,10 @@ def _times(dense: float, cut: float, word: str) -> str:
     return f"{dense / max(cut, 1e-12):.1f}x {word}"
 
 
-def _measured_words(measured: Measured) -> str:
-    texts = "1 text" if measured.batch == 1 else f"{measured.batch} texts"
+def _measured_words(measured: Measured, rows: str) -> str:
+    read = f"1 {rows[:-1]}" if measured.batch == 1 else f"{measured.batch} {rows}"
     return (
-        f"Time and memory of one pass over {texts} of {measured.n_tokens} tokens, "
+        f"Time and memory of one pass over {read} of {measured.n_tokens} tokens, "
         f"median of {measured.repeats}, on {measured.device} in {measured.dtype}."
     )
 

@@ -117,7 +117,7 @@ def _picture_columns(data: str, found: ColumnsPreview) -> dict[str, str | None] 
     with left:
         label = _box("label", list(found.columns), found.roles.get("label"), data)
     with right:
-        text = _box("text", list(found.pictures), found.pictures[0], data)
+        text = _box("text", list(found.pictures), found.pictures[0], data, "Picture column")
     if label is None or text is None:
         st.warning("Choose the column that holds the labels, and the one that holds the pictures.")
         return None
@@ -135,13 +135,15 @@ def are_pictures(data: str | None) -> bool:
     return not isinstance(found, Refusal) and bool(found.pictures)
 
 
-def _box(role: str, options: list[Any], guess: str | None, guessed_for: str) -> str | None:
+def _box(
+    role: str, options: list[Any], guess: str | None, guessed_for: str, label: str | None = None
+) -> str | None:
     """A box with the guess chosen and named as one. `guessed_for` names that table."""
     key = f"column_{role}_{hashlib.sha256(guessed_for.encode()).hexdigest()[:12]}"
     if st.session_state.get(key) not in options:  # the file has other columns than it had
         st.session_state.pop(key, None)
     return st.selectbox(
-        formatting.label_of(role),
+        label or formatting.label_of(role),
         options,
         index=options.index(guess) if guess in options else None,
         format_func=lambda name: _shown(name, guess),

@@ -27,6 +27,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "data_source": DATA_SOURCES,
     "backbone_source": BACKBONE_SOURCES,
     "backbone_embedded": tuple(BACKBONE_WHEELS),
+    "backbone_seeing": tuple(BACKBONE_WHEELS),
     "preset": get_args(Preset),
     "contradictions": get_args(Contradictions),
     "importance": get_args(Importance),

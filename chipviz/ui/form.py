@@ -30,9 +30,10 @@ def show() -> None:
     with texts:
         data = data_step.choose()
     embedded = data == {"data": EXAMPLE["data"]}
+    pictures = data_step.are_pictures(data["data"] if data else None)
     with model:
-        values = backbone_step.choose()
-    if not data_step.are_pictures(data["data"] if data else None):
+        values = backbone_step.choose(pictures=pictures)
+    if not pictures:
         with prompt:
             values |= prompt_step.choose(embedded=embedded)
     with more:

@@ -11,6 +11,9 @@ from chipviz.ui import formatting, state, thumbnails, uploads, widgets
 from chipviz.ui.plots import heatmaps
 from chipviz.ui.plots.patches import patches_figure
 
+SHOWN = 6
+"""Classes in the verdict."""
+
 
 def choose_picture(job: Job) -> tuple[str, int | None] | None:
     """Draw the choice of a picture: a test picture, or one from this computer.
@@ -58,31 +61,27 @@ def _ask(_question: ReadPatches, run_id: str, source: str, chip: str) -> PatchRe
 
 
 def show(answer: PatchReading, cut: Cut, truth: int | None) -> None:
-    """Draw the picture on its tints, the verdict beside it, and where the answer settles."""
-    names, last = answer.label_names, len(answer.by_layer) - 1
-    left, right = st.columns([3, 2], gap="large")
-    with left:
-        layer = st.slider(
-            "Layer",
-            0,
-            last,
-            cut.layer,
-            key=f"patch_layer_{cut.layer}",
-            help="What the chip of this layer says. The cut is where it begins.",
-        )
-        said = answer.by_layer[layer]
-        best = max(range(len(names)), key=said.__getitem__)
-        slots = heatmaps.class_slots(len(names), answer=best, truth=truth)
-        st.plotly_chart(
-            patches_figure(answer, layer, slots, look=state.look()),
-            key="patches",
-            theme=None,
-            config={"displayModeBar": False},
-            alt=f"The picture, each patch tinted by what the chip of layer {layer} says there",
-        )
-        st.caption(_what_a_tint_is(cut))
-    with right:
-        _verdict(answer, layer, best, truth)
+    """Draw the picture on its tints."""
+    slots = heatmaps.class_slots(
+        len(answer.label_names), answer=_best(answer, cut.layer), truth=truth
+    )
+    st.plotly_chart(
+        patches_figure(answer, cut.layer, slots, look=state.look()),
+        key="patches",
+        theme=None,
+        config={"displayModeBar": False},
+        alt=f"The picture, each patch tinted by what the chip of layer {cut.layer} says there",
+    )
+    rows, columns = answer.grid
+    st.caption(
+        f"{_what_a_tint_is(cut)} The picture has {answer.width:,} x {answer.height:,} pixels; what "
+        f"its processor leaves of it is read as {rows} x {columns} patches."
+    )
+
+
+def _best(answer: PatchReading, layer: int) -> int:
+    said = answer.by_layer[layer]
+    return max(range(len(said)), key=said.__getitem__)
 
 
 def _what_a_tint_is(cut: Cut) -> str:
@@ -96,25 +95,21 @@ def _what_a_tint_is(cut: Cut) -> str:
     return "A tint is what the chip says of this patch alone. It was trained on all of them."
 
 
-def _verdict(answer: PatchReading, layer: int, best: int, truth: int | None) -> None:
-    names, said = answer.label_names, answer.by_layer[layer]
-    right = "" if truth is None else (", which is right" if truth == best else "")
-    wrong = "" if truth in (None, best) else f", the truth is {names[truth or 0]}"
+def show_verdict(answer: PatchReading, layer: int, truth: int | None) -> None:
+    """Draw what a layer says of the whole picture, and where the answer settles."""
+    names, said, best = answer.label_names, answer.by_layer[layer], _best(answer, layer)
+    right = ", which is right" if truth == best else ""
+    wrong = f", the truth is {names[truth]}" if truth is not None and truth != best else ""
     st.markdown(
-        f"**{formatting.plain(names[best])}** {formatting.percent(said[best])}"
-        f"{right}{formatting.plain(wrong)}"
+        f"**{formatting.plain(names[best])}** {formatting.percent(said[best])}{right}"
+        f"{formatting.plain(wrong)}"
     )
-    order = sorted(range(len(names)), key=lambda c: -said[c])[:8]
+    order = sorted(range(len(names)), key=lambda c: -said[c])[:SHOWN]
     st.html(widgets.bars([(names[c], said[c], formatting.percent(said[c])) for c in order]))
-    where = "at or below" if answer.settled_layer <= layer else "above"
+    where = "at or below the cut" if answer.settled_layer <= layer else "above the cut"
     st.html(
         f'<div class="cv-big">Settled at layer <span class="cv-accent">'
         f"{int(answer.settled_layer)}</span></div>"
         f'<div class="cv-muted">From there on every layer gives the last layer\'s answer; that is '
-        f"{where} layer {int(layer)}.</div>"
-    )
-    rows, columns = answer.grid
-    st.caption(
-        f"{answer.width:,} x {answer.height:,} pixels as given; the model sees {rows} x {columns} "
-        "patches of what its processor leaves."
+        f"{where} at layer {int(layer)}.</div>"
     )

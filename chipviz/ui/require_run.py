@@ -34,7 +34,9 @@ def finished_run() -> tuple[Job, RunReport]:
         nav.link("runs", "All runs")
         st.stop()
     state.choose_cut(report, state.current_cut(report))
-    st.session_state["rows"] = report.task.rows
+    if st.session_state.get("rows", "texts") != report.task.rows:
+        st.session_state["rows"] = report.task.rows
+        st.rerun()  # the name of the page of tokens or patches is drawn already
     return job, report
 
 

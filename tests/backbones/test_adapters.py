@@ -312,7 +312,7 @@ def test_the_embedded_encoder_is_what_it_is_said_to_be(minilm):
 
 
 def test_the_embedded_wheels_are_pinned():
-    assert set(sources.BACKBONE_WHEELS) == {"smollm2-135m", "minilm-l6"}
+    assert set(sources.BACKBONE_WHEELS) == {"smollm2-135m", "minilm-l6", "dinov2-small"}
     assert all(
         len(w.sha256) == 64 and "==" in w.requirement for w in sources.BACKBONE_WHEELS.values()
     )

@@ -162,7 +162,7 @@ def test_the_lines_on_the_card_run_and_agree(finished, tmp_path, pooling):
     assert expected.label in said
     numbers = [float(number) for number in re.findall(r"\d\.\d+(?:e-\d+)?", said)]
     assert any(number == pytest.approx(expected.score, abs=1e-5) for number in numbers)
-    assert lines.strip() == card.use(about.kind, takes_pair=False)
+    assert lines.strip() == card.use(about.kind, load(out).metadata.task)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "raw"])

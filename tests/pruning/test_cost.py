@@ -192,13 +192,12 @@ def test_peak_memory_is_what_a_count_by_hand_finds(batch, vocabulary):
     )
     found = cost.measure(backbone, tokens, batch=batch)
     table = 4 * vocabulary * size
-    mask = 8 * batch * tokens
     widest, weights = 0, table
     for peak, width in zip(found.peak_bytes, widths, strict=True):
         weights += 4 * 2 * size * width
         widest = max(widest, width)
         # The widest moment so far: a block's input, its wide state and its output.
-        assert peak == weights + mask + 4 * batch * tokens * (size + widest + size)
+        assert peak == weights + 4 * batch * tokens * (size + widest + size)
     head = 4 * batch * (size + vocabulary)  # one position's state and its logits
     activations = max(found.peak_bytes[-1] - weights, head)
     assert found.dense_peak_bytes == weights + activations

@@ -59,6 +59,8 @@ def test_a_report_has_the_keys_that_the_command_line_promises(report):
         "embedding",
         "tfidf",
         "tfidf_whole",
+        "pixels",
+        "colours",
         "zero_shot",
         "n_zero_shot",
     }

@@ -52,7 +52,7 @@ def patches_figure(
         sizing="stretch",
         layer="below",
     )
-    side = 520
+    side = 470
     figure.update_layout(
         height=round(side * rows / columns) + 8,
         margin={"l": 0, "r": 0, "t": 4, "b": 4},
