@@ -124,7 +124,7 @@ class _Made:
 
 
 def _run(backbone: Backbone) -> list[tuple[nn.Module, list[_Made]]]:
-    """The calls of the modules of every block, in order, on one short text."""
+    """The calls of the modules of every block, in order, on one short text or one picture."""
     found: list[tuple[nn.Module, list[_Made]]] = [(block, []) for block in backbone.blocks]
     handles = []
 
@@ -135,7 +135,7 @@ def _run(backbone: Backbone) -> list[tuple[nn.Module, list[_Made]]]:
             if not isinstance(output, Tensor) or given is None:
                 return
             same = given.shape == output.shape and torch.equal(given, output)
-            rows = len(_PROBE)
+            rows = len(_PROBE) if backbone.view is None else backbone.view.n_tokens
             widths = [
                 tensor.shape[-1] if tensor.numel() == rows * tensor.shape[-1] else None
                 for tensor in (given, output)
@@ -148,15 +148,22 @@ def _run(backbone: Backbone) -> list[tuple[nn.Module, list[_Made]]]:
         for module in block.modules():
             if module is not block:
                 handles.append(module.register_forward_hook(noting(made)))
-    size = int(backbone.config.get_text_config().vocab_size)
-    ids = torch.tensor([[token % size for token in _PROBE]], device=backbone.device)
     try:
         with torch.inference_mode():
-            backbone.forward(ids, torch.ones_like(ids))
+            _probe(backbone)
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+def _probe(backbone: Backbone) -> None:
+    if backbone.view is not None:
+        backbone.look(torch.randn(1, *backbone.view.shape, device=backbone.device))
+        return
+    size = int(backbone.config.get_text_config().vocab_size)
+    ids = torch.tensor([[token % size for token in _PROBE]], device=backbone.device)
+    backbone.forward(ids, torch.ones_like(ids))
 
 
 @dataclass

@@ -61,7 +61,6 @@ def _try_picture(bundle: BundleReport) -> None:
     except ChipvizError as error:
         widgets.show_error(error)
         return
-    st.image(file, width=240)
     _answer(Predict(bundle.path, [str(path)], None))
 
 

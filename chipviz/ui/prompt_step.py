@@ -66,15 +66,14 @@ def show(found: Preview) -> None:
 def _show_pictures(found: Preview) -> None:
     st.subheader("3 Pictures", anchor=False)
     st.html('<p class="cv-muted">Training pictures; what the model does not see is dark</p>')
-    places = st.columns(6)
-    for place, picture in enumerate(found.pictures):
-        with places[place % len(places)]:
-            shown = thumbnails.cropped(picture.reference, picture.seen)
-            if shown is not None:
-                st.image(shown)
-            st.caption(
-                f"{formatting.plain(picture.label[:40])}, {picture.width:,} x {picture.height:,}"
-            )
+    figures = [
+        thumbnails.figure(
+            thumbnails.cropped(one.reference, one.seen),
+            f"{one.label[:40]}, {one.width:,} x {one.height:,}",
+        )
+        for one in found.pictures
+    ]
+    st.html(f'<div class="cv-grid">{"".join(figures)}</div>')
 
 
 def prompt_html(example: PromptPreview) -> str:

@@ -51,6 +51,10 @@ _SHEET = """
 .cv-words .cv-frame { opacity:.6; font-family:monospace; font-size:.88em;
   margin-right:.3em; }
 .cv-words .cv-rest { opacity:.45; text-decoration:line-through; }
+.cv-grid { display:grid; gap:1rem; grid-template-columns:repeat(auto-fill, minmax(150px, 1fr)); }
+.cv-figure { margin:0; }
+.cv-figure img { border-radius:6px; display:block; max-width:100%; }
+.cv-figure figcaption { font-size:.88rem; opacity:.8; overflow-wrap:anywhere; padding-top:.3rem; }
 .cv-key { display:inline-block; border-radius:4px; padding:.05rem .5rem; color:#16201f;
   margin:0 .3rem .3rem 0; font-size:.88rem; overflow-wrap:anywhere; }
 .cv-texts { font-size:.86rem; padding-left:1.2rem; margin:.2rem 0 0; overflow-wrap:anywhere; }

@@ -1,6 +1,7 @@
 """Pictures of the home folder, small: for grids, strips and tables."""
 
 import base64
+import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from chipviz.errors import ChipvizError
 from chipviz.keys import Cut
 from chipviz.results.report import RunReport
 from chipviz.runs.store import Job
-from chipviz.ui import formatting, state
+from chipviz.ui import state
 
 THUMB = 96
 """Pixels of a thumbnail's longer side."""
@@ -42,9 +43,20 @@ def thumbnail(reference: str) -> str | None:
     if picture is None:
         return None
     picture.thumbnail((THUMB, THUMB))
+    return _address(picture)
+
+
+def _address(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def figure(picture: Image.Image | None, caption: str) -> str:
+    """A picture with its caption, in HTML. The caption is escaped here."""
+    said = html.escape(caption)
+    shown = "" if picture is None else f'<img src="{_address(picture)}" alt="{said}">'
+    return f'<figure class="cv-figure">{shown}<figcaption>{said}</figcaption></figure>'
 
 
 def cropped(reference: str, seen: Sequence[float]) -> Image.Image | None:
@@ -88,11 +100,6 @@ def mistakes(job: Job, report: RunReport, cut: Cut) -> None:
     places = st.columns(6)
     for place, row in enumerate(wrong[:SHOWN]):
         with places[place % len(places)]:
-            picture = opened(examples[row].text)
-            if picture is not None:
-                st.image(picture)
-            st.caption(
-                f"{formatting.plain(names[labels[row]][:40])}, taken for "
-                f"{formatting.plain(names[said[row]][:40])}"
-            )
+            caption = f"{names[labels[row]][:40]}, taken for {names[said[row]][:40]}"
+            st.html(figure(opened(examples[row].text), caption))
             st.button("Open", key=f"open_{row}", on_click=choose, args=(job.run_id, row))

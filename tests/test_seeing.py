@@ -1,0 +1,262 @@
+"""The whole line with pictures: from class folders to a verified bundle, by page and command."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from chipviz import experiment, preview
+from chipviz.backbones.opening import reopen
+from chipviz.bundle.classifier import load
+from chipviz.chips.chip import Chips
+from chipviz.chips.patches import read_patches
+from chipviz.chips.picture_controls import colour_histogram, grey_pixels
+from chipviz.cli import inputs
+from chipviz.config import CutSpec, RunConfig
+from chipviz.data.pictures import Pictures
+from chipviz.data.task import refuse_kind
+from chipviz.errors import ChipvizError, ConfigError
+from chipviz.features.forward import forward_pooled
+from chipviz.files import PROJECT
+from chipviz.keys import ChipKey, Cut
+from chipviz.progress import silent
+from chipviz.results.run_folder import RunFolder
+from tests.seeing import COLOURS, NAMED, SIDE, class_folders, picture
+
+
+def trained(home, backbone, data, **options):
+    config = RunConfig.checked(backbone=str(backbone), data=str(data), folds=1, **options)
+    folder = RunFolder(home / "runs" / "run")
+    folder.path.mkdir(parents=True)
+    points = []
+    report = experiment.run(
+        config,
+        home=home,
+        run_id="run",
+        folder=folder,
+        progress=silent,
+        on_points=points.extend,
+    )
+    return SimpleNamespace(
+        home=home, config=config, folder=folder, report=report, points=points, data=data
+    )
+
+
+@pytest.fixture(scope="module", params=["dinov2", "siglip_vision_model"])
+def run(request, tmp_path_factory):
+    """A run on three colours, which every layer can tell apart."""
+    root = tmp_path_factory.mktemp("seeing")
+    NAMED[request.param].build(root / request.param)
+    data = class_folders(root / "colours", 30)
+    return trained(root / "home", root / request.param, data)
+
+
+@pytest.fixture(scope="module")
+def stc_run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("seeing-stc")
+    NAMED["vit"].build(root / "vit")
+    data = class_folders(root / "colours", 30)
+    return trained(root / "home", root / "vit", data, stc=True, poolings=["first", "mean"])
+
+
+def test_chips_tell_colours_apart_and_the_controls_say_that_colours_suffice(run):
+    report = run.report
+    assert report.task.kind == "image"
+    has_class = report.backbone.name == "dinov2"
+    poolings = ["first", "mean", "first+mean"] if has_class else ["mean"]
+    assert sorted({key.pooling for key in report.chips}) == sorted(poolings)
+    best = max(s.accuracy for s in report.scores if s.split == "test" and s.layer >= 0)
+    assert best > 0.9
+    controls = report.controls
+    assert controls.colours > 0.9
+    assert set(controls.beside) == {"grey pixels", "colours"}
+    assert (controls.tfidf, controls.zero_shot) == (None, None)
+    assert run.points  # a curve grew
+
+
+def test_sizes_are_those_of_the_states(run):
+    report = run.report
+    for cost in report.costs:
+        width = 64 if cost.pooling == "first+mean" else 32
+        extra = 3 if report.backbone.name != "dinov2" or cost.bundle == "image" else 0
+        assert 3 * width <= cost.chip_parameters <= 3 * width + max(extra, 3)
+
+
+def test_patches_are_asked_what_their_states_say(run):
+    backbone, reader = reopen(run.config, run.report, home=run.home, folder=run.folder)
+    chips = Chips.load(run.folder.chips, backbone.folder.fingerprint)
+    source = run.folder.read_examples("test")[0].text
+    for key in run.report.chips:
+        cut = Cut(2, key)
+        found = read_patches(
+            backbone, reader, chips, source, cut=cut, label_names=run.report.task.label_names
+        )
+        assert found.grid == (4, 4)
+        assert (found.width, found.height) == (40, 28)
+        normed = normed_states(backbone, reader.pixels(reader.open(source)), 2)
+        patches = normed[backbone.view.n_prefix :]
+        if key.pooling == "first+mean":
+            patches = torch.cat([normed[:1].expand_as(patches), patches], dim=1)
+        truth = chips.at(cut).probabilities(patches)
+        assert found.label_index[2] == truth.argmax(dim=1).tolist()
+        assert np.allclose(found.confidence[2], truth.amax(dim=1), atol=2e-2)
+        pooled = forward_pooled(backbone, reader.encode([source]), 0, [key.vector])[0]
+        for layer in range(4):
+            whole = chips.at(Cut(layer, key)).probabilities(pooled[layer + 1])[0]
+            assert np.allclose(found.by_layer[layer], whole, atol=1e-3)
+
+
+def normed_states(backbone, pixels, layer):
+    """A layer's states of one picture by a hook of our own, shape (T, D)."""
+    states = []
+    handle = backbone.blocks[layer].register_forward_hook(
+        lambda _m, _a, out: states.append(out if isinstance(out, torch.Tensor) else out[0])
+    )
+    with torch.inference_mode():
+        backbone.model(pixel_values=pixels[None].to(backbone.dtype))
+    handle.remove()
+    return backbone.apply_final_norm(states[0])[0].float()
+
+
+@pytest.mark.parametrize("word", ["stc", "sparse"])
+def test_patches_of_chips_that_read_neurons(stc_run, word):
+    run = stc_run
+    backbone, reader = reopen(run.config, run.report, home=run.home, folder=run.folder)
+    chips = Chips.load(run.folder.chips, backbone.folder.fingerprint)
+    examples = run.folder.read_examples("test")[:6]
+    keys = [key for key in run.report.chips if key.word == word]
+    assert keys
+    predictions = run.folder.read_predictions()
+    for key in keys:
+        cut = Cut(3, key)
+        for i, example in enumerate(examples):
+            found = read_patches(
+                backbone, reader, chips, example.text, cut=cut, label_names=["a", "b", "c"]
+            )
+            assert int(np.argmax(found.by_layer[3])) == predictions.at(cut, "test")[i]
+
+
+def test_a_cut_is_built_verified_and_predicts_files(run, tmp_path):
+    key = run.report.chips[-1]
+    built = experiment.build(
+        run.folder,
+        CutSpec.at(Cut(1, key)),
+        home=run.home,
+        out=tmp_path / "bundle",
+        progress=silent,
+    )
+    assert built.n_verified == run.report.task.n_validation
+    assert built.max_difference < 1e-3
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "image-classification" in card
+    assert "An image classifier" in card
+    right = 0
+    for i, name in enumerate(COLOURS):
+        file = tmp_path / f"{name}.png"
+        picture(COLOURS[name], 900 + i).save(file)
+        (said,) = load(tmp_path / "bundle").predict([file])
+        right += said.label == name
+    assert right == 3
+
+
+def chipviz(home, *words):
+    command = [sys.executable, "-m", "chipviz", "--home", str(home), *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=home
+    )
+    return done.stdout, done.stderr
+
+
+def test_the_command_line_sees(run, tmp_path):
+    experiment.build(
+        run.folder,
+        CutSpec.at(Cut(2, run.report.chips[0])),
+        home=run.home,
+        out=tmp_path / "bundle",
+        progress=silent,
+    )
+    folder = tmp_path / "shown"
+    folder.mkdir()
+    for name in ("red", "blue"):
+        picture(COLOURS[name], 7).save(folder / f"{name}.png")
+    out, _ = chipviz(run.home, "predict", tmp_path / "bundle", "--image", folder, "--json")
+    said = {p["file"].split("/")[-1]: p["label"] for p in json.loads(out)["predictions"]}
+    assert said == {"blue.png": "blue", "red.png": "red"}
+    with pytest.raises(ConfigError, match="Pictures are read here"):
+        refuse_kind(run.report.task.kind, "text")
+    with pytest.raises(ConfigError, match="There is no picture"):
+        inputs.pictures([tmp_path / "no.png"])
+    out, error = chipviz(
+        run.home, "inspect", "--backbone", run.config.backbone, "--data", run.data, "--json"
+    )
+    seen = json.loads(out)
+    assert (seen["kind"], seen["lengths"], seen["examples"]) == ("image", None, [])
+    assert {one["label"] for one in seen["pictures"]} == set(COLOURS)
+    assert "torchvision" not in error
+
+
+def test_a_preview_shows_one_of_each_class_first(run):
+    found = preview.inspect(run.config, home=run.home)
+    first = [one.label for one in found.pictures[:3]]
+    assert sorted(first) == sorted(COLOURS)
+    store = Pictures(run.home / "data" / "pictures")
+    for one in found.pictures:
+        assert store.open(one.reference).size == (one.width, one.height)
+        assert one.seen == (0, 0, 1, 1)  # this processor crops nothing
+    words = "\n".join(preview.in_words(found))
+    assert "pictures" in words
+    assert "texts" not in words
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"poolings": ["last"]}, "has no pooling last"),
+        ({"preset": "published"}, "these are pictures"),
+        ({"device_map": "auto"}, "not spread over devices"),
+        ({"template": "Look: {text}"}, "without a template"),
+    ],
+)
+def test_settings_of_texts_are_refused(run, tmp_path, options, said):
+    with pytest.raises(ConfigError, match=said):
+        trained(tmp_path / "home", run.config.backbone, run.data, **options)
+
+
+def test_settings_of_pictures_are_refused_of_texts(tiny_backbone_folder, toy_csv, tmp_path, run):
+    with pytest.raises(ConfigError, match=r"has no pooling first\+mean"):
+        trained(tmp_path / "one", tiny_backbone_folder, toy_csv, poolings=["first+mean"])
+    with pytest.raises(ChipvizError, match="reads texts, and the data has pictures"):
+        trained(tmp_path / "two", tiny_backbone_folder, run.data)
+    with pytest.raises(ChipvizError, match="reads pictures, and the data has texts"):
+        trained(tmp_path / "three", run.config.backbone, toy_csv)
+
+
+def test_a_model_without_class_token_has_no_first(tmp_path):
+    NAMED["siglip_vision_model"].build(tmp_path / "siglip")
+    data = class_folders(tmp_path / "colours", 5)
+    with pytest.raises(ConfigError, match="Without a class token it has no pooling first"):
+        trained(tmp_path / "home", tmp_path / "siglip", data, poolings=["first"])
+
+
+def test_controls_see_what_they_say_they_see():
+    red, blue = picture(COLOURS["red"], 1), picture(COLOURS["blue"], 1)
+    assert colour_histogram(red).sum() == pytest.approx(1, abs=1e-5)
+    assert np.abs(colour_histogram(red) - colour_histogram(blue)).sum() > 1
+    turned = red.rotate(180)
+    assert np.allclose(colour_histogram(red), colour_histogram(turned), atol=0.05)
+    assert grey_pixels(red).shape == (256,)
+    assert grey_pixels(red).max() <= 1
+    assert not np.allclose(grey_pixels(red), grey_pixels(turned), atol=0.01)
+    assert SIDE == 32
+
+
+def test_a_chip_of_another_pooling_is_a_chip_of_its_own():
+    key = ChipKey.sound("first+mean")
+    assert ChipKey.parse(key.name) == key
+    assert key.vector.n_states == 2
