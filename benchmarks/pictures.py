@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
@@ -25,6 +26,7 @@ from transformers import AutoImageProcessor, AutoModel
 from benchmarks.stored import RESULTS, trained, write_section
 from chipviz.backbones.find import find_model
 from chipviz.backbones.vision import open_vision
+from chipviz.chips.linear import STRENGTHS
 from chipviz.config import RunConfig, home_dir
 from chipviz.data.from_table import load_task
 from chipviz.data.pictures import Pictures
@@ -40,7 +42,6 @@ BACKBONE = "dinov2-small"
 POOLINGS: tuple[Pooling, ...] = ("first", "mean", "first+mean")
 CHECKED = (3, 6, 9, 11)
 """Layers whose chips stand beside scikit-learn's."""
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 BATCH = 8
 TIMED = 64
 """Pictures read in a round of the timing."""
@@ -81,7 +82,7 @@ def plain_states(task: Task, home: Path) -> dict[tuple[Split, Pooling, int], NDA
 
 
 def beside_scikit_learn(task: Task, report: RunReport, home: Path) -> list[Checked]:
-    """Chips of the run, and logistic regression with C chosen on validation, refitted on both."""
+    """Chips of the run, and logistic regression with C by validation loss, refitted on both."""
     states, labels = plain_states(task, home), {s: r.labels for s, r in task.splits.items()}
     found = []
     for pooling in POOLINGS:
@@ -89,16 +90,17 @@ def beside_scikit_learn(task: Task, report: RunReport, home: Path) -> list[Check
             one: dict[Split, NDArray[np.float32]] = {
                 split: states[split, pooling, layer] for split in task.splits
             }
-            right = [
-                np.mean(
-                    _fitted(one["train"], labels["train"], c).predict(one["validation"])
-                    == labels["validation"]
+            losses = [
+                log_loss(
+                    labels["validation"],
+                    _fitted(one["train"], labels["train"], c).predict_proba(one["validation"]),
+                    labels=np.unique(labels["train"]),
                 )
                 for c in STRENGTHS
             ]
             both = np.concatenate([one["train"], one["validation"]])
             known = np.concatenate([labels["train"], labels["validation"]])
-            model = _fitted(both, known, STRENGTHS[int(np.argmax(right))])
+            model = _fitted(both, known, STRENGTHS[int(np.argmin(losses))])
             theirs = float(np.mean(model.predict(one["test"]) == labels["test"]))
             score = report.score_at(Cut(layer, ChipKey.sound(pooling)), "test")
             found.append(Checked(pooling, layer, score.accuracy, theirs))
@@ -206,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{BACKBONE} (whether the maker of its wheel tuned it is not known), test accuracy",
         "in % of the chip of every layer: linear ones on class token, mean of the patches and "
         "both, and an MLP of the sound recipe. Beside",
-        "them scikit-learn's logistic regression on states of a plain float32 loop, C chosen on "
-        "validation.",
+        "them scikit-learn's logistic regression on states of a plain float32 loop, C chosen by "
+        "validation loss.",
     ]
     for name in options.sets:
         sys.stdout.write(f"{name}\n")

@@ -335,7 +335,7 @@ def test_a_built_bundle_shows_verification_files_a_signed_link_and_code(store):
     job = finished_run(store)
     bundle = built_bundle(store, job.run_id)
     at = open_page("bundle", run=job.run_id)
-    assert "64 of 64 texts agree, largest difference 2e-07" in text_of(at)
+    assert "64 of 64 agree, largest difference 2e-07" in text_of(at)
     link = at.get("link_button")[0].proto
     assert link.url.startswith("/bundles/")
     assert "MB" in link.label
