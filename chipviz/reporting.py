@@ -10,7 +10,7 @@ from chipviz.chips.scoring import Trained
 from chipviz.config import RunConfig
 from chipviz.data.processor import Reader, limit_notices
 from chipviz.data.task import Task
-from chipviz.features.extract import Extracted
+from chipviz.features.extract import Extracted, example_of
 from chipviz.keys import ChipKey
 from chipviz.pruning import cost
 from chipviz.pruning.cut import no_cut_notices
@@ -64,7 +64,7 @@ def assemble(found: Findings, run_id: str, clock: Clock) -> RunReport:
     scores = found.trained.scores
     beside = controls.measure(found.task, prompt, scores, any_cut=n_cut > 0)
     typical = cost.typical_length(found.extracted.lengths["validation"])
-    measurement = cost.measure(backbone, typical)
+    measurement = cost.measure(backbone, typical, example=example_of(backbone, prompt))
     bundles: dict[ChipKey, BundleKind] = {
         key: kind_of(backbone, prompt, key.vector, stack) for key, stack in chips.stacks.items()
     }

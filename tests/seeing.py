@@ -12,6 +12,8 @@ from PIL import Image
 from transformers import AutoModel, CLIPConfig, SiglipConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests.families import make_tokenizer
+
 SIDE, PATCH = 32, 8
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -111,3 +113,100 @@ def class_folders(root: Path, n: int = 20, names: tuple[str, ...] = tuple(COLOUR
             data = as_bytes(picture(COLOURS[name], seed=1000 * len(name) + i))
             (root / name / f"{i:03}.png").write_bytes(data)
     return root
+
+
+def asked_model(name: str, folder: Path) -> Any:
+    """Save a tiny decoder that is asked about pictures, with its processor, and return it."""
+    from transformers import AutoModelForImageTextToText
+
+    tokenizer = make_tokenizer("bytes")
+    marks = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    marks += ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    config, processor = ASKED[name](tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = AutoModelForImageTextToText.from_config(config).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model
+
+
+_TEXT: dict[str, Any] = {**WORDS, "num_hidden_layers": 4, "vocab_size": 440}
+
+
+def _llava(tokenizer: Any) -> tuple[Any, Any]:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+    )
+    tokenizer.image_token = "<image>"
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**SMALL),
+        text_config=LlamaConfig(**_TEXT, num_key_value_heads=2),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+    )
+    processor = LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TURN,
+    )
+    return config, processor
+
+
+def _paligemma(tokenizer: Any) -> tuple[Any, Any]:
+    from transformers import (
+        GemmaConfig,
+        PaliGemmaConfig,
+        PaliGemmaProcessor,
+        SiglipVisionConfig,
+    )
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    images = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    images.image_seq_length = 16
+    processor = PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
+    config = PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(**SMALL, projection_dim=32),
+        text_config=GemmaConfig(**{**_TEXT, "vocab_size": 1600}, num_key_value_heads=2, head_dim=8),
+        image_token_index=processor.image_token_id,
+        projection_dim=32,
+    )
+    return config, processor
+
+
+def _idefics3(tokenizer: Any) -> tuple[Any, Any]:
+    from transformers import Idefics3Config, Idefics3Processor, LlamaConfig
+    from transformers.models.idefics3.image_processing_pil_idefics3 import (
+        Idefics3ImageProcessorPil,
+    )
+
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": SIDE}, max_image_size={"longest_edge": SIDE}
+    )
+    processor = Idefics3Processor(
+        image_processor=images, tokenizer=tokenizer, image_seq_len=4, chat_template=TURN
+    )
+    config = Idefics3Config(
+        vision_config={**SMALL},
+        text_config=LlamaConfig(**_TEXT, num_key_value_heads=2, pad_token_id=2).to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    return config, processor
+
+
+TURN = (
+    "{% for message in messages %}User: {% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+ASKED = {"llava": _llava, "paligemma": _paligemma, "idefics3": _idefics3}

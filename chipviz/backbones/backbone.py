@@ -83,7 +83,9 @@ class Backbone:
     padded: bool = True
     """Whether texts may be padded to one length. Otherwise a batch holds texts of one length."""
     view: View | None = None
-    """How it reads pictures. None where it reads texts."""
+    """How a vision encoder reads pictures. None of other models."""
+    image_token: int | None = None
+    """The token that a picture's places hold, of a decoder that is asked about pictures."""
 
     @property
     def name(self) -> str:
@@ -143,6 +145,14 @@ class Backbone:
         # Where the model is spread over devices, the norm may be on another one than the block;
         # one that was put away to disk ("meta") moves its inputs itself.
         return self.final_norm(hidden if home.type == "meta" else hidden.to(home))
+
+    def ask(self, inputs: dict[str, Tensor]) -> None:
+        """Run all blocks on prompts with pictures, and drop the output."""
+        placed = {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+        self.model(**placed, use_cache=False)
 
     def look(self, pixels: Tensor) -> None:
         """Run all blocks on pictures, shape (B, 3, H, W), and drop the output."""

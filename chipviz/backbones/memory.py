@@ -93,6 +93,7 @@ def look_ahead(
     device = best_device()
     dtype = chosen_dtype(config, device, home)
     part = folder.part(pictures=pictures)
+    pictures = pictures and part is not folder.config.get_text_config()
     n_layers, width = int(part.num_hidden_layers), int(part.hidden_size)
     inner = int(getattr(part, "intermediate_size", None) or 4 * width)
     vectors = config.resolved(causal=True, class_token=True if pictures else None).vectors

@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+)
 
 from chipviz.backbones.hub import revision_of
 from chipviz.backbones.structure import text_part
@@ -63,7 +68,7 @@ class ModelFolder:
 
     def part(self, *, pictures: bool) -> Any:
         """The configuration of the part that reads pictures, or texts."""
-        if pictures:
+        if pictures and type(self.config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             return getattr(self.config, "vision_config", None) or self.config
         return self.config.get_text_config()
 

@@ -10,16 +10,27 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModel,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from chipviz.backbones.backbone import Backbone, View, best_device, refuse_missing, unloadable
 from chipviz.backbones.model_folder import ModelFolder
-from chipviz.backbones.structure import find_blocks, find_norm_and_causality
+from chipviz.backbones.structure import find_blocks, find_norm_and_causality, text_part
 from chipviz.backbones.surgery import load_operated
 from chipviz.backbones.vetting import FOREIGN
 from chipviz.config import RunConfig
 from chipviz.data.pictures import Pictures, size_of
-from chipviz.data.processor import PictureReader, load_processor
+from chipviz.data.processor import (
+    QUESTION,
+    AskingReader,
+    PictureReader,
+    load_asking,
+    load_processor,
+)
 from chipviz.data.task import Examples, PictureLook
 from chipviz.errors import BackboneError, ConfigError
 
@@ -51,7 +62,17 @@ def open_vision(
         raise ConfigError(
             "A vision encoder is not spread over devices.", "Leave device_map out.", "device_map"
         )
-    reader = load_processor(processor or folder.path, Pictures(home / "data" / "pictures"))
+    pictures = Pictures(home / "data" / "pictures")
+    if asks(folder.config):
+        asking = load_asking(processor or folder.path, pictures, config.template or QUESTION)
+        return load_asked_backbone(folder, asking, dtype=dtype, device=device), asking
+    if config.template is not None:
+        raise ConfigError(
+            "A vision encoder reads pictures without a template.",
+            "Leave the template out.",
+            "template",
+        )
+    reader = load_processor(processor or folder.path, pictures)
     backbone = load_vision_backbone(
         folder, reader.shape, dtype=dtype, device=device, blocks_path=config.blocks
     )
@@ -91,6 +112,57 @@ def load_vision_backbone(
     tower = vision_part(model, name).eval().requires_grad_(False).to(place)
     refuse_missing(loading["missing_keys"], tower, name)
     return seeing(folder, tower, shape, blocks_path)
+
+
+def asks(config: Any) -> bool:
+    """Whether a model is a decoder that reads pictures inside prompts."""
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def load_asked_backbone(
+    folder: ModelFolder,
+    reader: AskingReader,
+    *,
+    dtype: torch.dtype | Literal["auto"] = "auto",
+    device: torch.device | str | None = None,
+) -> Backbone:
+    """Load a decoder that is asked about pictures, frozen, without its LM head.
+
+    The layers are the language model's blocks. What stands before them, the vision tower included,
+    stays whatever is cut.
+
+    Raises:
+        BackboneError: If the folder cannot be loaded, or its text part is no chain of blocks.
+    """
+    place = torch.device(device) if device is not None else best_device()
+    try:
+        model, loading = load_operated(
+            AutoModel, folder.path, folder.surgery, folder.files, dtype=dtype
+        )
+        with torch.device("meta"):
+            published: Any = AutoModelForImageTextToText.from_config(
+                folder.config, trust_remote_code=False
+            )
+    except FOREIGN as error:
+        raise unloadable(folder.name, error) from None
+    model.eval().requires_grad_(False).to(place)
+    refuse_missing(loading["missing_keys"], model, folder.name)
+    n_published = sum(p.numel() for p in published.parameters())
+    counted = replace(folder, n_published=n_published, n_loaded=n_published)
+    return asked(counted, model, reader.image_token)
+
+
+def asked(folder: ModelFolder, model: Any, image_token: int) -> Backbone:
+    """A loaded decoder that is asked about pictures, and where its parts are.
+
+    Raises:
+        BackboneError: If its text part is no chain of blocks.
+    """
+    text = text_part(model)
+    blocks = find_blocks(text, folder.name)
+    norm, _ = find_norm_and_causality(text, blocks, folder.name)
+    # PaliGemma reads its prompt both ways. What it goes on from is the last token all the same.
+    return Backbone(folder, model, blocks, norm, causal=True, image_token=image_token)
 
 
 def seeing(
@@ -161,7 +233,12 @@ def look_at_pictures(
         ChipvizError: If the model reads no pictures, or its processor cannot be used.
     """
     refuse_blind(folder)
-    reader = load_processor(folder.path, Pictures(home / "data" / "pictures"))
+    pictures = Pictures(home / "data" / "pictures")
+    reader = (
+        load_asking(folder.path, pictures, QUESTION)
+        if asks(folder.config)
+        else load_processor(folder.path, pictures)
+    )
     labels = rows.labels.tolist()
     first = sorted({label: row for row, label in reversed(list(enumerate(labels)))}.values())
     others = [row for row in range(len(labels)) if row not in set(first)]

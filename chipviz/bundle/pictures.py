@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from chipviz.bundle.metadata import Metadata
 from chipviz.bundle.opening import as_refusals
 from chipviz.bundle.reader import PictureChip, read_picture_chip
 from chipviz.bundle.vision import MADE, make_picture
 from chipviz.data.pictures import Pictures
-from chipviz.data.processor import PictureReader, load_processor
+from chipviz.data.processor import PictureReader, load_asking, load_processor
 from chipviz.data.task import check_fields
 from chipviz.results.answers import Prediction
 
@@ -48,15 +49,16 @@ class PictureClassifier:
         for source in sources:
             made = str(source) in MADE and not Path(source).exists()
             picture = make_picture(str(source)) if made else self.reader.open(str(source))
-            pixels = self.reader.pixels(picture)[None].to(self.model.device)
-            said = (
-                self.model(pixel_values=pixels).logits if self.chip is None else self.chip(pixels)
-            )
+            batch = self.reader.batch([picture])
+            said = self._logits(batch) if self.chip is None else self.chip(batch)
             row = said.float().softmax(dim=-1)[0].tolist()
             best = max(range(len(row)), key=row.__getitem__)
             by_name = {names[c]: p for c, p in enumerate(row)}
             found.append(Prediction(names[best], row[best], by_name))
         return found
+
+    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.model(pixel_values=batch["pixel_values"].to(self.model.device)).logits
 
 
 def open_pictures(path: Path, metadata: Metadata, model: Any) -> PictureClassifier:
@@ -66,7 +68,12 @@ def open_pictures(path: Path, metadata: Metadata, model: Any) -> PictureClassifi
         BundleError: If its processor or its chip cannot be used.
     """
     with as_refusals(path):
-        reader = load_processor(path, Pictures(path))
+        question = metadata.task.template
+        reader = (
+            load_asking(path, Pictures(path), question)
+            if question
+            else load_processor(path, Pictures(path))
+        )
         own = metadata.kind == "chipviz"
-        chip = read_picture_chip(path, model, metadata, reader.shape) if own else None
+        chip = read_picture_chip(path, model, metadata, reader) if own else None
     return PictureClassifier(metadata, reader, model, chip)

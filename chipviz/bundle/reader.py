@@ -12,10 +12,17 @@ from chipviz.backbones.backbone import Backbone, pad, segments
 from chipviz.backbones.model_folder import open_folder
 from chipviz.backbones.pooling import pool
 from chipviz.backbones.structure import find_blocks, find_norm_and_causality, first_of
-from chipviz.backbones.vision import seeing
+from chipviz.backbones.vision import asked, seeing
 from chipviz.bundle.metadata import CHIP_FILE, Metadata
 from chipviz.chips.chip import Chip
-from chipviz.features.forward import forward_neurons, look_at, pool_layers, read_neurons, width_at
+from chipviz.data.processor import AskingReader, PictureReader
+from chipviz.features.forward import (
+    forward_neurons,
+    of_pictures,
+    pool_layers,
+    read_neurons,
+    width_at,
+)
 from chipviz.keys import ALL_SITES, EMBEDDING_LAYER, Site, Vector
 
 
@@ -82,9 +89,9 @@ class PictureChip:
     backbone: Backbone
     chip: Chip
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Class scores of pictures, shape (B, C), float32."""
-        inputs = look_at(self.backbone, pixels)
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        """Class scores of pictures, as their reader makes them: shape (B, C), float32."""
+        inputs = of_pictures(self.backbone, batch)
         if self.chip.neurons is not None:
             values = read_neurons(self.backbone, inputs, self.vector.pooling, self.chip.neurons)
             return self.chip.to(values.device).logits(values)
@@ -93,7 +100,7 @@ class PictureChip:
 
 
 def read_picture_chip(
-    path: Path, model: Any, metadata: Metadata, shape: tuple[int, int, int]
+    path: Path, model: Any, metadata: Metadata, reader: PictureReader
 ) -> PictureChip:
     """The chip beside a cut vision encoder.
 
@@ -101,13 +108,18 @@ def read_picture_chip(
         path: The bundle's folder.
         model: The encoder.
         metadata: Of the bundle.
-        shape: Of the pixels that its processor makes.
+        reader: Of its pictures.
 
     Raises:
         ValueError: If it is none, or none for this encoder and these classes.
         BackboneError: If the encoder's parts cannot be found.
     """
-    backbone = seeing(open_folder(path, path.name), model, shape, metadata.blocks)
+    folder = open_folder(path, path.name)
+    backbone = (
+        asked(folder, model, reader.image_token)
+        if isinstance(reader, AskingReader)
+        else seeing(folder, model, reader.shape, metadata.blocks)
+    )
     vector = metadata.cut.key.vector
     chip = _chip(path, model, vector.n_states)
     if chip.neurons is not None:

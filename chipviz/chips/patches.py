@@ -6,6 +6,7 @@ about it beside the class token's where it reads both.
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,8 @@ from chipviz.backbones.backbone import Backbone, watch_layers
 from chipviz.chips.chip import Chips
 from chipviz.chips.tokens import settled_layer
 from chipviz.data.processor import PictureReader
-from chipviz.features.forward import Inputs, look_at, watch_neurons
+from chipviz.errors import ConfigError
+from chipviz.features.forward import Inputs, of_pictures, watch_neurons
 from chipviz.keys import EMBEDDING_LAYER, STC, ChipKey, Cut
 from chipviz.results.answers import PatchReading
 
@@ -46,14 +48,14 @@ def read_patches(
         SourceError: If the picture is not there.
         UnreadableError: If it cannot be read.
     """
-    assert backbone.view is not None
     picture = reader.open(source)
-    inputs = look_at(backbone, reader.pixels(picture)[None])
+    inputs = of_pictures(backbone, reader.batch([picture]))
+    grid = _grid(backbone, inputs)
     ask = _joined if cut.chip.recipe == STC or cut.chip.site not in ("block", "raw") else _of_layers
     at_patches, whole = ask(backbone, chips, cut.chip, inputs)  # (L, P, C), (L, C)
     confidence, label = at_patches.max(dim=-1)
     return PatchReading(
-        grid=backbone.view.grid,
+        grid=grid,
         layer=cut.layer,
         label_index=label.tolist(),
         confidence=[[round(v, DECIMALS) for v in row] for row in confidence.tolist()],
@@ -86,7 +88,7 @@ def _of_layers(
             return
         chip = chips.at(Cut(layer, key)).to(hidden.device)
         states = (hidden if key.site == "raw" else backbone.apply_final_norm(hidden)).float()
-        patches = _patches(backbone, states[0])
+        patches = _patches(inputs, states[0])
         if key.pooling == "first+mean":
             patches = torch.cat([states[0, :1].expand_as(patches), patches], dim=1)
         at_patches.append(chip.probabilities(patches).cpu())
@@ -109,7 +111,7 @@ def _joined(
     with watch_neurons(backbone, neurons, inputs.mask.shape, lambda v: v[0].float()) as taken:
         inputs.run()
         values = taken().cpu()  # (T, U)
-    patches = _patches(backbone, values)
+    patches = _patches(inputs, values)
     host = Inputs(inputs.mask.cpu(), inputs.run, _cpu(inputs.patches))
     whole = host.pool(values[None], key.pooling)
     own = which.split([len(place) for place in places])
@@ -122,7 +124,26 @@ def _cpu(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.cpu()
 
 
-def _patches(backbone: Backbone, values: Tensor) -> Tensor:
+def _patches(inputs: Inputs, values: Tensor) -> Tensor:
     """Rows of the patches, of one row for each token, (T, D)."""
-    assert backbone.view is not None
-    return values[backbone.view.n_prefix :]
+    assert inputs.patches is not None
+    return values[inputs.patches[0].bool().to(values.device)]
+
+
+def _grid(backbone: Backbone, inputs: Inputs) -> tuple[int, int]:
+    """Rows and columns of the patches.
+
+    Raises:
+        ConfigError: If a picture's tokens make no square.
+    """
+    if backbone.view is not None:
+        return backbone.view.grid
+    assert inputs.patches is not None
+    n = int(inputs.patches[0].sum())
+    side = math.isqrt(n)
+    if side * side != n:
+        raise ConfigError(
+            f"{backbone.name} reads this picture as {n} tokens that lie on no square.",
+            "Its processor cuts pictures into several; their patches cannot be drawn.",
+        )
+    return side, side

@@ -30,7 +30,7 @@ from chipviz.data.splits import (
 )
 from chipviz.data.tables import Table, read_table
 from chipviz.data.task import MAX_TEXT, Columns, Examples, Task, TaskKind, say_columns
-from chipviz.errors import ConfigError, Notice, TaskError
+from chipviz.errors import Notice, TaskError
 from chipviz.keys import Split
 from chipviz.progress import Progress, ProgressFn
 
@@ -59,10 +59,6 @@ def make_task(table: Table, config: RunConfig) -> Task:
         table = replace(table, frames=split_by_column(table.frames, config.split))
     columns = guess_columns(table, config)
     kind: TaskKind = "image" if columns.text in table.pictures else "text"
-    if kind == "image" and config.template is not None:
-        raise ConfigError(
-            "Pictures are read without a template.", "Leave the template out.", "template"
-        )
     declared = table.label_names.get(columns.label)
     check_declared(declared or [], columns.label)
     frames, unanswered = _answered(table.frames, columns)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoProcessor
 
 from chipviz.data.pictures import Pictures, is_reference, read
 from chipviz.data.prompt import Prompt, cut_notices, n_truncated
@@ -25,6 +25,9 @@ from chipviz.files import MAX_SETTINGS, read_small
 
 Reader = Union[Prompt, "PictureReader"]
 """What turns rows of a task into what a backbone takes."""
+QUESTION = "What type of object is in this photo?"
+"""What a model that reads pictures and texts is asked, unless told otherwise. Source: the public
+code of arXiv:2410.06541."""
 EDGE = 0.03
 PROCESSOR = "preprocessor_config.json"
 
@@ -40,9 +43,9 @@ class Picture:
     def __len__(self) -> int:
         return self.reader.n_tokens
 
-    def pixels(self) -> Tensor:
-        """What the model is given: shape (3, H, W), float32."""
-        return self.reader.pixels(self.reader.open(self.source))
+    def opened(self) -> Image.Image:
+        """The picture, as RGB."""
+        return self.reader.open(self.source)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,10 @@ class PictureReader:
                 f"The picture {source[-80:]!r} cannot be opened ({error.strerror}).", "Check it."
             ) from None
         return read(data)[0]
+
+    def batch(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """What a model is given of several pictures, by the names of its inputs."""
+        return {"pixel_values": torch.stack([self.pixels(picture) for picture in pictures])}
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """What a model is given of a picture: shape (3, H, W), float32."""
@@ -145,6 +152,100 @@ class PictureReader:
         """Changes when any picture could come out as other pixels."""
         said = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
         return hashlib.sha256(said.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class AskingReader(PictureReader):
+    """Turns pictures into what a model reads that is asked about them: a prompt around each."""
+
+    prompt: str = ""
+    """The question with the marks of a picture and of a turn around it."""
+    image_token: int = -1
+    """The token that a picture's places in the prompt hold."""
+
+    @property
+    def _images(self) -> Any:
+        return self.processor.image_processor
+
+    def batch(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """What a model is given of several pictures: prompts padded on the right, and pixels."""
+        found = self.processor(
+            images=[[picture] for picture in pictures],
+            text=[self.prompt] * len(pictures),
+            return_tensors="pt",
+            padding=True,
+        )
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+    def seen(self, picture: Image.Image) -> Image.Image:
+        """The picture itself: its processor may cut it into several."""
+        small = picture.copy()
+        small.thumbnail((448, 448))
+        return small
+
+    def crop(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """All of it."""
+        del width, height
+        return 0.0, 0.0, 1.0, 1.0
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any picture or the prompt could come out otherwise."""
+        said = [str(self._images.to_dict()), self.prompt, self.template]
+        said.append(self.processor.tokenizer.backend_tokenizer.to_str())
+        return hashlib.sha256("\0".join(said).encode()).hexdigest()
+
+
+def load_asking(folder: Path, pictures: Pictures, question: str) -> AskingReader:
+    """Load the processor of a model that reads pictures and texts.
+
+    Args:
+        folder: The model folder.
+        pictures: Where references lead.
+        question: What is asked about each picture.
+
+    Raises:
+        SourceError: If the folder holds none, or one with code of its own.
+    """
+    try:
+        for name in ("processor_config.json", PROCESSOR, "tokenizer_config.json"):
+            if (folder / name).is_file() and "auto_map" in read_small(folder / name, MAX_SETTINGS):
+                raise ValueError("it asks for code of its own, which is never run")
+        with warnings.catch_warnings(action="ignore"):
+            processor: Any = AutoProcessor.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, backend="pil"
+            )
+        processor.tokenizer.padding_side = "right"
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        token = int(processor.image_token_id)
+        reader = AskingReader(
+            processor,
+            pictures,
+            template=question,
+            prompt=_asked(processor, question),
+            image_token=token,
+        )
+        found = reader.batch([Image.new("RGB", (96, 32))] * 2)
+        if not (found["input_ids"] == token).any():
+            raise ValueError("a prompt has no place for its picture")
+    except Exception as error:  # noqa: BLE001 - as many kinds as there are odd settings
+        raise SourceError(
+            f"The processor of {folder.name} cannot be used: {' '.join(str(error).split())[:160]}.",
+            "Give the model as it was published, processor and tokenizer included.",
+            "backbone",
+        ) from None
+    return replace(reader, n_tokens=found["input_ids"].shape[1])
+
+
+def _asked(processor: Any, question: str) -> str:
+    """The question in the form of a turn, where the family has one."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        turn = [{"role": "user", "content": content}]
+        return processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    mark = getattr(processor, "image_token", "<image>")
+    return f"{getattr(mark, 'content', mark)}\n{question}"
 
 
 def limit_notices(reader: Reader, task: Task) -> tuple[int, list[Notice]]:

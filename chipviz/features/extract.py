@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
+from PIL import Image
 
 from chipviz.backbones.backbone import Backbone
 from chipviz.backbones.batching import Chunk, batch_tokens, batches, plan
@@ -23,7 +24,13 @@ from chipviz.data.task import Examples, Task
 from chipviz.errors import BackboneError, JobError
 from chipviz.features import cache
 from chipviz.features.distributed import ALONE, Team
-from chipviz.features.forward import pooling_pass, reentrant, width_at
+from chipviz.features.forward import (
+    Inputs,
+    of_pictures,
+    pooling_pass,
+    reentrant,
+    width_at,
+)
 from chipviz.features.storage import Features, Writer
 from chipviz.keys import Site, Split, Vector
 from chipviz.parallel import Pool
@@ -94,7 +101,7 @@ class _Reading:
 
     def _count(self, chunk: Chunk, rows: Sequence[int]) -> None:
         ids = self.ids[chunk.split]
-        what = "texts" if self.backbone.view is None else "pictures"
+        what = "pictures" if isinstance(self.ids[chunk.split][chunk.start], Picture) else "texts"
         label = f"reading {chunk.split} {what} through {self.backbone.n_layers} layers"
         self.meter.advance(len(rows), label, sum(len(ids[chunk.start + row]) for row in rows))
 
@@ -162,6 +169,13 @@ def extract(
                     meter.skip(len(chunk))
                 on_chunk(features, chunk)
     return Extracted(features, n_tokens, lengths)
+
+
+def example_of(backbone: Backbone, reader: Reader) -> Inputs | None:
+    """One picture inside its prompt, of a decoder that is asked about pictures. Else None."""
+    if backbone.image_token is None or not isinstance(reader, PictureReader):
+        return None
+    return of_pictures(backbone, reader.batch([Image.new("RGB", (224, 224), (90, 120, 150))]))
 
 
 def _refuse_no_numbers(states: States, backbone: Backbone) -> None:

@@ -46,12 +46,22 @@ def inputs_of(backbone: Backbone, rows: Sequence[Ids | Picture], pad_id: int) ->
         rows: Token ids of each text, or pictures where it reads pictures.
         pad_id: What pads texts.
     """
-    if backbone.view is not None:
-        pixels = torch.stack([row.pixels() for row in rows if isinstance(row, Picture)])
-        return look_at(backbone, pixels)
+    pictures = [row for row in rows if isinstance(row, Picture)]
+    if pictures:
+        batch = pictures[0].reader.batch([picture.opened() for picture in pictures])
+        return of_pictures(backbone, batch)
     ids = [row for row in rows if not isinstance(row, Picture)]
     tokens, mask = pad(ids, pad_id, backbone.device)
     return Inputs(mask, lambda: backbone.forward(tokens, mask))
+
+
+def of_pictures(backbone: Backbone, batch: dict[str, Tensor]) -> Inputs:
+    """A batch of pictures, as their reader makes it: alone, or inside prompts."""
+    if backbone.image_token is None:
+        return look_at(backbone, batch["pixel_values"])
+    mask = batch["attention_mask"].to(backbone.device)
+    patches = (batch["input_ids"] == backbone.image_token).long().to(backbone.device)
+    return Inputs(mask, lambda: backbone.ask(batch), patches)
 
 
 def look_at(backbone: Backbone, pixels: Tensor) -> Inputs:

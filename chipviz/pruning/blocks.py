@@ -60,6 +60,13 @@ def kept_config(config: Any, n_layers: int, kept: Sequence[int]) -> Any:
         n_layers: Blocks of the whole model.
         kept: Blocks that stay, in order.
     """
+    text = config.get_text_config()
+    if text is not config:  # a model that sees as well: the blocks are those of its text part
+        values = config.to_dict()
+        where = next(name for name in values if getattr(config, name, None) is text)
+        values[where] = kept_config(text, n_layers, kept).to_dict()
+        values.pop("architectures", None)
+        return type(config).from_dict(values)
     values = {key: _kept(key, value, n_layers, kept) for key, value in config.to_dict().items()}
     values["num_hidden_layers"] = len(kept)
     # What follows architectures names outputs of single layers, of vision backbones: their default

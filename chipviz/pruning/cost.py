@@ -216,7 +216,9 @@ def typical_length(lengths: Sequence[int]) -> int:
     return max(1, round(median(lengths[:TYPICAL_ROWS])))
 
 
-def measure(backbone: Backbone, n_tokens: int, *, batch: int = 1) -> Measurement:
+def measure(
+    backbone: Backbone, n_tokens: int, *, batch: int = 1, example: Inputs | None = None
+) -> Measurement:
     """Measure the dense model and every cut of it together.
 
     One pass through all blocks gives a time stamp at the output of each, so it times every cut at
@@ -232,8 +234,9 @@ def measure(backbone: Backbone, n_tokens: int, *, batch: int = 1) -> Measurement
         backbone: In the dtype and on the device that the run uses.
         n_tokens: Tokens of each text.
         batch: Texts.
+        example: What is read in place of random texts: one picture inside its prompt.
     """
-    inputs = _example(backbone, batch, n_tokens)
+    inputs = example or _example(backbone, batch, n_tokens)
     with torch.no_grad():
         activations = _activation_bytes(backbone, inputs)  # the warm-up as well
         passes: list[list[float]] = []

@@ -1,0 +1,137 @@
+"""Decoders that are asked about pictures: LLaVA's shape, PaliGemma's and Idefics3's (SmolVLM's)."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from chipviz import experiment
+from chipviz.backbones.model_folder import open_folder
+from chipviz.backbones.vision import load_asked_backbone
+from chipviz.bundle.classifier import load
+from chipviz.chips.chip import Chips
+from chipviz.chips.patches import read_patches
+from chipviz.config import CutSpec
+from chipviz.data.pictures import Pictures
+from chipviz.data.processor import QUESTION, load_asking
+from chipviz.errors import SourceError
+from chipviz.features.forward import forward_pooled
+from chipviz.keys import Cut, Vector
+from chipviz.progress import silent
+from chipviz.pruning.cut import cut_config, cut_weights, impossible_cuts
+from tests.seeing import ASKED, COLOURS, as_bytes, asked_model, class_folders, picture
+from tests.test_seeing import trained
+
+# PaliGemma's processor turns tensors into arrays the way that NumPy 2 does not like
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+PICTURES = [picture(COLOURS[name], i, (34 + 2 * i, 30)) for i in range(2) for name in COLOURS]
+
+
+@pytest.fixture(scope="module", params=ASKED)
+def found(request, tmp_path_factory):
+    """A family's folder, its published model, what chipviz makes of it, and its reader."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = asked_model(request.param, folder)
+    reader = load_asking(folder, Pictures(folder.parent / "pictures"), QUESTION)
+    backbone = load_asked_backbone(
+        open_folder(folder, request.param), reader, dtype=torch.float32, device="cpu"
+    )
+    return request.param, model, backbone, reader
+
+
+def test_the_language_models_blocks_are_the_layers_and_all_is_counted(found):
+    _, model, backbone, _ = found
+    assert backbone.n_layers == 4
+    assert backbone.hidden_size == 32
+    assert backbone.final_norm is not None
+    assert backbone.causal
+    assert backbone.folder.n_published == sum(p.numel() for p in model.parameters())
+    assert any("vision" in name for name, _ in backbone.model.named_parameters())
+
+
+def test_features_are_the_states_that_transformers_gives(found):
+    name, _, backbone, reader = found
+    processor = AutoProcessor.from_pretrained(backbone.folder.path, backend="pil")
+    plain = AutoModel.from_pretrained(backbone.folder.path, dtype=torch.float32).eval()
+    vectors = [Vector("block", "last"), Vector("block", "mean")]
+    rows = reader.encode([reader.pictures.add(as_bytes(image))[0] for image in PICTURES])
+    together = forward_pooled(backbone, rows, 0, vectors)
+    assert QUESTION in reader.prompt
+    for i, image in enumerate(PICTURES):
+        inputs = processor(images=[[image]], text=[reader.prompt], return_tensors="pt")
+        with torch.inference_mode():
+            out = plain(**inputs, output_hidden_states=True, use_cache=False)
+        places = inputs["input_ids"][0] == reader.image_token
+        assert int(places.sum()) == {"llava": 16, "paligemma": 16, "idefics3": 4}[name]
+        for layer in range(3):
+            state = backbone.apply_final_norm(out.hidden_states[layer + 1])[0]
+            torch.testing.assert_close(together[0][layer + 1, i], state[-1], atol=2e-5, rtol=1e-4)
+            mean = state[places].mean(dim=0)
+            torch.testing.assert_close(together[1][layer + 1, i], mean, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            together[0][4, i], out.last_hidden_state[0, -1], atol=2e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_a_cut_model_says_what_the_whole_one_says_there(found, layer):
+    _, _, backbone, reader = found
+    assert impossible_cuts(backbone) == {}
+    model = type(backbone.model)(cut_config(backbone, layer))
+    model.load_state_dict(cut_weights(backbone, layer))
+    batch = reader.batch(PICTURES)
+    rows = reader.encode([reader.pictures.add(as_bytes(image))[0] for image in PICTURES])
+    whole = forward_pooled(backbone, rows, 0, [Vector("block", "last")])[0][layer + 1]
+    with torch.inference_mode():
+        said = model.eval()(**batch, use_cache=False).last_hidden_state
+    ends = batch["attention_mask"].sum(dim=1) - 1
+    torch.testing.assert_close(said[range(len(ends)), ends], whole, atol=1e-5, rtol=1e-5)
+
+
+def test_from_class_folders_to_a_verified_bundle(found, tmp_path):
+    name, _, backbone, _ = found
+    data = class_folders(tmp_path / "colours", 12)
+    run = trained(
+        tmp_path / "home", backbone.folder.path, data, template="Which colour?", dtype="float32"
+    )
+    report = run.report
+    assert report.task.template == "Which colour?"
+    assert sorted({key.pooling for key in report.chips}) == ["last", "mean"]
+    cut = Cut(1, next(key for key in report.chips if key.pooling == "mean"))
+    built = experiment.build(
+        run.folder, CutSpec.at(cut), home=run.home, out=tmp_path / "bundle", progress=silent
+    )
+    assert built.kind == "chipviz"
+    assert built.max_difference < 1e-3
+    assert built.n_parameters < report.backbone.n_parameters
+    files = []
+    for colour in COLOURS:
+        files.append(tmp_path / f"{colour}.png")
+        picture(COLOURS[colour], 500).save(files[-1])
+    said = load(tmp_path / "bundle").predict(files)
+    chips = Chips.load(run.folder.chips, backbone.folder.fingerprint)
+    reader = load_asking(backbone.folder.path, Pictures(tmp_path), "Which colour?")
+    states = forward_pooled(backbone, reader.encode(list(map(str, files))), 0, [cut.chip.vector])
+    truth = chips.at(cut).probabilities(states[0][2])
+    names = report.task.label_names
+    for row, one in zip(truth, said, strict=True):
+        assert one.label == names[int(row.argmax())]
+        assert one.score == pytest.approx(float(row.max()), abs=1e-3)
+    if name != "idefics3":
+        shown = read_patches(backbone, reader, chips, str(files[0]), cut=cut, label_names=names)
+        assert shown.grid == (4, 4)
+        assert np.allclose(shown.by_layer[1], truth[0], atol=1e-3)
+
+
+def test_a_processor_with_code_or_without_a_place_for_a_picture_is_refused(tmp_path):
+    folder = tmp_path / "llava"
+    asked_model("llava", folder)
+    said = (folder / "processor_config.json").read_text()
+    (folder / "processor_config.json").write_text(
+        said[:-2] + ', "auto_map": {"AutoProcessor": "x.Y"}}'
+    )
+    with pytest.raises(SourceError, match="code of its own"):
+        load_asking(folder, Pictures(tmp_path), QUESTION)
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(SourceError, match="cannot be used"):
+        load_asking(folder, Pictures(tmp_path), QUESTION)
