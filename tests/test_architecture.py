@@ -21,6 +21,7 @@ HOUSE = {
             "parquet",
             "pictures",
             "picture_tables",
+            "kept",
             "tables",
             "multiple_choice",
             "task",

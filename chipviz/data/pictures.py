@@ -68,6 +68,10 @@ class Pictures:
             part.replace(path)
         return f"{digest}-{_look(picture):016x}-{picture.width}x{picture.height}", done
 
+    def has(self, reference: str) -> bool:
+        """Whether a picture is there."""
+        return self._path(reference.partition("-")[0]).is_file()
+
     def data(self, reference: str) -> bytes:
         """The bytes of a picture's file.
 

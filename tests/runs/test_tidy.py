@@ -9,10 +9,13 @@ import pytest
 from filelock import FileLock
 
 from chipviz.config import RunConfig
+from chipviz.data.pictures import Pictures
+from chipviz.results.report import Example
 from chipviz.runs import tidy
 from chipviz.runs.store import Store
 from tests.example_run import finished_run
 from tests.page_driver import button, open_page, text_of
+from tests.seeing import as_bytes, picture
 
 DEAD = 2**22 + 1
 """A number that no process has: the kernel counts to 2^22."""
@@ -83,6 +86,21 @@ def test_what_nothing_uses_is_listed_and_removed_and_nothing_else(store):
     assert gone <= left
     assert not tidy.leftovers(store)
     held.release()
+
+
+def test_pictures_stay_for_as_long_as_a_run_shows_one(store):
+    run = finished_run(store)
+    kept = Pictures(store.home / "data" / "pictures")
+    reference, _ = kept.add(as_bytes(picture((9, 99, 9), 1)))
+    os.utime(kept.folder, (1, 1))
+    assert str(kept.folder) in {left.path for left in tidy.leftovers(store)}
+    folder = store.folder(run.run_id)
+    before = folder.read_examples("test")
+    folder.write_examples("test", [Example(text=reference, label=0)])
+    assert str(kept.folder) not in {left.path for left in tidy.leftovers(store)}
+    folder.write_examples("test", before)
+    tidy.remove(store, tidy.leftovers(store))
+    assert not kept.has(reference)
 
 
 def test_hidden_states_stay_while_a_run_is_at_work(store):
