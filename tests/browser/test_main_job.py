@@ -112,7 +112,7 @@ def take_the_bundle(page: Page, folder) -> None:
     page.get_by_role("button", name="Build the bundle").click()
     link = page.get_by_role("link", name=re.compile(r"Download \(.*MB\)"))
     wait_for(page, link)
-    expect(page.get_by_text(re.compile(r"(\d\d) of \1 texts agree"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"(\d\d) of \1 agree"))).to_be_visible()
     assert page.evaluate("window.__pwn") is None
     with page.expect_download() as download:
         link.evaluate("a => { a.removeAttribute('target'); a.click() }")

@@ -159,7 +159,7 @@ def test_an_encoder_reads_two_texts_as_its_stock_tokenizer_and_model_do(encoder,
         (["--text", "x"], "A text and a second text must be given here; given was a text."),
         (["--text", "x", "--text-pair", "y", "--choices", "a|b"], "given was a text and a second"),
         (["--text", "x", "--text", "z", "--text-pair", "y"], "2 times and --text-pair 1 times"),
-        (["--text-pair", "y"], "no text to classify"),
+        (["--text-pair", "y"], "nothing to classify"),
         (["--text", " ", "--text-pair", "y"], "Row 1 has no value in column 'text'"),
     ],
 )
