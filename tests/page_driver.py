@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def open_page(name, **params):
-    at = AppTest.from_file(str(ROOT / "chipviz/ui/main.py"), default_timeout=30)
+    at = AppTest.from_file(str(ROOT / "chipviz/ui/main.py"), default_timeout=120)
     at.run()
     for key, value in params.items():
         at.query_params[key] = value
