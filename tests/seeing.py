@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModel, CLIPConfig, SiglipConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from chipviz.pruning.cut import cut_config, cut_weights
 from tests.families import make_tokenizer
 
 SIDE, PATCH = 32, 8
@@ -88,6 +89,13 @@ ALL = (
     Seeing("siglip", 0, True),
 )
 NAMED = {one.name: one for one in ALL}
+
+
+def cut_model(backbone: Any, layer: int) -> Any:
+    """A model of its own with blocks 0 .. `layer`, as its family builds it."""
+    model = type(backbone.model)(cut_config(backbone, layer))
+    model.load_state_dict(cut_weights(backbone, layer))
+    return model.eval()
 
 
 def picture(

@@ -93,10 +93,10 @@ def look_ahead(
     device = best_device()
     dtype = chosen_dtype(config, device, home)
     part = folder.part(pictures=pictures)
-    pictures = pictures and part is not folder.config.get_text_config()
+    class_token = True if pictures and not folder.asks else None  # before anybody has looked
     n_layers, width = int(part.num_hidden_layers), int(part.hidden_size)
     inner = int(getattr(part, "intermediate_size", None) or 4 * width)
-    vectors = config.resolved(causal=True, class_token=True if pictures else None).vectors
+    vectors = config.resolved(causal=True, class_token=class_token).vectors
     numbers = sum(v.n_states * (inner if v.site in ("gate", "ffn_in") else width) for v in vectors)
     # In and out of a block, its norms, queries, keys, values, and three of the wide product.
     per_token = (8 * width + 3 * inner) * dtype.itemsize

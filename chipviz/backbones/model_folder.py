@@ -66,9 +66,14 @@ class ModelFolder:
         """Whether it reads texts."""
         return hasattr(self.config.get_text_config(), "vocab_size")
 
+    @property
+    def asks(self) -> bool:
+        """Whether it is a decoder that reads pictures inside prompts."""
+        return type(self.config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
     def part(self, *, pictures: bool) -> Any:
-        """The configuration of the part that reads pictures, or texts."""
-        if pictures and type(self.config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        """The configuration of the part whose blocks are read, for pictures or texts."""
+        if pictures and not self.asks:
             return getattr(self.config, "vision_config", None) or self.config
         return self.config.get_text_config()
 

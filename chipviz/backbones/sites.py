@@ -159,7 +159,8 @@ def _run(backbone: Backbone) -> list[tuple[nn.Module, list[_Made]]]:
 
 def _probe(backbone: Backbone) -> None:
     if backbone.view is not None:
-        backbone.look(torch.randn(1, *backbone.view.shape, device=backbone.device))
+        random = torch.Generator().manual_seed(0)
+        backbone.look(torch.randn(1, *backbone.view.shape, generator=random))
         return
     size = int(backbone.config.get_text_config().vocab_size)
     ids = torch.tensor([[token % size for token in _PROBE]], device=backbone.device)

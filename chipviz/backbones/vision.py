@@ -1,6 +1,7 @@
-"""Load and freeze a vision encoder: a model of its own, or the tower of one that reads texts too.
+"""Load and freeze a model that reads pictures: a vision encoder, or a decoder that is asked.
 
-Found by structure and by running it, as text models are.
+An encoder is a model of its own, or the tower of one that reads texts too. Parts are found by
+structure and by running it, as those of text models are.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModel,
     AutoModelForImageTextToText,
     PreTrainedModel,
@@ -44,7 +44,7 @@ def open_vision(
     processor: Path | None = None,
     device: str | None = None,
 ) -> tuple[Backbone, PictureReader]:
-    """A vision encoder and its processor.
+    """A model that reads pictures, alone or inside prompts, and its processor.
 
     Args:
         folder: The vetted folder.
@@ -55,17 +55,27 @@ def open_vision(
         device: None takes the best.
 
     Raises:
-        ChipvizError: If the model reads no pictures, or its processor cannot be used.
+        ChipvizError: If the model reads no pictures, its processor cannot be used, or a setting is
+            of texts alone.
     """
     refuse_blind(folder)
     if config.device_map is not None:
         raise ConfigError(
             "A vision encoder is not spread over devices.", "Leave device_map out.", "device_map"
         )
+    if config.max_length != RunConfig.model_fields["max_length"].default:
+        raise ConfigError(
+            "Pictures have no length limit: each becomes as many tokens as its processor makes.",
+            "Leave the limit out.",
+            "max_length",
+        )
     pictures = Pictures(home / "data" / "pictures")
-    if asks(folder.config):
+    if folder.asks:
         asking = load_asking(processor or folder.path, pictures, config.template or QUESTION)
-        return load_asked_backbone(folder, asking, dtype=dtype, device=device), asking
+        backbone = load_asked_backbone(
+            folder, asking, dtype=dtype, device=device, blocks_path=config.blocks
+        )
+        return backbone, asking
     if config.template is not None:
         raise ConfigError(
             "A vision encoder reads pictures without a template.",
@@ -98,10 +108,9 @@ def load_vision_backbone(
         blocks_path: Where the blocks are, for a model whose structure does not tell.
 
     Raises:
-        BackboneError: If the folder cannot be loaded, reads no pictures, or is no chain of blocks.
+        BackboneError: If the folder cannot be loaded, or is no chain of blocks.
     """
     name = folder.name
-    refuse_blind(folder)
     place = torch.device(device) if device is not None else best_device()
     try:
         model, loading = load_operated(
@@ -114,17 +123,13 @@ def load_vision_backbone(
     return seeing(folder, tower, shape, blocks_path)
 
 
-def asks(config: Any) -> bool:
-    """Whether a model is a decoder that reads pictures inside prompts."""
-    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-
 def load_asked_backbone(
     folder: ModelFolder,
     reader: AskingReader,
     *,
     dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str | None = None,
+    blocks_path: str | None = None,
 ) -> Backbone:
     """Load a decoder that is asked about pictures, frozen, without its LM head.
 
@@ -149,17 +154,17 @@ def load_asked_backbone(
     refuse_missing(loading["missing_keys"], model, folder.name)
     n_published = sum(p.numel() for p in published.parameters())
     counted = replace(folder, n_published=n_published, n_loaded=n_published)
-    return asked(counted, model, reader.image_token)
+    return asked(counted, model, reader.image_token, blocks_path)
 
 
-def asked(folder: ModelFolder, model: Any, image_token: int) -> Backbone:
+def asked(folder: ModelFolder, model: Any, image_token: int, blocks_path: str | None) -> Backbone:
     """A loaded decoder that is asked about pictures, and where its parts are.
 
     Raises:
         BackboneError: If its text part is no chain of blocks.
     """
     text = text_part(model)
-    blocks = find_blocks(text, folder.name)
+    blocks = find_blocks(text, folder.name, blocks_path)
     norm, _ = find_norm_and_causality(text, blocks, folder.name)
     # PaliGemma reads its prompt both ways. What it goes on from is the last token all the same.
     return Backbone(folder, model, blocks, norm, causal=True, image_token=image_token)
@@ -236,7 +241,7 @@ def look_at_pictures(
     pictures = Pictures(home / "data" / "pictures")
     reader = (
         load_asking(folder.path, pictures, QUESTION)
-        if asks(folder.config)
+        if folder.asks
         else load_processor(folder.path, pictures)
     )
     labels = rows.labels.tolist()

@@ -56,9 +56,7 @@ class Classifier:
         for rows in batches(lengths, budget, padded=self.metadata.padded):
             logits = self._logits([ids[i] for i in rows])
             for i, row in zip(rows, logits.softmax(dim=-1).tolist(), strict=True):
-                best = max(range(len(row)), key=row.__getitem__)
-                by_name = {names[c]: p for c, p in enumerate(row)}
-                found[i] = Prediction(names[best], row[best], by_name)
+                found[i] = Prediction.of(names, row)
         return [p for p in found if p is not None]
 
     @property

@@ -51,10 +51,7 @@ class PictureClassifier:
             picture = make_picture(str(source)) if made else self.reader.open(str(source))
             batch = self.reader.batch([picture])
             said = self._logits(batch) if self.chip is None else self.chip(batch)
-            row = said.float().softmax(dim=-1)[0].tolist()
-            best = max(range(len(row)), key=row.__getitem__)
-            by_name = {names[c]: p for c, p in enumerate(row)}
-            found.append(Prediction(names[best], row[best], by_name))
+            found.append(Prediction.of(names, said.float().softmax(dim=-1)[0].tolist()))
         return found
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:

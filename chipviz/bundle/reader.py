@@ -116,7 +116,7 @@ def read_picture_chip(
     """
     folder = open_folder(path, path.name)
     backbone = (
-        asked(folder, model, reader.image_token)
+        asked(folder, model, reader.image_token, metadata.blocks)
         if isinstance(reader, AskingReader)
         else seeing(folder, model, reader.shape, metadata.blocks)
     )

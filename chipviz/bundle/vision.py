@@ -3,10 +3,11 @@
 Which states a stock class reads is found by asking it: a small one of the family, random weights.
 """
 
-import copy
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from chipviz.backbones.backbone import Backbone
-from chipviz.backbones.structure import find_blocks, find_norm_and_causality
+from chipviz.backbones.backbone import Backbone, View
+from chipviz.backbones.pooling import pool
+from chipviz.backbones.structure import find_blocks, find_norm_and_causality, first_of
 from chipviz.chips.chip import Chip
 from chipviz.data.processor import PictureReader
-from chipviz.features.forward import look_at
 from chipviz.keys import IMAGE_POOLINGS, Pooling
 from chipviz.pruning.cut import cut_config, cut_weights
 
 MADE = ("red", "ramp", "rings")
 """Names of pictures that anyone can make, see `make_picture`: a bundle's own test."""
 SAME = 1e-4
+"""Largest difference of logits that are the same."""
 
 
 @contextmanager
@@ -84,14 +86,21 @@ def stock_weights(model: Any, backbone: Backbone, cut_layer: int, chip: Chip) ->
 
 
 def stock_pooling(backbone: Backbone) -> Pooling | None:
-    """What the family's stock class reads: found on one block of random weights.
+    """What the family's stock class reads.
 
     None where there is no such class, or it does more than a linear layer on pooled states.
     """
     family = stock_class(backbone.config)
     if family is None or backbone.view is None:
         return None
-    config = copy.deepcopy(cut_config(backbone, 0))
+    config = cut_config(backbone, 0)
+    return _asked(family, type(config), config.to_json_string(use_diff=False), backbone.view)
+
+
+@lru_cache(maxsize=8)
+def _asked(family: Any, kind: Any, settings: str, view: View) -> Pooling | None:
+    """The same, found on one block of random weights. Every chip of a run asks anew."""
+    config = kind.from_dict(json.loads(settings))
     config.id2label = {0: "a", 1: "b", 2: "c"}
     config.label2id = {name: i for i, name in config.id2label.items()}
     with torch.random.fork_rng(devices=[]):
@@ -99,27 +108,26 @@ def stock_pooling(backbone: Backbone) -> Pooling | None:
         model = family(config).eval()
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.05)
-    head = model.get_submodule(_head_name(model)) if _head_name(model) else None
-    if head is None:
+        pixels = torch.randn(2, *view.shape)
+    name = _head_name(model)
+    if not name:
         return None
-    base = model.base_model
-    pixels = torch.randn(2, *backbone.view.shape)
-    blocks = find_blocks(base, backbone.name)
-    norm, _ = find_norm_and_causality(base, blocks, backbone.name, pixels)
-    small = Backbone(backbone.folder, base, blocks, norm, causal=False, view=backbone.view)
+    head, base = model.get_submodule(name), model.base_model
+    blocks = find_blocks(base)
+    norm, _ = find_norm_and_causality(base, blocks, kind.__name__, pixels)
     seen: list[Any] = []
-    handle = blocks[-1].register_forward_hook(lambda _m, _a, out: seen.append(out))
+    handle = blocks[-1].register_forward_hook(lambda _m, _a, out: seen.append(first_of(out)))
     try:
         with torch.inference_mode():
             said = model(pixel_values=pixels).logits
-            hidden = seen[0] if isinstance(seen[0], Tensor) else seen[0][0]
-            states = small.apply_final_norm(hidden)
-            inputs = look_at(small, pixels)
+            states = seen[0] if norm is None else norm(seen[0])
+            mask = torch.ones(states.shape[:2], dtype=torch.int64)
+            patches = mask.clone()
+            patches[:, : view.n_prefix] = 0
             for pooling in IMAGE_POOLINGS:
-                pooled = inputs.pool(states, pooling)
-                if pooled.shape[1] == head.in_features and torch.allclose(
-                    head(pooled), said, atol=SAME
-                ):
+                pooled = pool(states, mask, pooling, patches)
+                fits = pooled.shape[1] == head.in_features
+                if fits and torch.allclose(head(pooled), said, atol=SAME):
                     return pooling
     finally:
         handle.remove()

@@ -15,14 +15,12 @@ from torch import Tensor
 
 from chipviz.backbones.backbone import Backbone, watch_layers
 from chipviz.chips.chip import Chips
-from chipviz.chips.tokens import settled_layer
+from chipviz.chips.tokens import read_depths, rounded, settled_layer
 from chipviz.data.processor import PictureReader
 from chipviz.errors import ConfigError
-from chipviz.features.forward import Inputs, of_pictures, watch_neurons
+from chipviz.features.forward import Inputs, of_pictures
 from chipviz.keys import EMBEDDING_LAYER, STC, ChipKey, Cut
 from chipviz.results.answers import PatchReading
-
-DECIMALS = 4
 
 
 def read_patches(
@@ -47,6 +45,7 @@ def read_patches(
     Raises:
         SourceError: If the picture is not there.
         UnreadableError: If it cannot be read.
+        ConfigError: If its tokens lie on no square.
     """
     picture = reader.open(source)
     inputs = of_pictures(backbone, reader.batch([picture]))
@@ -58,17 +57,17 @@ def read_patches(
         grid=grid,
         layer=cut.layer,
         label_index=label.tolist(),
-        confidence=[[round(v, DECIMALS) for v in row] for row in confidence.tolist()],
-        by_layer=[[round(v, DECIMALS) for v in row] for row in whole.tolist()],
+        confidence=rounded(confidence),
+        by_layer=rounded(whole),
         settled_layer=settled_layer(whole.argmax(dim=-1)),
         label_names=list(label_names),
-        seen=as_png(reader.seen(picture)),
+        seen=_as_png(reader.seen(picture)),
         width=picture.width,
         height=picture.height,
     )
 
 
-def as_png(picture: Image.Image) -> str:
+def _as_png(picture: Image.Image) -> str:
     """A picture as a PNG file, base64."""
     file = io.BytesIO()
     picture.save(file, "PNG")
@@ -104,24 +103,13 @@ def _joined(
     backbone: Backbone, chips: Chips, key: ChipKey, inputs: Inputs
 ) -> tuple[Tensor, Tensor]:
     """The same of chips that read neurons, of one layer or of all layers up to their own."""
-    layers = range(backbone.n_layers)
-    depths = [chips.at(Cut(layer, key)).of_neurons(key.site, layer) for layer in layers]
-    places = [depth.neurons for depth in depths if depth.neurons is not None]
-    neurons, which = torch.cat(places).unique(dim=0, return_inverse=True)
-    with watch_neurons(backbone, neurons, inputs.mask.shape, lambda v: v[0].float()) as taken:
-        inputs.run()
-        values = taken().cpu()  # (T, U)
-    patches = _patches(inputs, values)
-    host = Inputs(inputs.mask.cpu(), inputs.run, _cpu(inputs.patches))
-    whole = host.pool(values[None], key.pooling)
-    own = which.split([len(place) for place in places])
-    said = [d.probabilities(patches[:, w]) for d, w in zip(depths, own, strict=True)]
-    of_picture = [d.probabilities(whole[:, w])[0] for d, w in zip(depths, own, strict=True)]
-    return torch.stack(said), torch.stack(of_picture)
-
-
-def _cpu(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.cpu()
+    assert inputs.patches is not None
+    host = Inputs(inputs.mask.cpu(), inputs.run, inputs.patches.cpu())
+    at_patches, of_picture = [], []
+    for chip, values in read_depths(backbone, chips, key, inputs.mask.shape, inputs.run):
+        at_patches.append(chip.probabilities(_patches(host, values)))
+        of_picture.append(chip.probabilities(host.pool(values[None], key.pooling))[0])
+    return torch.stack(at_patches), torch.stack(of_picture)
 
 
 def _patches(inputs: Inputs, values: Tensor) -> Tensor:

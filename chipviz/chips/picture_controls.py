@@ -1,6 +1,5 @@
 """Reference classifiers of pictures: how far do small grey pictures, or colours alone, get?"""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ MOST = 5_000
 
 Found = tuple[float, float]
 """Accuracy on validation and on test."""
-View = Callable[[Image.Image], NDArray[np.float32]]
 
 
 def grey_pixels(picture: Image.Image) -> NDArray[np.float32]:
@@ -54,15 +52,15 @@ def measure_pictures(task: Task, reader: PictureReader) -> tuple[Found, Found]:
     Returns:
         Of pixels and of colours, each on validation and on test.
     """
-    train = task.splits["train"]
+    train, fold = task.splits["train"], task.fold
+    if fold is not None:  # those of the pictures that are taken
+        fold = np.concatenate([fold[:MOST], fold[max(MOST, len(train)) :]])
     train = train.take(range(min(MOST, len(train))))
     rows = (train, task.splits["validation"], task.splits["test"])
     seen = [_views(reader, one) for one in rows]
     labels = [one.labels for one in rows]
     with threadpool_limits(1):
-        pixels, colours = (
-            _best([views[i] for views in seen], labels, fold=task.fold) for i in (0, 1)
-        )
+        pixels, colours = (_best([views[i] for views in seen], labels, fold=fold) for i in (0, 1))
     return pixels, colours
 
 
@@ -86,7 +84,7 @@ def _best(
     With folds, validation means all labelled pictures, each judged by a model of the other folds.
     """
     (train, validation, test), (y, y_validation, y_test) = features, labels
-    if fold is None or len(fold) != len(y) + len(y_validation):
+    if fold is None:
         said = {c: _fitted(train, y, c) for c in STRENGTHS}
         right = {c: float(np.mean(m.predict(validation) == y_validation)) for c, m in said.items()}
         best = max(STRENGTHS, key=lambda c: right[c])

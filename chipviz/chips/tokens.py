@@ -1,6 +1,6 @@
 """What each layer's chip says at each token of one text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from chipviz.backbones.backbone import Backbone, watch_layers
 from chipviz.backbones.pooling import pool, pool_so_far
 from chipviz.backbones.sites import FFN_SITES
-from chipviz.chips.chip import Chips
+from chipviz.chips.chip import Chip, Chips
 from chipviz.data.prompt import Prompt, encode
 from chipviz.data.task import check_fields
 from chipviz.features.forward import watch_neurons
@@ -89,19 +89,46 @@ def _joined(
     A classifier on the mean or the maximum is asked about the text so far, or, `single`, about each
     token's own values. Both are outside of what it was trained on but for the last token's.
     """
+    mask = torch.ones_like(ids)
+    at_tokens, of_text = [], []
+    for chip, values in read_depths(
+        backbone, chips, key, ids.shape, lambda: backbone.forward(ids, mask)
+    ):
+        so_far = values if single else pool_so_far(values, key.pooling)
+        at_tokens.append(chip.probabilities(so_far))
+        whole = pool(values[None], torch.ones(1, len(values)), key.pooling)
+        of_text.append(chip.probabilities(whole)[0])
+    return torch.stack(at_tokens), torch.stack(of_text)
+
+
+def read_depths(
+    backbone: Backbone,
+    chips: Chips,
+    key: ChipKey,
+    shape: Sequence[int],
+    run: Callable[[], None],
+) -> list[tuple[Chip, Tensor]]:
+    """Chips that read neurons, and what each reads at every token, in one pass.
+
+    Args:
+        backbone: The run's own.
+        chips: The run's own.
+        key: Which of them.
+        shape: Rows and tokens of the pass. It has one row.
+        run: Makes the pass.
+
+    Returns:
+        For every layer its chip and the values of the neurons it reads, shape (T, u), on the CPU.
+    """
     layers = range(backbone.n_layers)
     depths = [chips.at(Cut(layer, key)).of_neurons(key.site, layer) for layer in layers]
     places = [depth.neurons for depth in depths if depth.neurons is not None]
     neurons, which = torch.cat(places).unique(dim=0, return_inverse=True)
-    with watch_neurons(backbone, neurons, ids.shape, lambda values: values[0].float()) as taken:
-        backbone.forward(ids, torch.ones_like(ids))
+    with watch_neurons(backbone, neurons, shape, lambda values: values[0].float()) as taken:
+        run()
         values = taken().cpu()  # (T, U)
-    at_tokens = values if single else pool_so_far(values, key.pooling)
-    whole = pool(values[None], torch.ones(1, len(values)), key.pooling)
     own = which.split([len(place) for place in places])
-    said = [d.probabilities(at_tokens[:, w]) for d, w in zip(depths, own, strict=True)]
-    of_text = [d.probabilities(whole[:, w])[0] for d, w in zip(depths, own, strict=True)]
-    return torch.stack(said), torch.stack(of_text)
+    return [(depth, values[:, columns]) for depth, columns in zip(depths, own, strict=True)]
 
 
 def _reading(
@@ -118,9 +145,9 @@ def _reading(
         tokens=_pieces(prompt.tokenizer, encoding, texts),
         layer=cut.layer,
         label_index=label.tolist(),
-        confidence=_rounded(confidence),
-        at_cut=_rounded(probabilities[cut.layer]),
-        by_layer=_rounded(whole),
+        confidence=rounded(confidence),
+        at_cut=rounded(probabilities[cut.layer]),
+        by_layer=rounded(whole),
         settled_layer=settled_layer(whole.argmax(dim=-1)),
         label_names=list(label_names),
     )
@@ -132,7 +159,8 @@ def settled_layer(answers: Tensor) -> int:
     return int(differs[-1]) + 1 if len(differs) else 0
 
 
-def _rounded(values: Tensor) -> list[Any]:
+def rounded(values: Tensor) -> list[Any]:
+    """Rows of numbers as plain data, four decimals each."""
     return [[round(v, 4) for v in row] for row in values.tolist()]
 
 

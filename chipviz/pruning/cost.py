@@ -137,7 +137,8 @@ def layer_cost(
         backbone: The frozen model.
         cut: Where it is cut.
         chip: The chip of one layer.
-        bundle: What it is kept as. The class of *token* has a bias (of zeros) beside the chip.
+        bundle: What it is kept as. The classes of *token* and *image* have a bias (of zeros) beside
+            the chip.
         max_length: Tokens a prompt may have.
         measurement: Latency and memory of this backbone.
         no_cut: Layers that it cannot be cut after.
@@ -152,7 +153,7 @@ def layer_cost(
         pooler := getattr(backbone.model, "pooler", None), nn.Module
     ):
         removed += _count(pooler)  # which the stock class for pictures is built without
-    extra = len(chip.weight) if bundle == "token" and chip.bias is None else 0
+    extra = len(chip.weight) if bundle in ("token", "image") and chip.bias is None else 0
     chip_parameters = chip.n_parameters + extra
     n_parameters = whole - removed + chip_parameters
     config = backbone.config.get_text_config()

@@ -1,6 +1,8 @@
 """What chips say of texts and pictures, as plain data."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,12 @@ class Prediction:
     """Probability of that label, in [0, 1]."""
     probabilities: dict[str, float]
     """Probability per label name."""
+
+    @classmethod
+    def of(cls, names: Mapping[int, str], row: Sequence[float]) -> Self:
+        """From the probabilities of all classes, in order."""
+        best = max(range(len(row)), key=row.__getitem__)
+        return cls(names[best], row[best], {names[c]: p for c, p in enumerate(row)})
 
 
 @dataclass(frozen=True)

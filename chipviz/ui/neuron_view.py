@@ -10,7 +10,7 @@ from chipviz.keys import STC, ChipKey, Cut, Vector
 from chipviz.results.neurons import Neuron, SparsifyReport
 from chipviz.results.report import RunReport
 from chipviz.runs.store import Job
-from chipviz.ui import formatting, nav, state, widgets
+from chipviz.ui import formatting, nav, state, thumbnails, widgets
 from chipviz.ui.plots import neurons
 from chipviz.ui.plots.theme import chip_name
 
@@ -162,10 +162,17 @@ def _vectors(found: SparsifyReport, key: ChipKey) -> list[Vector]:
 def _neuron(neuron: Neuron, report: RunReport, place: int) -> None:
     figure = neurons.neuron_figure(neuron, report.task.label_names, look=state.look())
     _chart(figure, f"neuron_{place}")
-    texts = "".join(f"<li>{html.escape(text)}</li>" for text in neuron.strongest)
-    st.html(
-        f'<div class="cv-muted">Texts that excite it most</div><ol class="cv-texts">{texts}</ol>'
-    )
+    st.html(strongest_html(neuron.strongest, report.task.rows))
+
+
+def strongest_html(strongest: Sequence[str], rows: str) -> str:
+    """The texts or pictures that excite a neuron most, in HTML. All text escaped."""
+    head = f'<div class="cv-muted">{rows.capitalize()} that excite it most</div>'
+    if rows == "pictures":
+        shown = (thumbnails.figure(thumbnails.opened(one), "") for one in strongest)
+        return f'{head}<div class="cv-grid">{"".join(shown)}</div>'
+    texts = "".join(f"<li>{html.escape(text)}</li>" for text in strongest)
+    return f'{head}<ol class="cv-texts">{texts}</ol>'
 
 
 def _chart(figure: object, key: str) -> None:

@@ -24,17 +24,18 @@ SHOWN = 12
 
 def opened(reference: str) -> Image.Image | None:
     """A small copy of a picture. None of one that is gone."""
+    return _small(str(state.store().home), reference)
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _small(home: str, reference: str) -> Image.Image | None:
+    """Decoded once: a page is drawn at every click."""
     try:
-        picture = store().open(reference)
+        picture = Pictures(Path(home) / "data" / "pictures").open(reference)
     except ChipvizError:
         return None
     picture.thumbnail((2 * THUMB, 2 * THUMB))
     return picture
-
-
-def store() -> Pictures:
-    """The home folder's pictures."""
-    return Pictures(Path(state.store().home) / "data" / "pictures")
 
 
 def thumbnail(reference: str) -> str | None:

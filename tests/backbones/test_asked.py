@@ -14,12 +14,20 @@ from chipviz.chips.patches import read_patches
 from chipviz.config import CutSpec
 from chipviz.data.pictures import Pictures
 from chipviz.data.processor import QUESTION, load_asking
-from chipviz.errors import SourceError
+from chipviz.errors import BackboneError, SourceError
 from chipviz.features.forward import forward_pooled
 from chipviz.keys import Cut, Vector
 from chipviz.progress import silent
-from chipviz.pruning.cut import cut_config, cut_weights, impossible_cuts
-from tests.seeing import ASKED, COLOURS, as_bytes, asked_model, class_folders, picture
+from chipviz.pruning.cut import impossible_cuts
+from tests.seeing import (
+    ASKED,
+    COLOURS,
+    as_bytes,
+    asked_model,
+    class_folders,
+    cut_model,
+    picture,
+)
 from tests.test_seeing import trained
 
 # PaliGemma's processor turns tensors into arrays the way that NumPy 2 does not like
@@ -77,13 +85,12 @@ def test_features_are_the_states_that_transformers_gives(found):
 def test_a_cut_model_says_what_the_whole_one_says_there(found, layer):
     _, _, backbone, reader = found
     assert impossible_cuts(backbone) == {}
-    model = type(backbone.model)(cut_config(backbone, layer))
-    model.load_state_dict(cut_weights(backbone, layer))
+    model = cut_model(backbone, layer)
     batch = reader.batch(PICTURES)
     rows = reader.encode([reader.pictures.add(as_bytes(image))[0] for image in PICTURES])
     whole = forward_pooled(backbone, rows, 0, [Vector("block", "last")])[0][layer + 1]
     with torch.inference_mode():
-        said = model.eval()(**batch, use_cache=False).last_hidden_state
+        said = model(**batch, use_cache=False).last_hidden_state
     ends = batch["attention_mask"].sum(dim=1) - 1
     torch.testing.assert_close(said[range(len(ends)), ends], whole, atol=1e-5, rtol=1e-5)
 
@@ -121,6 +128,17 @@ def test_from_class_folders_to_a_verified_bundle(found, tmp_path):
         shown = read_patches(backbone, reader, chips, str(files[0]), cut=cut, label_names=names)
         assert shown.grid == (4, 4)
         assert np.allclose(shown.by_layer[1], truth[0], atol=1e-3)
+
+
+def test_named_blocks_are_taken_and_others_refused(found):
+    _, _, backbone, reader = found
+    for path in ("language_model.layers", "text_model.layers", "layers"):
+        again = load_asked_backbone(
+            backbone.folder, reader, dtype=torch.float32, device="cpu", blocks_path=path
+        )
+        assert len(again.blocks) == 4
+    with pytest.raises(BackboneError, match="no list of 4 blocks at 'nowhere'"):
+        load_asked_backbone(backbone.folder, reader, device="cpu", blocks_path="nowhere")
 
 
 def test_a_processor_with_code_or_without_a_place_for_a_picture_is_refused(tmp_path):

@@ -40,6 +40,19 @@ def open_form(page: Page, app_url: str, backbone) -> None:
     expect(page.get_by_text("layers, 32 wide")).to_be_visible()
 
 
+def train_and_open(page: Page) -> str:
+    """Start the run of the form, wait for it, open its layers. Returns its id."""
+    page.get_by_role("button", name="Train chips on all layers").click()
+    expect(page).to_have_url(re.compile(r"/train\?run=[\d-]+"))
+    done = page.get_by_role("link", name="Open the layers")
+    wait_for(page, done)
+    done.click()
+    expect(page.get_by_text(re.compile(r"Cut at layer \d of 4"))).to_be_visible()
+    found = re.search(r"run=([\w-]+)", page.url)
+    assert found
+    return found[1]
+
+
 def pick(page: Page, label: str, option: str) -> None:
     page.get_by_role("combobox", name=label).click()
     page.get_by_role("option", name=option).click()

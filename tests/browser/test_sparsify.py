@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from tests.browser.test_looks import serious
 from tests.browser.test_main_job import idle, wait_for
-from tests.browser.test_own_data import open_form, upload
+from tests.browser.test_own_data import open_form, train_and_open, upload
 
 pytestmark = pytest.mark.slow
 
@@ -18,13 +18,7 @@ def test_neurons_are_joined_from_the_form_to_a_bundle(page, app_url, tiny_backbo
     page.get_by_text("More options").click()
     page.locator(".st-key-stc").get_by_text("Sparsify-then-Classify").click()
     idle(page)
-    page.get_by_role("button", name="Train chips on all layers").click()
-    expect(page).to_have_url(re.compile(r"/train\?run=[\d-]+"))
-    done = page.get_by_role("link", name="Open the layers")
-    wait_for(page, done)
-    done.click()
-    expect(page.get_by_text(re.compile(r"Cut at layer \d of 4"))).to_be_visible()
-    run = re.search(r"run=([\w-]+)", page.url)[1]
+    run = train_and_open(page)
 
     page.goto(f"{app_url}/sparsify?run={run}&cut=2&pooling=all-mean&chip=stc")
     expect(page.get_by_text("Chosen on validation: joined up to layer")).to_be_visible()

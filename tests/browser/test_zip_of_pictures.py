@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from tests.browser.test_looks import serious
 from tests.browser.test_main_job import idle, wait_for
-from tests.browser.test_own_data import open_form, upload
+from tests.browser.test_own_data import open_form, train_and_open, upload
 from tests.seeing import COLOURS, NAMED, as_bytes, class_folders, picture
 
 pytestmark = pytest.mark.slow
@@ -44,13 +44,7 @@ def test_pictures_go_from_a_zip_to_a_bundle_in_hand(page, app_url, eyes, zipped,
     expect(page.get_by_role("textbox", name="Template")).to_have_count(0)
     idle(page)
     assert serious(page) == []
-    page.get_by_role("button", name="Train chips on all layers").click()
-    expect(page).to_have_url(re.compile(r"/train\?run=[\d-]+"))
-    done = page.get_by_role("link", name="Open the layers")
-    wait_for(page, done)
-    done.click()
-    expect(page.get_by_text(re.compile(r"Cut at layer \d of 4"))).to_be_visible()
-    run = re.search(r"run=([\w-]+)", page.url)[1]
+    run = train_and_open(page)
 
     page.goto(f"{app_url}/tokens?run={run}&cut=2&pooling=mean")
     expect(page.locator(".st-key-patches .main-svg").first).to_be_visible()
