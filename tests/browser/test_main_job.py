@@ -27,10 +27,13 @@ def stage_of(page: Page):
 
 
 def wait_for(page: Page, wanted) -> None:
-    """Wait for something slow, but give up at once when the page reports an error instead."""
-    alert = page.get_by_role("alert")
-    expect(wanted.or_(alert).first).to_be_visible(timeout=RUN_MS)
-    assert alert.count() == 0, alert.first.inner_text()
+    """Wait for something slow, but give up at once when the page reports an error instead.
+
+    Warnings are alerts too, and a run may well have some.
+    """
+    error = page.get_by_test_id("stAlertContentError")
+    expect(wanted.or_(error).first).to_be_visible(timeout=RUN_MS)
+    assert error.count() == 0, error.first.inner_text()
 
 
 def texts_read(words: str) -> int:
