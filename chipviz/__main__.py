@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from chipviz import sources
-from chipviz.cli import asking, making, options, printing
+from chipviz.cli import asking, making, options, printing, shipping
 from chipviz.config import RECOMMENDED, CutSpec, RunConfig, home_dir
 from chipviz.errors import (
     BackboneError,
@@ -253,6 +253,7 @@ def fetch(
 
 asking.add_to(app)
 making.add_to(app)
+shipping.add_to(app)
 
 
 def _help(config: RunConfig, home: Path) -> None:

@@ -65,6 +65,7 @@ HOUSE = {
         *[
             "card",
             "metadata",
+            "targets",
             "vision",
             "reader",
             "opening",
@@ -73,7 +74,7 @@ HOUSE = {
             "verify",
             "check",
         ],
-        *["kinds", "save", "build"],
+        *["kinds", "save", "build", "asked", "graph", "head", "folders", "export"],
     ],
     "preview": [],
     "reporting": [],
@@ -127,7 +128,7 @@ HOUSE = {
             "main",
         ],
     ],
-    "cli": ["inputs", "options", "printing", "asking", "making"],
+    "cli": ["inputs", "options", "printing", "asking", "making", "shipping"],
     "__main__": [],
 }
 """Rooms in order, each with its modules in order. The room without a name is the words that
@@ -151,6 +152,7 @@ LIGHT = [
         "bundle",
         "bundle.card",
         "bundle.metadata",
+        "bundle.targets",
         "preview",
     ],
     *["runs.store", "runs.questions", "runs.model_client", "runs.scheduler", "runs.tidy"],

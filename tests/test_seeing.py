@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,10 @@ from sklearn.linear_model import LogisticRegression
 
 from chipviz import experiment, preview
 from chipviz.backbones.opening import reopen
+from chipviz.bundle.asked import rows_of_run
 from chipviz.bundle.classifier import load
+from chipviz.bundle.export import export
+from chipviz.bundle.metadata import read_metadata
 from chipviz.chips import picture_controls
 from chipviz.chips.chip import Chips
 from chipviz.chips.patches import read_patches
@@ -172,6 +176,18 @@ def test_a_cut_is_built_verified_and_predicts_files(run, tmp_path):
         (said,) = load(tmp_path / "bundle").predict([file])
         right += said.label == name
     assert right == 3
+    out = tmp_path / "onnx"
+    rows = rows_of_run(read_metadata(tmp_path / "bundle"), run.home)
+    assert len(rows) >= 9
+    done = export(tmp_path / "bundle", "onnx", out, rows=rows, progress=silent)
+    assert done.n_agree == done.n_checked
+    assert done.max_difference < 1e-5
+    program = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    assert program
+    lines = program.group(1).replace("PATH", str(out)).replace("picture.jpg", str(file))
+    told = []
+    exec(lines, {"print": told.append})  # noqa: S102 - our own card
+    assert told == [[load(tmp_path / "bundle").predict([file])[0].label]]
 
 
 def chipviz(home, *words):

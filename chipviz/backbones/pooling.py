@@ -46,7 +46,7 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling, patches: Tensor | None 
         return torch.cat([pool(hidden, mask, part, patches) for part in parts], dim=1)
     if pooling in AT_ONE_TOKEN:
         at = first_positions(mask) if pooling == "first" else last_positions(mask)
-        return hidden[torch.arange(len(hidden), device=hidden.device), at].float()
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), at].float()
     mask = mask if patches is None else patches
     if pooling == "max":
         padding = mask[..., None] == 0

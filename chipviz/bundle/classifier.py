@@ -54,20 +54,19 @@ class Classifier:
         found: list[Prediction | None] = [None] * len(ids)
         lengths, budget = [len(sequence) for sequence in ids], batch_tokens(self.model.device)
         for rows in batches(lengths, budget, padded=self.metadata.padded):
-            logits = self._logits([ids[i] for i in rows])
+            logits = self.scores(*self._padded([ids[i] for i in rows]))
             for i, row in zip(rows, logits.softmax(dim=-1).tolist(), strict=True):
                 found[i] = Prediction.of(names, row)
         return [p for p in found if p is not None]
 
-    @property
-    def _pad_id(self) -> int:
-        return self.tokenizer.pad_token_id
+    def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask on the device, shape (B, T) both."""
+        return pad(ids, self.tokenizer.pad_token_id, self.model.device)
 
-    def _logits(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Class scores of a batch: shape (B, C), float32."""
+    def scores(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Class scores of padded texts, shape (B, T) both: shape (B, C), float32."""
         if self.reader is not None:
-            return self.reader.logits(ids, self._pad_id)
-        tokens, mask = pad(ids, self._pad_id, self.model.device)
+            return self.reader.scores(tokens, mask)
         logits = self.model(input_ids=tokens, attention_mask=mask).logits.float()
         # The mean of the token logits is the chip's logit.
         return pool(logits, mask, "mean") if self.metadata.kind == "token" else logits

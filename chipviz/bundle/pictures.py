@@ -50,12 +50,14 @@ class PictureClassifier:
             made = str(source) in MADE and not Path(source).exists()
             picture = make_picture(str(source)) if made else self.reader.open(str(source))
             batch = self.reader.batch([picture])
-            said = self._logits(batch) if self.chip is None else self.chip(batch)
-            found.append(Prediction.of(names, said.float().softmax(dim=-1)[0].tolist()))
+            found.append(Prediction.of(names, self.scores(batch).softmax(dim=-1)[0].tolist()))
         return found
 
-    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.model(pixel_values=batch["pixel_values"].to(self.model.device)).logits
+    def scores(self, batch: dict[str, Tensor]) -> Tensor:
+        """Class scores of pictures, as their reader makes them: shape (B, C), float32."""
+        if self.chip is not None:
+            return self.chip(batch)
+        return self.model(pixel_values=batch["pixel_values"].to(self.model.device)).logits.float()
 
 
 def open_pictures(path: Path, metadata: Metadata, model: Any) -> PictureClassifier:

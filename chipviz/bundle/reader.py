@@ -1,6 +1,5 @@
 """The chip of a bundle of our own kind, and how it reads the cut backbone beside it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -8,7 +7,7 @@ from typing import Any, get_args
 from safetensors.torch import load_file
 from torch import Tensor
 
-from chipviz.backbones.backbone import Backbone, pad, segments
+from chipviz.backbones.backbone import Backbone, segments
 from chipviz.backbones.model_folder import open_folder
 from chipviz.backbones.pooling import pool
 from chipviz.backbones.structure import find_blocks, find_norm_and_causality, first_of
@@ -17,8 +16,9 @@ from chipviz.bundle.metadata import CHIP_FILE, Metadata
 from chipviz.chips.chip import Chip
 from chipviz.data.processor import AskingReader, PictureReader
 from chipviz.features.forward import (
-    forward_neurons,
+    Places,
     of_pictures,
+    of_tokens,
     pool_layers,
     read_neurons,
     width_at,
@@ -37,14 +37,16 @@ class Reader:
     """The token that ends the first of two texts, if the tokenizer tells which is which."""
     backbone: Backbone | None = None
     """The model and its parts, for a chip that reads neurons of several layers."""
+    places: Places | None = None
+    """Where that one takes them."""
 
-    def logits(self, ids: Sequence[Sequence[int]], pad_id: int) -> Tensor:
-        """Class scores of a batch of token ids: shape (B, C), float32."""
+    def scores(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Class scores of padded texts, shape (B, T) both: shape (B, C), float32."""
         pooling = self.metadata.cut.key.pooling
-        if self.backbone is not None and self.chip.neurons is not None:
-            values = forward_neurons(self.backbone, ids, pad_id, pooling, self.chip.neurons)
+        if self.backbone is not None and self.places is not None:
+            inputs = of_tokens(self.backbone, tokens, mask)
+            values = read_neurons(self.backbone, inputs, pooling, self.places)
             return self.chip.to(values.device).logits(values)
-        tokens, mask = pad(ids, pad_id, self.model.device)
         pooled = pool(self._states(tokens, mask), mask, pooling)
         return self.chip.to(pooled.device).logits(pooled)
 
@@ -78,7 +80,7 @@ def read_chip(path: Path, model: Any, metadata: Metadata, sep: int | None) -> Re
     folder = open_folder(path, path.name)
     backbone = Backbone(folder, model, blocks, norm, causal, sep, metadata.padded)
     _refuse_other_neurons(chip.neurons, backbone)
-    return Reader(metadata, model, chip, sep, backbone)
+    return Reader(metadata, model, chip, sep, backbone, Places.of(chip.neurons))
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,14 @@ class PictureChip:
     vector: Vector
     backbone: Backbone
     chip: Chip
+    places: Places | None = None
+    """Where a chip that reads neurons takes them."""
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
         """Class scores of pictures, as their reader makes them: shape (B, C), float32."""
         inputs = of_pictures(self.backbone, batch)
-        if self.chip.neurons is not None:
-            values = read_neurons(self.backbone, inputs, self.vector.pooling, self.chip.neurons)
+        if self.places is not None:
+            values = read_neurons(self.backbone, inputs, self.vector.pooling, self.places)
             return self.chip.to(values.device).logits(values)
         pooled = pool_layers(self.backbone, inputs, [self.vector])[0][-1]
         return self.chip.to(pooled.device).logits(pooled)
@@ -122,9 +126,10 @@ def read_picture_chip(
     )
     vector = metadata.cut.key.vector
     chip = _chip(path, model, vector.n_states)
-    if chip.neurons is not None:
-        _refuse_other_neurons(chip.neurons, backbone)
-    return PictureChip(vector, backbone, chip)
+    if chip.neurons is None:
+        return PictureChip(vector, backbone, chip)
+    _refuse_other_neurons(chip.neurons, backbone)
+    return PictureChip(vector, backbone, chip, Places.of(chip.neurons))
 
 
 def _refuse_other_neurons(neurons: Tensor, backbone: Backbone) -> None:

@@ -54,6 +54,7 @@ def save(
     with publish(out) as folder:
         write_model(backbone, prompt, chip, cut, report, kind, folder)
         metadata = describe(cut, report, kind)
+        metadata["backbone"]["fingerprint"] = backbone.folder.fingerprint
         write_metadata(folder, metadata)  # our own kind is loaded by it
         own = self_test(prompt)
         found = in_fresh_process(folder, kind, [*check, *own])

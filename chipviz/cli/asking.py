@@ -32,10 +32,13 @@ def predict(
     image: Annotated[
         list[Path] | None, typer.Option(help="A picture, or a folder of them; may be repeated.")
     ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Of a chip alone: the backbone that it reads.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write one JSON object a line here.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Classify texts or pictures with a bundle."""
+    """Classify texts or pictures with a bundle, or with a chip alone and its backbone."""
     if image:
         if file or text or text_pair or choices:
             raise ConfigError("Texts and pictures are given.", "Give either.")
@@ -51,12 +54,20 @@ def predict(
         else inputs.from_options(text or [], text_pair, choices)
     )
     printing.print_notices(given.notices)
-    metadata = read_metadata(bundle)
-    refuse_kind(metadata.task.kind, "text")
-    texts, pairs = inputs.in_fields(given, metadata.task, metadata.preset)
-    from chipviz.bundle import load
+    if backbone:
+        from chipviz.bundle.head import load_head
 
-    found = load(bundle).predict(texts, pairs)
+        alone = load_head(bundle, backbone, home=context.obj, progress=printing.printer())
+        printing.end_progress()
+        texts, pairs = inputs.in_fields(given, alone.info.task, alone.info.preset)
+        found = alone.predict(texts, pairs)
+    else:
+        metadata = read_metadata(bundle)
+        refuse_kind(metadata.task.kind, "text")
+        texts, pairs = inputs.in_fields(given, metadata.task, metadata.preset)
+        from chipviz.bundle import load
+
+        found = load(bundle).predict(texts, pairs)
     seconds = pairs or [""] * len(texts)
     shown = [
         " / ".join(" ".join(given.split())[:50] for given in row if given)

@@ -70,7 +70,11 @@ class Pictures:
 
     def has(self, reference: str) -> bool:
         """Whether a picture is there."""
-        return self._path(reference.partition("-")[0]).is_file()
+        return self.file_of(reference).is_file()
+
+    def file_of(self, reference: str) -> Path:
+        """Where a picture's bytes lie, if it is there."""
+        return self._path(reference.partition("-")[0])
 
     def data(self, reference: str) -> bytes:
         """The bytes of a picture's file.
@@ -79,7 +83,7 @@ class Pictures:
             SourceError: If it is not there.
         """
         try:
-            return self._path(reference.partition("-")[0]).read_bytes()
+            return self.file_of(reference).read_bytes()
         except OSError:
             raise SourceError(
                 "A picture of this run is gone from the home folder.",

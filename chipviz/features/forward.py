@@ -51,7 +51,11 @@ def inputs_of(backbone: Backbone, rows: Sequence[Ids | Picture], pad_id: int) ->
         batch = pictures[0].reader.batch([picture.opened() for picture in pictures])
         return of_pictures(backbone, batch)
     ids = [row for row in rows if not isinstance(row, Picture)]
-    tokens, mask = pad(ids, pad_id, backbone.device)
+    return of_tokens(backbone, *pad(ids, pad_id, backbone.device))
+
+
+def of_tokens(backbone: Backbone, tokens: Tensor, mask: Tensor) -> Inputs:
+    """A batch of padded texts, shape (B, T) both."""
     return Inputs(mask, lambda: backbone.forward(tokens, mask))
 
 
@@ -68,7 +72,7 @@ def look_at(backbone: Backbone, pixels: Tensor) -> Inputs:
     """A batch of pictures, shape (B, 3, H, W)."""
     assert backbone.view is not None
     n_tokens = backbone.view.n_tokens
-    mask = torch.ones(len(pixels), n_tokens, dtype=torch.int64, device=backbone.device)
+    mask = torch.ones(pixels.shape[0], n_tokens, dtype=torch.int64, device=backbone.device)
     patches = mask.clone()
     patches[:, : backbone.view.n_prefix] = 0
     return Inputs(mask, lambda: backbone.look(pixels), patches)
@@ -124,7 +128,7 @@ def pooling_pass(
             torch.zeros(
                 (
                     backbone.n_layers + 1,
-                    len(inputs.mask),
+                    inputs.mask.shape[0],
                     vector.n_states * width_at(backbone, vector.site),
                 ),
                 dtype=torch.float32,
@@ -193,7 +197,9 @@ def forward_neurons(
 
 
 @torch.inference_mode()
-def read_neurons(backbone: Backbone, inputs: Inputs, pooling: Pooling, neurons: Tensor) -> Tensor:
+def read_neurons(
+    backbone: Backbone, inputs: Inputs, pooling: Pooling, neurons: "Tensor | Places"
+) -> Tensor:
     """The same of a batch that is on the device already."""
 
     def reduce(values: Tensor) -> Tensor:
@@ -204,10 +210,30 @@ def read_neurons(backbone: Backbone, inputs: Inputs, pooling: Pooling, neurons: 
         return taken()
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where neurons are taken, site by site and layer by layer."""
+
+    order: dict[tuple[Site, int], list[int]]
+    """Places of each among all of them."""
+    columns: dict[tuple[Site, int], list[int]]
+
+    @classmethod
+    def of(cls, neurons: Tensor) -> "Places":
+        """From `chipviz.chips.chip.Chip.neurons`, shape (U, 3)."""
+        names = get_args(Site)
+        order: dict[tuple[Site, int], list[int]] = {}
+        columns: dict[tuple[Site, int], list[int]] = {}
+        for i, (site, layer, column) in enumerate(neurons.tolist()):
+            order.setdefault((names[site], layer), []).append(i)
+            columns.setdefault((names[site], layer), []).append(column)
+        return cls(order, columns)
+
+
 @contextmanager
 def watch_neurons(
     backbone: Backbone,
-    neurons: Tensor,
+    neurons: Tensor | Places,
     shape: Sequence[int],
     reduce: Callable[[Tensor], Tensor],
 ) -> Iterator[Callable[[], Tensor]]:
@@ -215,39 +241,36 @@ def watch_neurons(
 
     Args:
         backbone: At least as deep as the deepest of them.
-        neurons: See `chipviz.chips.chip.Chip.neurons`, shape (U, 3).
+        neurons: See `chipviz.chips.chip.Chip.neurons`, shape (U, 3), or read from it already.
         shape: Texts and tokens of the pass.
         reduce: From the values of some of them, (B, T, u), to what is kept, (B', u).
 
     Yields:
         A function that gives all of it after the pass, shape (B', U).
     """
-    names = get_args(Site)
-    wanted: dict[tuple[Site, int], list[int]] = {}
-    for i, (site, layer, _) in enumerate(neurons.tolist()):
-        wanted.setdefault((names[site], layer), []).append(i)
-    columns = {where: neurons[own, 2].long() for where, own in wanted.items()}
+    wanted = neurons if isinstance(neurons, Places) else Places.of(neurons)
     found: dict[tuple[Site, int], Tensor] = {}
 
     def keep(site: Site, layer: int, value: Tensor) -> None:
-        if (site, layer) in wanted:
+        if (site, layer) in wanted.columns:
             value = value.reshape(*shape, -1)
-            picked = value[..., columns[site, layer].to(value.device)]
+            picked = value[..., torch.tensor(wanted.columns[site, layer], device=value.device)]
             found[site, layer] = reduce(picked).float()
 
     def on_hidden(layer: int, hidden: Tensor) -> None:
         keep("raw", layer, hidden)
-        if ("block", layer) in wanted:
+        if ("block", layer) in wanted.columns:
             keep("block", layer, backbone.apply_final_norm(hidden))
 
     def taken() -> Tensor:
-        if not wanted:
+        if not wanted.order:
             return reduce(torch.empty(*shape, 0, device=backbone.device))
-        parts = torch.cat([found[where] for where in wanted], dim=1)
-        order = torch.tensor([i for own in wanted.values() for i in own], device=parts.device)
-        return parts[:, order.argsort()]
+        parts = torch.cat([found[where] for where in wanted.order], dim=1)
+        order = [i for own in wanted.order.values() for i in own]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return parts[:, torch.tensor(back, device=parts.device)]
 
-    read = {site for site, _ in wanted}
+    read = {site for site, _ in wanted.order}
     ffn: list[FfnSite] = [site for site in FFN_SITES if site in read]
     sites = find_sites(backbone) if ffn else Sites({}, {}, {})
     refuse_absent(backbone.name, sites, ffn)

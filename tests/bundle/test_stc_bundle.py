@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from chipviz import experiment
 from chipviz.bundle import load
+from chipviz.bundle.export import export
 from chipviz.bundle.verify import in_fresh_process, verify
 from chipviz.chips.chip import Chips
 from chipviz.chips.tokens import read_tokens
@@ -135,6 +136,13 @@ def test_a_sparse_chip_is_stock_where_the_stock_class_has_a_bias(finished, tmp_p
     ffn = built(finished, tmp_path / "ffn", ChipKey.sparse(Vector("ffn_in", "last")), 1)
     assert ffn.kind == "chipviz"
     assert max(mean.max_difference, ffn.max_difference) < 1e-4
+
+
+def test_neurons_of_several_layers_go_into_a_graph(finished, tmp_path):
+    built(finished, tmp_path / "bundle", BOTH, 2)
+    said = export(tmp_path / "bundle", "onnx", tmp_path / "out", rows=[], progress=silent)
+    assert said.n_agree == said.n_checked
+    assert said.max_difference < 1e-5
 
 
 @pytest.mark.parametrize("site", ["gate", "ffn_out", "all"])

@@ -1,0 +1,149 @@
+"""Places beside `transformers` where a bundle runs: which can take it, and the lines that run it.
+
+Loads no torch.
+"""
+
+from typing import Literal
+
+from chipviz.bundle.metadata import Metadata
+
+Target = Literal["onnx", "openvino", "vllm", "sentence-transformers", "head"]
+GRAPHS: tuple[Target, ...] = ("onnx", "openvino")
+"""Targets that hold the whole computation as one graph."""
+TITLES: dict[Target, str] = {
+    "onnx": "ONNX Runtime, text-embeddings-inference",
+    "openvino": "OpenVINO",
+    "vllm": "vLLM",
+    "sentence-transformers": "sentence-transformers",
+    "head": "The chip alone",
+}
+WHAT: dict[Target, str] = {
+    "onnx": "one graph from token ids to class scores, with tokenizer and labels beside it",
+    "openvino": "the same graph for Intel's runtime",
+    "vllm": "a sequence classifier that vLLM serves, pooling said",
+    "sentence-transformers": "the cut backbone as an embedder; the chip lies beside it",
+    "head": "kilobytes: the chip reads the backbone that you have",
+}
+
+_GIVEN = '"TEXT"'
+_GIVEN_PAIR = '("TEXT", "SECOND TEXT")'
+_READ = """\
+import json, numpy
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+read = PreTrainedTokenizerFast.from_pretrained("PATH")
+names = json.loads(Path("PATH/config.json").read_text("utf-8"))["id2label"]
+given = dict(read([GIVEN], padding=True, return_tensors="np"))
+given = {name: given[name].astype("int64") for name in ("input_ids", "attention_mask")}
+"""
+_LOOK = """\
+import json, numpy
+from pathlib import Path
+from PIL import Image
+from transformers import AutoImageProcessor
+read = AutoImageProcessor.from_pretrained("PATH")
+names = json.loads(Path("PATH/config.json").read_text("utf-8"))["id2label"]
+given = dict(read([Image.open("picture.jpg").convert("RGB")], return_tensors="np"))
+"""
+_SAY = "print([names[str(best)] for best in numpy.argmax(logits, axis=1)])"
+_RUN: dict[Target, str] = {
+    "onnx": """\
+import onnxruntime
+session = onnxruntime.InferenceSession("PATH/onnx/model.onnx")
+(logits,) = session.run(["logits"], given)
+""",
+    "openvino": """\
+import openvino
+exact = {"INFERENCE_PRECISION_HINT": "f32"}
+model = openvino.Core().compile_model("PATH/openvino_model.xml", "CPU", exact)
+logits = model(given)["logits"]
+""",
+}
+_VLLM = """\
+vllm serve PATH --runner pooling --dtype float32 --pooler-config '{"pooling_type": "POOLING"}'
+curl localhost:8000/classify -H 'Content-Type: application/json' \\
+  -d '{"model": "PATH", "input": "TEXT"}'"""
+_EMBED = """\
+import json
+from pathlib import Path
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+embed, chip = SentenceTransformer("PATH"), load_file("PATH/head/head.safetensors")
+names = json.loads(Path("PATH/head/head.json").read_text("utf-8"))["labels"]
+states = embed.encode(["TEXT"])
+HIDDENlogits = states @ chip["weight"].T + chip.get("bias", 0)
+print([names[best] for best in logits.argmax(axis=1)])"""
+_HIDDEN = 'states = (states @ chip["hidden_weight"].T + chip["hidden_bias"]).clip(0)\n'
+_HEAD = 'python -m chipviz predict PATH --backbone BACKBONE --text "TEXT"'
+
+
+def refusal(target: Target, metadata: Metadata) -> str | None:
+    """Why a place cannot take a bundle, in a sentence. None where it can.
+
+    Args:
+        target: The place.
+        metadata: Of the bundle.
+    """
+    key, pictures = metadata.cut.key, metadata.task.kind == "image"
+    if target in GRAPHS:
+        if pictures and metadata.task.template:
+            return "A decoder that is asked about pictures has no one graph."
+        if not metadata.padded:
+            return "Padding reaches the texts in this backbone, and graphs are fed padded batches."
+        return None
+    if pictures:
+        return "It takes texts, and this bundle reads pictures."
+    if target == "vllm":
+        if metadata.kind in ("sequence", "token"):
+            return None
+        return "It reads the last token or the mean of a decoder's states with one matrix."
+    if key.recipe == "stc" or key.kind == "sparse":
+        return "This chip reads single neurons, not one vector of one layer."
+    if target == "head" and not metadata.everything["backbone"].get("fingerprint"):
+        return "It does not say which files its backbone was read from; build it again."
+    if target == "sentence-transformers":
+        if key.site != "block":
+            return "It embeds states after the final norm, and this chip reads others."
+        if metadata.takes_pair:
+            return "It embeds one text at a time, and this bundle reads two."
+    return None
+
+
+def use(target: Target, metadata: Metadata) -> str:
+    """Lines to copy: PATH is the export's folder.
+
+    Args:
+        target: The place.
+        metadata: Of the bundle.
+    """
+    if target in GRAPHS:
+        read = _LOOK if metadata.task.kind == "image" else _READ
+        given = _GIVEN_PAIR if metadata.takes_pair else _GIVEN
+        return read.replace("GIVEN", given) + _RUN[target] + _SAY
+    if target == "vllm":
+        pooling = "MEAN" if metadata.cut.pooling == "mean" else "LAST"
+        return _VLLM.replace("POOLING", pooling)
+    if target == "head":
+        name = metadata.everything["backbone"]["name"]
+        line = _HEAD.replace("BACKBONE", str(name))
+        return line + ' --text-pair "SECOND TEXT"' * metadata.takes_pair
+    return _EMBED.replace("HIDDEN", _HIDDEN if metadata.cut.chip == "mlp" else "")
+
+
+def notes(target: Target, metadata: Metadata) -> list[str]:
+    """What must be known there, a paragraph each."""
+    if target == "onnx" and metadata.task.kind == "text":
+        return [
+            "text-embeddings-inference serves this folder: pooling and chip are inside the graph, "
+            "whose output is `logits`. Do not give it the bundle of kind *token* itself: it would "
+            "misread the scores of tokens.",
+            "Give raw texts: template and length limit are part of `tokenizer.json`.",
+        ]
+    if target == "vllm":
+        return [
+            "Without `--dtype` vLLM computes float32 models in float16. Older versions call the "
+            "command's `--runner pooling` `--task classify`."
+        ]
+    if target == "sentence-transformers":
+        return ["Embeddings are not normalised: the chip reads them as they are."]
+    return []
