@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from chipviz import sources
-from chipviz.cli import asking, making, options, printing, shipping
+from chipviz.cli import asking, making, options, predicting, printing, shipping
 from chipviz.config import RECOMMENDED, CutSpec, RunConfig, home_dir
 from chipviz.errors import (
     BackboneError,
@@ -251,6 +251,7 @@ def fetch(
     printing.show(str(folder))
 
 
+predicting.add_to(app)
 asking.add_to(app)
 making.add_to(app)
 shipping.add_to(app)

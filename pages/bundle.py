@@ -1,6 +1,6 @@
 import streamlit as st
 
-from chipviz.ui import bundle_use, bundle_view, cut, formatting, require_run
+from chipviz.ui import bundle_use, bundle_view, cut, export_view, formatting, require_run
 
 job, report = require_run.finished_run()
 st.header(formatting.plain(job.name), anchor=False)
@@ -12,5 +12,6 @@ with left:
 with right:
     if shown:
         bundle_use.show(shown, report)
+        export_view.show(shown)
     else:
         st.info("Build the bundle to try it here, copy the code that loads it, and download it.")

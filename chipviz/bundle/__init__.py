@@ -1,15 +1,16 @@
-"""The exported classifier: save, verify, load.
+"""The exported classifier: save, verify, load, take elsewhere.
 
-`load` is public: the programs on model cards and in the README call it. It is imported when it is
-first asked for, so that who only reads a card loads no torch.
+`load` is public: the programs on model cards and in the README call it. What is named here is
+imported when it is first asked for, so that who only reads a card loads no torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chipviz.bundle.classifier import load
+    from chipviz.bundle.export import export_beside
 
-__all__ = ["load"]
+__all__ = ["export_beside", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from chipviz.bundle.classifier import load
 
         return load
+    if name == "export_beside":
+        from chipviz.bundle.export import export_beside
+
+        return export_beside
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,54 +2,45 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification
 
-from chipviz.backbones.pooling import pool
-from chipviz.backbones.vetting import SAFE
-from chipviz.bundle import folders, graph, head, targets
-from chipviz.bundle.asked import Ask, Batches
+from chipviz.bundle import targets, written
+from chipviz.bundle.asked import Batches, rows_of_run
 from chipviz.bundle.check import Row
-from chipviz.bundle.classifier import Classifier, load
+from chipviz.bundle.classifier import load
 from chipviz.bundle.metadata import Metadata, read_metadata
-from chipviz.bundle.pictures import PictureClassifier
-from chipviz.bundle.targets import GRAPHS, Target
+from chipviz.bundle.targets import GRAPHS, NOTE, Exported, Target
 from chipviz.bundle.verify import TOLERANCE
-from chipviz.chips.chip import Chip
 from chipviz.errors import BundleError, ConfigError
 from chipviz.files import bytes_below, publish
-from chipviz.progress import Progress, ProgressFn
+from chipviz.progress import Progress, ProgressFn, silent
 
-NOTE = "export.json"
-"""What an export says of itself."""
 MIN_AGREEMENT = 0.99
 """Share of labels that must stay where weights are rounded to 8 bits."""
 MIN_ROWS = 100
 """Rows that such a share is counted on, at the least."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written for another place, and how its check went."""
+def export_beside(bundle: Path, target: Target, home: Path, *, int8: bool) -> Exported:
+    """Write a bundle for another place beside it, compared on the rows of its run.
 
-    path: str
-    target: Target
-    int8: bool
-    n_checked: int
-    """Rows that both the bundle and the export were asked."""
-    n_agree: int
-    """Rows with the same label."""
-    max_difference: float
-    """Largest probability difference."""
-    n_bytes: int
+    Args:
+        bundle: The bundle's folder.
+        target: The place.
+        home: The folder that may hold the run.
+        int8: Round weights to 8 bits, of a graph.
+
+    Raises:
+        ChipvizError: As `export` does.
+    """
+    rows = rows_of_run(read_metadata(bundle), home)
+    out = targets.place_of(bundle, target)
+    return export(bundle, target, out, rows=rows, progress=silent, int8=int8)
 
 
 def export(
@@ -92,76 +83,18 @@ def export(
         )
     with publish(out) as folder:
         progress(Progress("building", f"writing for {target}"))
-        _write(bundle, classifier, target, folder, asked, int8=int8)
+        written.write(bundle, classifier, target, folder, asked.example, int8=int8)
         progress(Progress("verifying", f"asking it about {len(asked)} {metadata.task.rows}"))
-        found = asked.ask(_opened(target, folder, classifier))
-        expected = asked.ask(_told(classifier))
+        found = asked.ask(written.opened(target, folder, classifier))
+        expected = asked.ask(written.told(classifier))
         n_agree = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
         difference = float(np.abs(_softmax(found) - _softmax(expected)).max())
         _refuse_other_answers(target, n_agree / len(asked), difference, int8=int8)
         said = Exported(str(out), target, int8, len(asked), n_agree, difference, 0)
         (folder / "README.md").write_text(_readme(said, metadata), "utf-8")
-        (folder / NOTE).write_text(
-            json.dumps(asdict(said) | {"path": None, "run_id": metadata.everything["run_id"]}),
-            "utf-8",
-        )
-        n_bytes = bytes_below(folder)
-    return Exported(str(out), target, int8, len(asked), n_agree, difference, n_bytes)
-
-
-def _write(
-    bundle: Path,
-    classifier: Classifier | PictureClassifier,
-    target: Target,
-    folder: Path,
-    asked: Batches,
-    *,
-    int8: bool,
-) -> None:
-    if target in ("onnx", "openvino"):
-        graph.write_graph(classifier, asked.example, target, folder, int8=int8)
-        folders.write_config(bundle, classifier, folder)
-        folders.copy_reader(bundle, folder)
-        return
-    assert isinstance(classifier, Classifier), "pictures go nowhere else"
-    metadata = classifier.metadata
-    if target == "vllm":
-        folders.write_sequence(bundle, folder)
-    elif target == "head":
-        head.write_head(folders.chip_of(classifier), classifier.tokenizer, metadata, folder)
-    else:
-        folders.write_embedder(bundle, classifier, folder)
-
-
-def _told(classifier: Any) -> Ask:
-    """What the bundle itself says."""
-    if isinstance(classifier, PictureClassifier):
-        return lambda batch: classifier.scores(batch).numpy()
-    return lambda batch: classifier.scores(batch["input_ids"], batch["attention_mask"]).numpy()
-
-
-def _opened(target: Target, folder: Path, classifier: Any) -> Ask:
-    """What was written, read from its files as its place reads them."""
-    if target in ("onnx", "openvino"):
-        run = graph.open_graph(folder, target)
-        return lambda batch: run({name: value.numpy() for name, value in batch.items()})
-    pooling = classifier.metadata.cut.pooling
-    if target == "vllm":
-        whole: Any = AutoModelForSequenceClassification.from_pretrained(folder, **SAFE).eval()
-        base, chip = whole.base_model, Chip(whole.score.weight.detach())
-    elif target == "head":
-        base, chip = classifier.model.base_model, Chip(**load_file(folder / head.WEIGHTS))
-        if (reader := classifier.reader) is not None:
-            read = replace(reader, chip=chip).scores
-            return lambda batch: read(batch["input_ids"], batch["attention_mask"]).numpy()
-    else:
-        base, chip = AutoModel.from_pretrained(folder, **SAFE).eval(), folders.chip_of(classifier)
-
-    def answer(batch: dict[str, Tensor]) -> NDArray[np.float32]:
-        states = base(**batch).last_hidden_state
-        return chip.logits(pool(states, batch["attention_mask"], pooling)).numpy()
-
-    return answer
+        said = replace(said, n_bytes=bytes_below(folder))
+        (folder / NOTE).write_text(json.dumps(said.note(bundle)), "utf-8")
+    return said
 
 
 def _refuse_other_answers(target: Target, agreement: float, worst: float, *, int8: bool) -> None:

@@ -3,9 +3,15 @@
 Loads no torch.
 """
 
-from typing import Literal
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from chipviz.bundle.metadata import Metadata
+from pydantic import TypeAdapter
+
+from chipviz.bundle.metadata import SUMS, Metadata
+from chipviz.files import read_small_json
 
 Target = Literal["onnx", "openvino", "vllm", "sentence-transformers", "head"]
 GRAPHS: tuple[Target, ...] = ("onnx", "openvino")
@@ -24,6 +30,52 @@ WHAT: dict[Target, str] = {
     "sentence-transformers": "the cut backbone as an embedder; the chip lies beside it",
     "head": "kilobytes: the chip reads the backbone that you have",
 }
+
+NOTE = "export.json"
+"""What an export says of itself."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written for another place, and how its check went."""
+
+    path: str
+    target: Target
+    int8: bool
+    n_checked: int
+    """Rows that both the bundle and the export were asked."""
+    n_agree: int
+    """Rows with the same label."""
+    max_difference: float
+    """Largest probability difference."""
+    n_bytes: int
+
+    def note(self, bundle: Path) -> dict[str, Any]:
+        """What is written beside it: all but its place, and which bundle it was made of."""
+        return asdict(self) | {"path": "", "bundle": _mark_of(bundle)}
+
+
+def place_of(bundle: Path, target: Target) -> Path:
+    """Where the page keeps an export of a bundle: beside it."""
+    return bundle.with_name(f"{bundle.name}.{target}")
+
+
+def read_export(bundle: Path, target: Target) -> Exported | None:
+    """The export that lies beside a bundle. None if there is none, or of an older build."""
+    place = place_of(bundle, target)
+    try:
+        found = read_small_json(place / NOTE)
+        if found.pop("bundle") != _mark_of(bundle):
+            return None
+        return TypeAdapter(Exported).validate_python(found | {"path": str(place)})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _mark_of(bundle: Path) -> str:
+    """What changes when a bundle is built anew."""
+    return hashlib.sha256((bundle / SUMS).read_bytes()).hexdigest()
+
 
 _GIVEN = '"TEXT"'
 _GIVEN_PAIR = '("TEXT", "SECOND TEXT")'

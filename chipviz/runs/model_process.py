@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from chipviz import preview
+from chipviz import bundle, preview
 from chipviz.data.task import refuse_kind
 from chipviz.errors import ChipvizError, Refusal, panics_as_errors
 from chipviz.results.answers import PatchReading, Prediction, TokenReading
@@ -22,6 +22,7 @@ from chipviz.runs.questions import (
     ANSWER,
     QUESTION,
     REFUSED,
+    Export,
     LookAhead,
     LookAtBackbone,
     LookAtColumns,
@@ -61,6 +62,8 @@ class Answerer:
             case Predict(path, texts, text_pairs):
                 predictions: list[Prediction] = self._bundle(Path(path)).predict(texts, text_pairs)
                 return predictions
+            case Export(path, target, int8):
+                return bundle.export_beside(Path(path), target, self._home, int8=int8)
 
     def read_tokens(self, question: ReadTokens) -> TokenReading:
         """What a run's chips say at each token of a text."""
@@ -101,9 +104,7 @@ class Answerer:
 
 
 def _open_bundle(path: Path) -> Any:
-    from chipviz.bundle import load
-
-    return load(path)
+    return bundle.load(path)
 
 
 def reply(answerer: Answerer, line: str) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from chipviz.bundle.targets import Target
 from chipviz.config import RunConfig
 from chipviz.keys import Cut
 
@@ -76,7 +77,17 @@ class Predict:
     op: Literal["predict"] = "predict"
 
 
-Question = LookAtColumns | LookAtBackbone | LookAhead | ReadTokens | ReadPatches | Predict
+@dataclass(frozen=True)
+class Export:
+    """Write a bundle for another place, beside it: an `Exported`."""
+
+    path: str
+    target: Target
+    int8: bool
+    op: Literal["export"] = "export"
+
+
+Question = LookAtColumns | LookAtBackbone | LookAhead | ReadTokens | ReadPatches | Predict | Export
 QUESTION = TypeAdapter[Question](Annotated[Question, Field(discriminator="op")])
 
 

@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from zipstream import ZipStream
 
+from chipviz.bundle.targets import Target, place_of
 from chipviz.errors import JobError
 from chipviz.runs import tidy
 from chipviz.runs.scheduler import Scheduler
@@ -101,7 +102,7 @@ class Server:
     def _bundle(self, request: Request) -> Response:
         try:
             store = self.store
-            run_id, job_id = _serializer(store).loads(
+            run_id, job_id, *more = _serializer(store).loads(
                 request.path_params["token"], max_age=LINK_AGE_S
             )
         except SignatureExpired:
@@ -115,9 +116,11 @@ class Server:
         except JobError:
             return refuse("This bundle has been deleted.", 404)
         folder = Path(job.bundle.path) if job.bundle else None
+        if folder is not None and more:
+            folder = place_of(folder, more[0])
         if folder is None or not folder.is_dir():
             return refuse("There is no such bundle any more. Build it again.", 404)
-        return _zip_of(folder, _file_name(run, job), request)
+        return _zip_of(folder, "-".join([_file_name(run, job), *more]), request)
 
     def _health(self, _request: Request) -> Response:
         facts: dict[str, Any] = {"scheduler": "stopped", "store": "writable"}
@@ -146,9 +149,15 @@ def _sweep(store: Store) -> None:
             _log.info("%d bytes that crashes left behind are free again", freed)
 
 
-def bundle_link(store: Store, job: Job) -> str:
-    """The address of a bundle's zip, relative to the server's root. Good for `LINK_AGE_S`."""
-    return f"/bundles/{_serializer(store).dumps([job.run_id, job.job_id])}"
+def bundle_link(store: Store, job: Job, *target: Target) -> str:
+    """The address of a zip, relative to the server's root. Good for `LINK_AGE_S`.
+
+    Args:
+        store: Of the server.
+        job: The bundle.
+        target: The place whose export is wanted. None is the bundle itself.
+    """
+    return f"/bundles/{_serializer(store).dumps([job.run_id, job.job_id, *target])}"
 
 
 def _zip_of(folder: Path, name: str, request: Request) -> Response:

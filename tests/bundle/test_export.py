@@ -15,7 +15,7 @@ from chipviz.bundle import graph, targets
 from chipviz.bundle.asked import rows_of_run
 from chipviz.bundle.classifier import load
 from chipviz.bundle.export import export
-from chipviz.bundle.head import load_head
+from chipviz.bundle.head_reader import load_head
 from chipviz.bundle.metadata import read_metadata
 from chipviz.data.prompt import hard_endings
 from chipviz.errors import BundleError, ChipvizError, ConfigError
