@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from chipviz.bundle.fields import columns_of, fields_of
 from chipviz.config import Preset
-from chipviz.data.columns import list_columns
 from chipviz.data.delimited import read_text
 from chipviz.data.from_table import read_fields
 from chipviz.data.pictures import ENDINGS
 from chipviz.data.tables import read_table
-from chipviz.data.task import Columns
-from chipviz.errors import ConfigError, Notice, SourceError, TaskError
+from chipviz.errors import ConfigError, Notice, SourceError
 from chipviz.results.report import TaskInfo
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
@@ -99,30 +98,19 @@ def in_fields(asked: Asked, task: TaskInfo, preset: Preset) -> tuple[list[str], 
     Raises:
         ChipvizError: If a text is missing or has no place, or a value is none.
     """
-    columns = _columns(task)
+    if not asked.by_role:
+        return fields_of(asked.rows, task, preset)
+    columns = columns_of(task)
     roles = {role: name for role, name in columns.roles.items() if role != "label"}
-    if asked.by_role and set(asked.rows.columns) != set(roles):
+    if set(asked.rows.columns) != set(roles):
         names = " and ".join(f"`{name[:40]}`" for name in roles.values())
         raise ConfigError(
             f"{_listed(roles)} must be given here; given was {_listed(asked.rows.columns)}.",
             f"Give {' '.join(_EXAMPLES[role] for role in roles)}, or a table with the "
             f"column{'s' * (len(roles) > 1)} {names}.",
         )
-    if asked.by_role:
-        columns = replace(columns, **{role: role for role in roles})
-    elif lacking := [name for name in roles.values() if name not in asked.rows.columns]:
-        raise TaskError(
-            f"The table has no column {lacking[0]!r}; "
-            f"columns are {list_columns(asked.rows.columns)}.",
-            "Name its columns as those of the data that the chip was trained on.",
-        )
+    columns = replace(columns, **{role: role for role in roles})
     return read_fields(asked.rows, "all", columns, preset)[:2]
-
-
-def _columns(task: TaskInfo) -> Columns:
-    """The columns of the run."""
-    named = task.columns
-    return Columns(named["label"], named["text"], named.get("text_pair"), named.get("choices"))
 
 
 def _listed(roles: Sequence[str] | dict[str, str] | pd.Index) -> str:

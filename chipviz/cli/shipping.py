@@ -1,5 +1,7 @@
 """Commands that take a bundle elsewhere."""
 
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, get_args
@@ -9,8 +11,10 @@ import typer
 from chipviz.bundle.metadata import Metadata, read_metadata
 from chipviz.bundle.targets import Target
 from chipviz.cli import inputs, options, printing
+from chipviz.data.task import refuse_kind
 from chipviz.errors import ConfigError
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TARGETS = ", ".join(get_args(Target))
 
 
@@ -66,6 +70,38 @@ def _rows(file: Path, metadata: Metadata, home: Path) -> list[tuple[str, str | N
     return list(zip(texts, pairs or [None] * len(texts), strict=True))
 
 
+def serve(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    host: Annotated[str, typer.Option(help="Address to answer at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to answer at.", min=0, max=65_535)] = 8100,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Name of the variable that holds the key of requests.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that a request may take.", min=0.1)
+    ] = 60.0,
+) -> None:
+    """Answer requests over HTTP: /predict, /classify, /health, /metrics, /docs."""
+    metadata = read_metadata(bundle)
+    refuse_kind(metadata.task.kind, "text")
+    key = os.environ.get(api_key_env, "") if api_key_env else None
+    if key == "":
+        raise ConfigError(f"The variable {api_key_env} is empty.", "Set it to the key.")
+    if key is None and host not in LOOPBACK:
+        printing.show(
+            "warning: whoever reaches this machine may ask; see --api-key-env", sys.stderr
+        )
+    from chipviz.bundle import load
+    from chipviz.bundle.serve import make_app, run
+
+    predict = load(bundle).predict
+    predict(["A first text."], ["A second."] if metadata.takes_pair else None)  # memory, kernels
+    app = make_app(metadata, predict, name=bundle.resolve().name, key=key, timeout_s=timeout)
+    printing.show(f"http://{host}:{port} answers; /docs says what. Stop with Ctrl-C.", sys.stderr)
+    run(app, host, port)
+
+
 def add_to(app: typer.Typer) -> None:
     """Give these commands to the command line."""
-    app.command()(export)
+    for command in (export, serve):
+        app.command()(command)
