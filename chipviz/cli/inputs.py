@@ -58,6 +58,14 @@ def from_options(
     return Asked(rows.assign(choices=options) if options else rows, by_role=True)
 
 
+def is_table(file: Path) -> bool:
+    """Whether a file is a table, by its name; a JSON list of texts is none."""
+    kind = file.suffix.lower()
+    return (
+        kind in _TABLES and not file.is_dir() and not (kind == ".json" and _is_list_of_texts(file))
+    )
+
+
 def from_file(file: Path, home: Path) -> Asked:
     """Rows from a table, from a JSON list of texts, or from any other file with one text per line.
 
@@ -65,7 +73,7 @@ def from_file(file: Path, home: Path) -> Asked:
         ChipvizError: If it cannot be read, or holds nothing.
     """
     kind = file.suffix.lower()
-    if kind in _TABLES and not file.is_dir() and not (kind == ".json" and _is_list_of_texts(file)):
+    if is_table(file):
         table = read_table(str(file.absolute()), home, keep=False)
         return Asked(table.frames["all"], by_role=False, notices=table.notices)
     try:

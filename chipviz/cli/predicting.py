@@ -1,14 +1,21 @@
 """The command that asks a bundle, or a chip alone, about texts or pictures."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import pandas as pd
 import typer
 
+from chipviz.bundle.fields import fields_of
 from chipviz.bundle.metadata import read_metadata
-from chipviz.cli import inputs, options, printing
+from chipviz.cli import bulk, inputs, options, printing
+from chipviz.cli.asked import Asked, look_at
+from chipviz.data import streaming
 from chipviz.data.task import refuse_kind
 from chipviz.errors import ConfigError
+from chipviz.results.answers import Prediction
 
 
 def predict(
@@ -27,10 +34,16 @@ def predict(
     image: Annotated[
         list[Path] | None, typer.Option(help="A picture, or a folder of them; may be repeated.")
     ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Give every class its probability.")
+    ] = False,
     backbone: Annotated[
         str | None, typer.Option(help="Of a chip alone: the backbone that it reads.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write one JSON object a line here.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write here: one JSON object a line, of a table also .csv."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Classify texts or pictures with a bundle, or with a chip alone and its backbone."""
@@ -43,32 +56,57 @@ def predict(
         raise ConfigError("Texts are given twice.", "Give either --file or --text.")
     if not file and not text:
         raise ConfigError("There is nothing to classify.", "Give --text, --file or --image.")
+    if file and inputs.is_table(file) and (out or streaming.is_large(file)):
+        if out is None:
+            bulk.refuse_in_memory(file)
+        else:
+            asked = look_at(bundle, backbone, context.obj)
+            _predict_table(asked, file, bundle, bulk.Wanted(out, probabilities, ""), context.obj)
+        return
     given = (
         inputs.from_file(file, context.obj)
         if file
         else inputs.from_options(text or [], text_pair, choices)
     )
     printing.print_notices(given.notices)
-    if backbone:
-        from chipviz.bundle.head_reader import load_head
-
-        alone = load_head(bundle, backbone, home=context.obj, progress=printing.printer())
-        printing.end_progress()
-        texts, pairs = inputs.in_fields(given, alone.info.task, alone.info.preset)
-        found = alone.predict(texts, pairs)
-    else:
-        metadata = read_metadata(bundle)
-        refuse_kind(metadata.task.kind, "text")
-        texts, pairs = inputs.in_fields(given, metadata.task, metadata.preset)
-        from chipviz.bundle import load
-
-        found = load(bundle).predict(texts, pairs)
+    asked = look_at(bundle, backbone, context.obj)
+    texts, pairs = inputs.in_fields(given, asked.task, asked.preset)
+    found = asked.load().predict(texts, pairs)
     seconds = pairs or [""] * len(texts)
     shown = [
         " / ".join(" ".join(given.split())[:50] for given in row if given)
         for row in zip(texts, seconds, strict=True)
     ]
-    printing.predictions([{"label": p.label, "score": p.score} for p in found], shown, out, as_json)
+    printing.predictions([_line(p, probabilities) for p in found], shown, out, as_json)
+
+
+def _line(said: Prediction, probabilities: bool) -> dict[str, Any]:
+    line: dict[str, Any] = {"label": said.label, "score": said.score}
+    return line | {"probabilities": said.probabilities} if probabilities else line
+
+
+def _predict_table(asked: Asked, file: Path, bundle: Path, wanted: bulk.Wanted, home: Path) -> None:
+    """Write predictions of all rows beside their columns."""
+    if streaming.is_large(file):
+        chunks, n_rows = streaming.stream_rows(file, bulk.CHUNK), 0
+    else:
+        given = inputs.from_file(file, home)
+        printing.print_notices(given.notices)
+        rows, n_rows = given.rows, len(given.rows)
+        if not given.by_role:
+            fields_of(rows, asked.task, asked.preset)  # a bad row is said before the first pass
+        starts = range(0, n_rows, bulk.CHUNK)
+        chunks = (rows.iloc[start : start + bulk.CHUNK] for start in starts)
+    model = asked.load()
+
+    def answer(rows: pd.DataFrame) -> list[Prediction]:
+        return model.predict(*fields_of(rows, asked.task, asked.preset))
+
+    wanted = replace(wanted, source=bulk.source_mark(file, bundle))
+    n_all, n_before = bulk.predict_table(chunks, answer, wanted, printing.printer(), n_rows)
+    printing.end_progress()
+    before = f", {n_before:,} of them by an earlier call" if n_before else ""
+    printing.show(f"{wanted.out}: {n_all:,} rows{before}.", sys.stderr)
 
 
 def _predict_pictures(bundle: Path, image: list[Path], out: Path | None, as_json: bool) -> None:

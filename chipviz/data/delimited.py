@@ -86,8 +86,8 @@ def read_delimited(path: Path, *, tabs: bool) -> tuple[pd.DataFrame, list[Notice
     """
     csv.field_size_limit(2**31 - 1)  # long cells are refused by row and column where they are used
     text = read_text(path)
-    delimiter = "\t" if tabs else _delimiter(text)
-    blanks = _blanks_after(text, delimiter)
+    delimiter = "\t" if tabs else delimiter_of(text)
+    blanks = blanks_after(text, delimiter)
     reading, notices = _as_meant(text, delimiter, blanks, path.name, tabs=tabs)
     if not reading.rows:
         return pd.DataFrame(), []
@@ -120,7 +120,7 @@ def read_fasttext(path: Path) -> tuple[pd.DataFrame, list[Notice]]:
     return pd.DataFrame(rows, columns=["text", "label"], dtype=object), []
 
 
-def _delimiter(text: str) -> str:
+def delimiter_of(text: str) -> str:
     """The comma, unless only another mark gives the first rows equally many cells."""
     for mark in DELIMITERS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
@@ -131,7 +131,7 @@ def _delimiter(text: str) -> str:
     return ","
 
 
-def _blanks_after(text: str, delimiter: str) -> bool:
+def blanks_after(text: str, delimiter: str) -> bool:
     """Whether a blank follows every delimiter, as people write by hand: `text, label`."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     with suppress(csv.Error):
@@ -226,10 +226,12 @@ def _looks_like_rows(
 ) -> bool:
     """Whether each line of one quoted cell has as many cells as the header."""
     first, last = span
-    if first == last:
-        return False
-    width = len(quoted.rows[0])
-    return all(line.count(delimiter) + 1 == width for line in lines[first - 1 : last])
+    return last > first and looks_like_rows(lines[first - 1 : last], len(quoted.rows[0]), delimiter)
+
+
+def looks_like_rows(lines: list[str], width: int, delimiter: str) -> bool:
+    """Whether each line has as many cells as the header, which has `width`."""
+    return all(line.count(delimiter) + 1 == width for line in lines)
 
 
 def _quotes_where_needed(

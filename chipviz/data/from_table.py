@@ -28,6 +28,7 @@ from chipviz.data.splits import (
     split_by_column,
     without_untrained,
 )
+from chipviz.data.streaming import FIRST
 from chipviz.data.tables import Table, read_table
 from chipviz.data.task import MAX_TEXT, Columns, Examples, Task, TaskKind, say_columns
 from chipviz.errors import Notice, TaskError
@@ -238,7 +239,7 @@ def read_fields(
     if columns.choices is None:
         return texts, pairs, []
     options = [
-        check_options(options_of(value), f"{_row(i, split)}, column {columns.choices!r},")
+        check_options(options_of(value), f"{_row(i, split, frame)}, column {columns.choices!r},")
         for i, value in enumerate(frame[columns.choices].tolist())
     ]
     if pairs is None and preset == "published" and "subject" in frame.columns:
@@ -257,7 +258,7 @@ def _values(frame: pd.DataFrame, column: str, split: str, *, label: bool = False
     missing = frame[column].isna().to_numpy() | np.array(empty)
     if missing.any():
         raise TaskError(
-            f"{_row(int(missing.argmax()), split)} has no value in column {column!r} "
+            f"{_row(int(missing.argmax()), split, frame)} has no value in column {column!r} "
             f"({int(missing.sum())} rows lack one).",
             "Fill or remove these rows.",
         )
@@ -266,7 +267,8 @@ def _values(frame: pd.DataFrame, column: str, split: str, *, label: bool = False
         if wrong is not None and label and isinstance(value, (list, tuple, set, np.ndarray)):
             wrong = wrong[0], SEVERAL_LABELS
         if wrong is not None:
-            raise TaskError(f"{_row(row, split)} has {wrong[0]} in column {column!r}.", wrong[1])
+            where = _row(row, split, frame)
+            raise TaskError(f"{where} has {wrong[0]} in column {column!r}.", wrong[1])
     return values
 
 
@@ -302,8 +304,9 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _row(row: int, split: str) -> str:
-    """A row as the user counts it."""
+def _row(row: int, split: str, frame: pd.DataFrame | None = None) -> str:
+    """A row as the user counts it. A frame may be a part of its file."""
+    row += frame.attrs.get(FIRST, 0) if frame is not None else 0
     return f"Row {row + 1}" if split == "all" else f"Row {row + 1} of {split}"
 
 

@@ -1,0 +1,199 @@
+"""Predictions of a whole table, written beside its columns as they come. Goes on after a stop."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+
+from chipviz.errors import ConfigError, TaskError
+from chipviz.files import read_small_json, write_atomic
+from chipviz.progress import Meter, ProgressFn
+from chipviz.results.answers import Prediction
+
+CHUNK = 1_000
+"""Rows that are classified and written at a time."""
+Answer = Callable[[pd.DataFrame], list[Prediction]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is written of each row."""
+
+    out: Path
+    """JSON lines, or CSV by its ending."""
+    probabilities: bool
+    """Whether every class gets its own."""
+    source: str
+    """What is asked about, and of what: another one is no continuation."""
+
+    @property
+    def part(self) -> Path:
+        """The file while it grows."""
+        return self.out.with_name(f".{self.out.name}.part")
+
+    @property
+    def note(self) -> Path:
+        """How far it has grown."""
+        return self.out.with_name(f".{self.out.name}.part.json")
+
+
+def source_mark(file: Path, bundle: Path) -> str:
+    """What changes when the table or the bundle does."""
+    facts = [file.resolve(), *(one.stat() for one in (file, bundle))]
+    sums = bundle / "SHA256SUMS"
+    if sums.is_file():
+        facts.append(hashlib.sha256(sums.read_bytes()).hexdigest())
+    shown = [f"{f.st_size} {f.st_mtime_ns}" if isinstance(f, os.stat_result) else f for f in facts]
+    return hashlib.sha256(" ".join(map(str, shown)).encode()).hexdigest()
+
+
+def predict_table(
+    chunks: Iterable[pd.DataFrame],
+    answer: Answer,
+    wanted: Wanted,
+    progress: ProgressFn,
+    n_rows: int = 0,
+) -> tuple[int, int]:
+    """Classify all rows of a table and write them with all their columns, in order.
+
+    Args:
+        chunks: The table.
+        answer: Predictions of a chunk.
+        wanted: What is written.
+        progress: Told the rows.
+        n_rows: Rows of the table, if it is known.
+
+    Returns:
+        Rows in all, and those that an earlier call had written already.
+
+    Raises:
+        ChipvizError: If a row cannot be read. What was written before is kept for the next call.
+    """
+    wanted.out.parent.mkdir(parents=True, exist_ok=True)
+    n_before, n_bytes, names = _earlier(wanted)
+    meter = Meter("extracting", n_rows, progress)
+    meter.skip(n_before)
+    n_done = 0
+    with wanted.part.open("r+b" if n_before else "wb") as file:
+        file.truncate(n_bytes)
+        file.seek(n_bytes)
+        for chunk in chunks:
+            whole = len(chunk)
+            if n_done + whole <= n_before:
+                n_done += whole
+                continue
+            rows = chunk.iloc[max(0, n_before - n_done) :]
+            rows.attrs["first"] = n_done + whole - len(rows)
+            found = answer(rows)
+            if names is None:
+                names = _names(list(map(str, rows.columns)), wanted, found)
+            _write(file, rows, found, wanted, names, header=file.tell() == 0)
+            file.flush()
+            os.fsync(file.fileno())
+            n_done += whole
+            said = {"rows": n_done, "bytes": file.tell(), "source": wanted.source, "names": names}
+            write_atomic(wanted.note, json.dumps(said))
+            meter.advance(len(rows), f"{n_done:,} rows classified")
+    wanted.part.replace(wanted.out)
+    wanted.note.unlink(missing_ok=True)
+    return n_done, min(n_before, n_done)
+
+
+def _earlier(wanted: Wanted) -> tuple[int, int, dict[str, str] | None]:
+    """Rows and bytes that an earlier call wrote, if it was asked the same."""
+    try:
+        said = read_small_json(wanted.note)
+        fits = said["source"] == wanted.source and said["bytes"] <= wanted.part.stat().st_size
+        return (said["rows"], said["bytes"], said["names"]) if fits else (0, 0, None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0, None
+
+
+def _names(columns: list[str], wanted: Wanted, found: list[Prediction]) -> dict[str, str]:
+    """What the new columns are called: never as one that is there."""
+    own = ["label", "score"]
+    if wanted.probabilities and found:
+        if wanted.out.suffix.lower() == ".csv":
+            own += [f"p({name})" for name in found[0].probabilities]
+        else:
+            own.append("probabilities")
+    names: dict[str, str] = {}
+    for name in own:
+        free = name
+        while free in columns:
+            free = f"predicted_{free}"
+        names[name] = free
+    return names
+
+
+def _write(
+    file: IO[bytes],
+    rows: pd.DataFrame,
+    found: list[Prediction],
+    wanted: Wanted,
+    names: dict[str, str],
+    *,
+    header: bool,
+) -> None:
+    text = io.StringIO(newline="")
+    if wanted.out.suffix.lower() == ".csv":
+        writer = csv.writer(text, lineterminator="\n")
+        if header:
+            writer.writerow([*map(str, rows.columns), *names.values()])
+        for cells, said in zip(_cells(rows), found, strict=True):
+            shares = said.probabilities.values() if wanted.probabilities else ()
+            writer.writerow([*map(_as_cell, cells), said.label, said.score, *shares])
+    else:
+        columns = list(map(str, rows.columns))
+        for cells, said in zip(_cells(rows), found, strict=True):
+            line = dict(zip(columns, cells, strict=True))
+            line |= {names["label"]: said.label, names["score"]: said.score}
+            if wanted.probabilities:
+                line[names["probabilities"]] = said.probabilities
+            text.write(json.dumps(line, ensure_ascii=False, default=_as_json) + "\n")
+    file.write(text.getvalue().encode("utf-8", "surrogatepass"))
+
+
+def _cells(rows: pd.DataFrame) -> Iterator[list[Any]]:
+    """Cells of each row, None where there is none."""
+    columns = [rows.iloc[:, i].tolist() for i in range(rows.shape[1])]
+    for row in zip(*columns, strict=True):
+        yield [None if (isinstance(c, float) and np.isnan(c)) or c is pd.NaT else c for c in row]
+
+
+def _as_cell(value: Any) -> Any:
+    """A cell of a CSV file."""
+    return value if value is None or isinstance(value, str | int | float) else _as_text(value)
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_as_json)
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON has no place for: numbers and lists of libraries, and dates."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, bytes):
+        raise TaskError("A column holds bytes, which no text file holds.", "Leave that column out.")
+    return str(value)
+
+
+def refuse_in_memory(file: Path) -> None:
+    """Refuse to print what is too large to print.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(
+        f"{file.name} has {file.stat().st_size:,} bytes, which are read some rows at a time.",
+        "Give --out: predictions are written there beside the table's columns.",
+    )
