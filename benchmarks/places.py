@@ -50,7 +50,7 @@ def everywhere(bundle: Path, source: str, texts: list[str], home: Path, scratch:
     names, rows = metadata.task.label_names, rows_of_run(metadata, home)
     found: Any = {"bundle": [list(p.probabilities.values()) for p in load(bundle).predict(texts)]}
     if metadata.kind == "sequence":
-        said = pipeline("text-classification", str(bundle), top_k=None)(texts)
+        said: Any = pipeline("text-classification", str(bundle), top_k=None)(texts)
         by_name: Any = [{one["label"]: one["score"] for one in row} for row in said]
         found["stock pipeline"] = [[row[name] for name in names] for row in by_name]
 
@@ -96,10 +96,15 @@ def _embedded(folder: Path, texts: list[str]) -> list[list[float]]:
     return chip.probabilities(states.float()).tolist()
 
 
-def _served(bundle: Path, texts: list[str]) -> list[list[float]]:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+        return int(one.getsockname()[1])
+
+
+def _served(bundle: Path, texts: list[str]) -> list[list[float]]:
+    port = free_port()
     command = [sys.executable, "-m", "chipviz", "serve", str(bundle), "--port", str(port)]
     server = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
     try:
