@@ -1,4 +1,4 @@
-"""`python -m benchmarks.serving BUNDLE TEXTS`: the service beside a naive one, many clients at once.
+"""`python -m benchmarks.serving BUNDLE TEXTS`: the service beside a naive one, many clients.
 
 The naive one is FastAPI with `transformers.pipeline`, a request at a time. Both serve the same
 *sequence* bundle from processes of their own; rounds alternate. TEXTS is a file with a text a line.

@@ -3,7 +3,7 @@
 import json
 import re
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from chipviz.config import CutSpec
 from chipviz.keys import RAW, STC, Site, Vector
@@ -13,6 +13,7 @@ from chipviz.results.report import (
     CutCost,
     LayerCost,
     RunReport,
+    Score,
     TaskInfo,
 )
 
@@ -170,6 +171,8 @@ def model_card(
     stock = kind != "chipviz"
     pictures = task.kind == "image"
     data = ModelCardData(
+        model_name=f"{task.name}, cut from {backbone.name}",
+        eval_results=_eval_results(task, score),
         library_name="transformers" if stock else "chipviz",
         pipeline_tag="image-classification" if pictures else "text-classification",
         base_model=(lineage.root.name if lineage else backbone.name).partition("@")[0],
@@ -225,6 +228,23 @@ validation {task.rows}; the largest difference was {difference:.1e}.
 
 Method: {_METHOD.get(cut.key.word, _CHIP_TUNING)}. The licence of the backbone applies to this bundle.
 """
+
+
+def _eval_results(task: TaskInfo, score: Score) -> list[EvalResult]:
+    """Test scores as model hubs list them."""
+    what = "image-classification" if task.kind == "image" else "text-classification"
+    values = {"accuracy": score.accuracy, "f1": score.macro_f1}
+    return [
+        EvalResult(
+            task_type=what,
+            dataset_type=_plain(task.name),
+            dataset_name=_plain(task.name),
+            dataset_split="test",
+            metric_type=kind,
+            metric_value=round(value, 4),
+        )
+        for kind, value in values.items()
+    ]
 
 
 _GIVE_PICTURES = (

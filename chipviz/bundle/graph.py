@@ -127,19 +127,16 @@ def _runner(folder: Path, runtime: Runtime) -> Callable[[Arrays], NDArray[np.flo
 def _exporter(runtime: Runtime, *, int8: bool) -> tuple[Any, Any]:
     """The converter and its settings. Weights alone are rounded where 8 bits are asked for."""
     exporters: Any = importlib.import_module("transformers.exporters")
-    if runtime == "onnx":
-        rounding = exporters.OnnxRuntimeDynamicConfig() if int8 else None
-        quantizer = exporters.OnnxRuntimeQuantizer(rounding) if int8 else None
-        return exporters.OnnxExporter(), exporters.OnnxConfig(quantizer=quantizer)
-    quantizer = None
+    rounding = None
     if int8:
-        import nncf
-
-        mode = nncf.CompressWeightsMode.INT8_SYM
-        quantizer = exporters.NNCFOpenVINOQuantizer(exporters.NNCFWeightCompressionConfig(mode))
-    return exporters.OpenVINOExporter(), exporters.OpenVINOConfig(
-        quantizer=quantizer, stateful=False
-    )
+        nncf: Any = importlib.import_module("nncf")
+        rounding = exporters.NNCFWeightCompressionConfig(nncf.CompressWeightsMode.INT8_SYM)
+    if runtime == "onnx":
+        quantizer = exporters.NNCFOnnxQuantizer(rounding) if rounding else None
+        return exporters.OnnxExporter(), exporters.OnnxConfig(quantizer=quantizer)
+    quantizer = exporters.NNCFOpenVINOQuantizer(rounding) if rounding else None
+    config = exporters.OpenVINOConfig(quantizer=quantizer, stateful=False)
+    return exporters.OpenVINOExporter(), config
 
 
 def _name_axes(program: Any, axes: dict[int, str]) -> None:

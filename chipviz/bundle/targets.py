@@ -83,8 +83,9 @@ _READ = """\
 import json, numpy
 from pathlib import Path
 from transformers import PreTrainedTokenizerFast
-read = PreTrainedTokenizerFast.from_pretrained("PATH")
-names = json.loads(Path("PATH/config.json").read_text("utf-8"))["id2label"]
+folder = Path("PATH")
+read = PreTrainedTokenizerFast.from_pretrained(folder)
+names = json.loads((folder / "config.json").read_text("utf-8"))["id2label"]
 given = dict(read([GIVEN], padding=True, return_tensors="np"))
 given = {name: given[name].astype("int64") for name in ("input_ids", "attention_mask")}
 """
@@ -93,21 +94,22 @@ import json, numpy
 from pathlib import Path
 from PIL import Image
 from transformers import AutoImageProcessor
-read = AutoImageProcessor.from_pretrained("PATH")
-names = json.loads(Path("PATH/config.json").read_text("utf-8"))["id2label"]
+folder = Path("PATH")
+read = AutoImageProcessor.from_pretrained(folder)
+names = json.loads((folder / "config.json").read_text("utf-8"))["id2label"]
 given = dict(read([Image.open("picture.jpg").convert("RGB")], return_tensors="np"))
 """
 _SAY = "print([names[str(best)] for best in numpy.argmax(logits, axis=1)])"
 _RUN: dict[Target, str] = {
     "onnx": """\
 import onnxruntime
-session = onnxruntime.InferenceSession("PATH/onnx/model.onnx")
+session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx")
 (logits,) = session.run(["logits"], given)
 """,
     "openvino": """\
 import openvino
 exact = {"INFERENCE_PRECISION_HINT": "f32"}
-model = openvino.Core().compile_model("PATH/openvino_model.xml", "CPU", exact)
+model = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", exact)
 logits = model(given)["logits"]
 """,
 }
@@ -120,8 +122,10 @@ import json
 from pathlib import Path
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
-embed, chip = SentenceTransformer("PATH"), load_file("PATH/head/head.safetensors")
-names = json.loads(Path("PATH/head/head.json").read_text("utf-8"))["labels"]
+folder = Path("PATH")
+embed = SentenceTransformer(str(folder))
+chip = load_file(folder / "head" / "head.safetensors")
+names = json.loads((folder / "head" / "head.json").read_text("utf-8"))["labels"]
 states = embed.encode(["TEXT"])
 HIDDENlogits = states @ chip["weight"].T + chip.get("bias", 0)
 print([names[best] for best in logits.argmax(axis=1)])"""
@@ -199,3 +203,15 @@ def notes(target: Target, metadata: Metadata) -> list[str]:
     if target == "sentence-transformers":
         return ["Embeddings are not normalised: the chip reads them as they are."]
     return []
+
+
+def card_section(metadata: Metadata) -> str:
+    """What the card of a bundle says of other places: a command for each, or why there is none."""
+    lines = ["## Other places", "", "| place | how |", "| --- | --- |"]
+    for target, title in TITLES.items():
+        why = refusal(target, metadata)
+        how = why or f"`python -m chipviz export PATH --to {target} --out DIR`"
+        lines.append(f"| {title} | {how} |")
+    if metadata.task.kind == "text":
+        lines.append("| HTTP | `python -m chipviz serve PATH` |")
+    return "\n".join(lines) + "\n"

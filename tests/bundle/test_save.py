@@ -211,6 +211,10 @@ def test_e3_the_card_parses_and_its_numbers_are_the_reports(finished, tmp_path):
     assert written.data.license is None  # this backbone has no card to say it
     cut = Cut(1, key_of("last"))
     test = report.score_at(cut, "test")
+    found = {r.metric_type: r.metric_value for r in written.data.eval_results}
+    assert found == pytest.approx({"accuracy": test.accuracy, "f1": test.macro_f1}, abs=1e-4)
+    assert {r.dataset_split for r in written.data.eval_results} == {"test"}
+    assert "`python -m chipviz export PATH --to onnx --out DIR`" in written.text
     assert f"{100 * test.accuracy:.1f} %" in written.text
     assert f"{report.cost_at(cut).n_parameters:,}" in written.text
 
