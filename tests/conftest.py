@@ -26,11 +26,31 @@ settings.register_profile(
 settings.load_profile("chipviz")
 
 
+EXAMPLE = ("test_main_job.py", "test_embedded_example.py")
+"""Files that read the embedded example, which one process does for both."""
+LONG = (*EXAMPLE, "test_peers.py", "test_export.py", "test_elsewhere.py")
+"""Files that take minutes: they begin first, so that no process is left alone with one."""
+
+
 def pytest_collection_modifyitems(items):
-    """In two processes (`make test`) files stay whole, and those that run the example together."""
-    for item in items:
-        example = item.path.parent.name == "browser" or item.path.stem == "test_embedded_example"
-        item.add_marker(pytest.mark.xdist_group("example" if example else item.path.stem))
+    """Long files first. The order is the same in every process."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """In two processes (`make test`) files stay whole: what a module shares is made once.
+
+    Marks of groups would say the same, but pytest 9.2 does not let xdist 3.8 rename tests by them.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Whole(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "example" if file.endswith(EXAMPLE) else file
+
+    return Whole(config, log)
 
 
 def shared_home(tmp_path_factory):

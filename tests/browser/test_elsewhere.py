@@ -15,11 +15,9 @@ from tests.cli.test_cli import chipviz
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_bundle_goes_to_onnx_and_home(
-    page, app_url, app_home, tiny_backbone_folder, toy_csv, tmp_path, scheme
+    page, app_url, app_home, tiny_backbone_folder, toy_csv, tmp_path
 ):
-    page.emulate_media(color_scheme=scheme)
     trained = chipviz(
         app_home, "train", "--backbone", tiny_backbone_folder, "--data", toy_csv,
         "--pooling", "mean", "--max-length", "24", "--json",
@@ -54,13 +52,8 @@ def test_a_bundle_goes_to_onnx_and_home(
     page.reload()
     page.get_by_text("Take it elsewhere").click()
     expect(page.get_by_role("link", name=re.compile("^Download for onnx"))).to_be_visible()
-    page.set_viewport_size({"width": 1280, "height": 1900})
-    idle(page)
-    page.screenshot(path=f"/tmp/elsewhere-wide-{scheme}.png")
+    page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 390, "height": 900})
     idle(page)
+    assert serious(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.screenshot(path=f"/tmp/elsewhere-{scheme}.png", full_page=True)
-    page.set_viewport_size({"width": 390, "height": 3000})
-    idle(page)
-    page.screenshot(path=f"/tmp/elsewhere-tall-{scheme}.png")
