@@ -89,6 +89,7 @@ HOUSE = {
             "fields",
             "batcher",
             "serve",
+            "push",
         ],
     ],
     "preview": [],

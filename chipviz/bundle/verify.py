@@ -54,12 +54,7 @@ def verify(path: Path) -> dict[str, Any]:
     """
     metadata = read_metadata(path)
     refuse_unfit(path, metadata.kind)
-    sums = _read_sums(path)
-    for file in sorted(path.iterdir()):
-        if file.name != SUMS and sums.get(file.name) != _sha256(file):
-            raise BundleError(f"{file.name} is not what its checksum says.", _AGAIN)
-    if absent := sorted(set(sums) - {f.name for f in path.iterdir()}):
-        raise BundleError(f"{absent[0][:80]} is missing.", _AGAIN)
+    n_files = check_sums(path)
     texts, expected = _self_test(metadata)
     weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     limit = MEMORY_BYTES + 4 * weights
@@ -67,10 +62,28 @@ def verify(path: Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "kind": metadata.kind,
-        "n_files": len(sums),
+        "n_files": n_files,
         "n_texts": len(texts),
         "max_difference": compare(texts, found, expected),
     }
+
+
+def check_sums(path: Path) -> int:
+    """Compare every file of a bundle with its checksum.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        BundleError: Naming the first file that was altered, added or removed.
+    """
+    sums = _read_sums(path)
+    for file in sorted(path.iterdir()):
+        if file.name != SUMS and sums.get(file.name) != _sha256(file):
+            raise BundleError(f"{file.name} is not what its checksum says.", _AGAIN)
+    if absent := sorted(set(sums) - {f.name for f in path.iterdir()}):
+        raise BundleError(f"{absent[0][:80]} is missing.", _AGAIN)
+    return len(sums)
 
 
 def compare(

@@ -101,7 +101,28 @@ def serve(
     run(app, host, port)
 
 
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or an export.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="As owner/name.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="A new repository is for its owner alone.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Send a bundle or an export to a model hub. The token is read from HF_TOKEN alone."""
+    from chipviz.bundle import push as pushing
+
+    done = pushing.push(folder, repo_id, private=private, dry_run=dry_run)
+    if as_json:
+        printing.print_json(asdict(done))
+        return
+    for name, n_bytes in done.files.items():
+        printing.show(f"{n_bytes:>14,}  {name}")
+    printing.show(done.address or f"Nothing was sent to {repo_id}: this was a dry run.")
+
+
 def add_to(app: typer.Typer) -> None:
     """Give these commands to the command line."""
-    for command in (export, serve):
+    for command in (export, serve, push):
         app.command()(command)
