@@ -64,9 +64,10 @@ HOUSE = {
     ],
     "bundle": [
         *[
-            "card",
             "metadata",
             "targets",
+            "curve",
+            "card",
             "vision",
             "reader",
             "opening",

@@ -2,9 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from chipviz.bundle import curve, targets
+from chipviz.bundle.metadata import read_metadata
 from chipviz.config import CutSpec
 from chipviz.keys import RAW, STC, Site, Vector
 from chipviz.results.report import (
@@ -161,6 +164,21 @@ def use(kind: BundleKind, task: TaskInfo) -> str:
     return _USE[kind].replace("GIVEN", _GIVEN[kind]["{text_pair}" in task.template])
 
 
+def write_card(
+    cut: CutSpec,
+    report: RunReport,
+    kind: BundleKind,
+    n_verified: int,
+    difference: float,
+    folder: Path,
+) -> None:
+    """Write README.md and its curve into a bundle, whose metadata is there."""
+    text = model_card(cut, report, kind, n_verified, difference)
+    text += "\n" + targets.card_section(read_metadata(folder))
+    (folder / "README.md").write_text(text, "utf-8")
+    (folder / curve.FILE).write_bytes(curve.draw_curve(report, cut))
+
+
 def model_card(
     cut: CutSpec, report: RunReport, kind: BundleKind, n_verified: int, difference: float
 ) -> str:
@@ -207,6 +225,8 @@ Layer ratio {100 * cost.layer_ratio:.1f} % removed, parameter ratio {100 * cost.
 Test accuracy {100 * score.accuracy:.1f} % (95 % interval {100 * score.accuracy_low:.1f} to
 {100 * score.accuracy_high:.1f}, n = {score.n}), macro-F1 {100 * score.macro_f1:.1f} %. The cut layer was
 chosen {_chosen(cut, report)}, the chip fitted on {_fitted_on(cut, report)}.
+
+![Test accuracy of this kind of chip on every layer](curve.png)
 
 ## Use
 

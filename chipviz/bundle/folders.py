@@ -19,7 +19,8 @@ from chipviz.errors import BundleError
 from chipviz.keys import Pooling
 
 MAX_SHARD = "5GB"
-_OWN = {METADATA, CHIP_FILE, SUMS, "README.md", "config.json", "generation_config.json"}
+_OWN = {METADATA, CHIP_FILE, SUMS, "README.md", "curve.png"}
+_OWN |= {"config.json", "generation_config.json"}
 """Files of a bundle that no other loader wants, or that are written anew."""
 _MODES: dict[Pooling, str] = {
     "last": "lasttoken",

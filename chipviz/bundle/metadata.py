@@ -20,7 +20,7 @@ METADATA = "chip.json"
 CHIP_FILE = "chip.safetensors"
 """Where kind *chipviz* keeps its chip. The stock kinds keep it in the model."""
 SUMS = "SHA256SUMS"
-FILES = {".safetensors", ".json", ".md", ".txt", ".model", ".jinja"}
+FILES = {".safetensors", ".json", ".md", ".txt", ".model", ".jinja", ".png"}
 """What a bundle may hold, beside SHA256SUMS."""
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from chipviz.backbones.backbone import Backbone
-from chipviz.bundle import card, targets
+from chipviz.bundle import card
 from chipviz.bundle.check import Row, self_test
 from chipviz.bundle.kinds import kind_of, write_model
-from chipviz.bundle.metadata import describe, read_metadata, write_metadata
+from chipviz.bundle.metadata import describe, write_metadata
 from chipviz.bundle.verify import compare, in_fresh_process, write_sums
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec
@@ -65,9 +65,7 @@ def save(
             for (text, pair), row in zip(own, found[len(check) :], strict=True)
         ]
         write_metadata(folder, metadata)
-        text = card.model_card(cut, report, kind, len(check), difference)
-        text += "\n" + targets.card_section(read_metadata(folder))
-        (folder / "README.md").write_text(text, "utf-8")
+        card.write_card(cut, report, kind, len(check), difference, folder)
         write_sums(folder)
         cost = report.cost_at(cut.cut)
         files = {f.name: f.stat().st_size for f in sorted(folder.iterdir())}

@@ -6,19 +6,21 @@ import re
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import AutoModel, AutoTokenizer
 
 from chipviz import experiment
-from chipviz.bundle import card, check, save
+from chipviz.bundle import card, check, curve, save
 from chipviz.bundle.classifier import load
 from chipviz.bundle.verify import verify, write_sums
 from chipviz.chips.chip import Chip
@@ -192,7 +194,7 @@ def test_a_bundle_holds_only_data(finished, tmp_path, pooling, chip):
     about, out = built(finished, tmp_path, pooling, chip=chip)
     assert set(about.files) == {f.name for f in out.iterdir()}
     allowed = {"config.json", "chip.json", "model.safetensors", "README.md", "SHA256SUMS"}
-    allowed |= {"tokenizer.json", "tokenizer_config.json"}
+    allowed |= {"tokenizer.json", "tokenizer_config.json", "curve.png"}
     allowed |= {"chip.safetensors"} if about.kind == "chipviz" else set()
     assert set(about.files) <= allowed
     assert about.folder_bytes == sum(f.stat().st_size for f in out.iterdir())
@@ -217,6 +219,25 @@ def test_e3_the_card_parses_and_its_numbers_are_the_reports(finished, tmp_path):
     assert "`python -m chipviz export PATH --to onnx --out DIR`" in written.text
     assert f"{100 * test.accuracy:.1f} %" in written.text
     assert f"{report.cost_at(cut).n_parameters:,}" in written.text
+
+
+@pytest.mark.parametrize("cut_layer", [0, 2, 3])
+def test_the_card_shows_the_curve_with_the_cut(finished, cut_layer):
+    _, report, _, _ = finished
+    picture = Image.open(BytesIO(curve.draw_curve(report, spec("mean", cut_layer))))
+    assert picture.format == "PNG"
+    left, top, right, bottom = curve._FRAME
+    dark = np.asarray(picture.convert("L"))[top:bottom, left - 2 : right + 3] < 120
+    line = int(dark.sum(axis=0).argmax()) - 2  # the column that is dark from top to bottom
+    assert line == pytest.approx((right - left) * cut_layer / 3, abs=1.5)
+    at_cut = report.score_at(Cut(cut_layer, key_of("mean")), "test").accuracy
+    same = replace_scores(report, at_cut)
+    assert curve.draw_curve(same, spec("mean", cut_layer)), "a flat curve is drawn too"
+
+
+def replace_scores(report, accuracy):
+    scores = [s.model_copy(update={"accuracy": accuracy}) for s in report.scores]
+    return type(report).model_validate(report.model_dump() | {"scores": scores})
 
 
 @pytest.mark.parametrize(
