@@ -43,22 +43,25 @@ class Batcher:
 
     def __init__(
         self,
-        predict: Predict,
+        opening: Callable[[], Predict],
         *,
         max_rows: int = MAX_ROWS,
         max_waiting: int = MAX_WAITING,
-        seen: Callable[[int, int], object] = lambda _requests, _rows: None,
     ) -> None:
-        """Starts the thread.
+        """Starts the thread, which loads the model too.
+
+        A thread that has computed once keeps helpers of its own. If those of two threads are more
+        than there are cores, all of them yield at every step: a text took 30 % longer.
 
         Args:
-            predict: Answers texts (and second texts). Called by one thread alone.
+            opening: Gives what answers texts (and second texts). Both are called by the thread.
             max_rows: Rows of one pass.
             max_waiting: Rows that may wait.
-            seen: Told requests and rows of each pass.
         """
-        self._predict, self._max_rows, self._max_waiting = predict, max_rows, max_waiting
-        self._seen = seen
+        self._opening, self._max_rows, self._max_waiting = opening, max_rows, max_waiting
+        self.seen: Callable[[int, int], object] = lambda _requests, _rows: None
+        """Told requests and rows of each pass."""
+        self._opened: Future[Predict] = Future()
         self._line: deque[_Asked] = deque()
         self._changed = threading.Condition()
         self._n_waiting = 0
@@ -67,6 +70,14 @@ class Batcher:
         self._row_s = 0.0
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
+
+    def ready(self) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            Exception: What loading raised.
+        """
+        self._opened.result()
 
     @property
     def n_waiting(self) -> int:
@@ -97,9 +108,14 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
+        try:
+            self._opened.set_result(self._opening())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            self._opened.set_exception(error)
+            return
         while batch := self._take():
             start, rows = time.monotonic(), sum(len(asked.texts) for asked in batch)
-            self._seen(len(batch), rows)
+            self.seen(len(batch), rows)
             self._answer(batch)
             took = (time.monotonic() - start) / max(1, rows)
             self._row_s = took if not self._row_s else 0.8 * self._row_s + 0.2 * took
@@ -135,7 +151,7 @@ class Batcher:
         try:
             pairs = [pair for asked in batch for pair in asked.pairs or ()]
             texts = [text for asked in batch for text in asked.texts]
-            found = self._predict(texts, pairs or None)
+            found = self._opened.result()(texts, pairs or None)
         except Exception as error:  # noqa: BLE001 - whoever asked is told
             if len(batch) == 1:
                 batch[0].answer.set_exception(_about(error))

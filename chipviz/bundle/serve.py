@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,6 +27,7 @@ from prometheus_client import (
 from pydantic import BaseModel, ConfigDict, Field
 
 from chipviz.bundle.batcher import Batcher, BusyError, Predict
+from chipviz.bundle.classifier import load
 from chipviz.bundle.fields import fields_of
 from chipviz.bundle.metadata import Metadata
 from chipviz.errors import ChipvizError
@@ -125,33 +127,51 @@ class _Meters:
         self.rows.inc(rows)
 
 
+def open_batcher(bundle: Path, *, pair: bool) -> Batcher:
+    """What answers the texts of a bundle, loaded and warm.
+
+    Args:
+        bundle: The bundle's folder.
+        pair: Whether it reads two texts.
+
+    Raises:
+        BundleError: If it cannot be loaded.
+    """
+
+    def opening() -> Predict:
+        predict: Predict = load(bundle).predict
+        predict(["A first text."], ["A second."] if pair else None)  # memory and kernels
+        return predict
+
+    batcher = Batcher(opening)
+    batcher.ready()
+    return batcher
+
+
 def make_app(
     metadata: Metadata,
-    predict: Predict,
+    batcher: Batcher,
     *,
     name: str,
     key: str | None = None,
     timeout_s: float = TIMEOUT_S,
-    max_waiting: int | None = None,
 ) -> FastAPI:
     """The service of one loaded bundle.
 
     Args:
         metadata: Of the bundle.
-        predict: Its predictions of texts (and second texts).
+        batcher: Answers its texts. Closed when the service ends.
         name: What the model is called in answers.
         key: What requests must carry. None lets everybody in who reaches the server.
         timeout_s: Seconds that a request may wait and compute.
-        max_waiting: Rows that may wait.
     """
     meters = _Meters.new()
-    limit = {} if max_waiting is None else {"max_waiting": max_waiting}
+    batcher.seen = meters.seen
+    waiting = Gauge("chipviz_waiting_texts", "Texts that wait.", registry=meters.registry)
+    waiting.set_function(lambda: batcher.n_waiting)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.batcher = batcher = Batcher(predict, seen=meters.seen, **limit)
-        waiting = Gauge("chipviz_waiting_texts", "Texts that wait.", registry=meters.registry)
-        waiting.set_function(lambda: batcher.n_waiting)
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(batcher.close)
 
@@ -162,7 +182,7 @@ def make_app(
     async def answer(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Prediction]:
         _refuse_odd(metadata, texts, pairs)
         try:
-            asked = asyncio.wrap_future(app.state.batcher.ask(texts, pairs))
+            asked = asyncio.wrap_future(batcher.ask(texts, pairs))
             return await asyncio.wait_for(asked, timeout_s)
         except BusyError as busy:
             retry = {"Retry-After": str(round(busy.retry_s))}
@@ -171,6 +191,13 @@ def make_app(
             raise RefusedError(504, f"No answer in {timeout_s:g} s.", "Send fewer texts.") from None
 
     _add_routes(app, metadata, name, meters, answer)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        """Whether the service answers, and what it is."""
+        labels = metadata.task.label_names
+        return {"ok": True, "model": name, "labels": labels, "waiting": batcher.n_waiting}
+
     return app
 
 
@@ -241,12 +268,6 @@ def _add_routes(
             "model": name,
             "data": data,
         }
-
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
-        """Whether the service answers, and what it is."""
-        batcher: Batcher = app.state.batcher
-        return {"ok": True, "model": name, "labels": labels, "waiting": batcher.n_waiting}
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -91,12 +91,10 @@ def serve(
         printing.show(
             "warning: whoever reaches this machine may ask; see --api-key-env", sys.stderr
         )
-    from chipviz.bundle import load
-    from chipviz.bundle.serve import make_app, run
+    from chipviz.bundle.serve import make_app, open_batcher, run
 
-    predict = load(bundle).predict
-    predict(["A first text."], ["A second."] if metadata.takes_pair else None)  # memory, kernels
-    app = make_app(metadata, predict, name=bundle.resolve().name, key=key, timeout_s=timeout)
+    batcher = open_batcher(bundle, pair=metadata.takes_pair)
+    app = make_app(metadata, batcher, name=bundle.resolve().name, key=key, timeout_s=timeout)
     printing.show(f"http://{host}:{port} answers; /docs says what. Stop with Ctrl-C.", sys.stderr)
     run(app, host, port)
 

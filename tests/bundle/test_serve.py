@@ -228,7 +228,7 @@ def said(texts, pairs=None):
 
 
 def test_a_pass_answers_each_request_with_its_own():
-    batcher = Batcher(said)
+    batcher = Batcher(lambda: said)
     asked = [batcher.ask([f"{i}", f"{i}b"], None) for i in range(50)]
     for i, one in enumerate(asked):
         assert [p.label for p in one.result(10)] == [f"{i}+{i}", f"{i}b+{i}b"]
@@ -246,7 +246,7 @@ def test_a_bad_text_fails_its_own_request_alone():
             raise ValueError("secret text")
         return said(texts)
 
-    batcher = Batcher(predict)
+    batcher = Batcher(lambda: predict)
     asked = {text: batcher.ask([text], None) for text in ("a", "b", "bad", "worse", "c")}
     gate.set()
     assert [asked[text].result(10)[0].label for text in "abc"] == ["a+a", "b+b", "c+c"]
@@ -262,7 +262,7 @@ def test_a_full_line_refuses_and_says_when_to_come_again():
         gate.wait(10)
         return said(texts)
 
-    batcher = Batcher(predict, max_waiting=4)
+    batcher = Batcher(lambda: predict, max_waiting=4)
     first = batcher.ask(["a"], None)
     while batcher.n_waiting:  # taken up: it is computed now
         time.sleep(0.001)
@@ -277,3 +277,11 @@ def test_a_full_line_refuses_and_says_when_to_come_again():
     batcher.close()
     with pytest.raises(BusyError):
         batcher.ask(["d"], None)
+
+
+def test_a_model_that_cannot_be_loaded_is_said_at_once():
+    def opening():
+        raise ChipvizError("It is broken.", "Mend it.")
+
+    with pytest.raises(ChipvizError, match="It is broken"):
+        Batcher(opening).ready()
