@@ -72,7 +72,7 @@ def export(
         raise ConfigError(f"No export for {target}: {why}", "Use the bundle itself.")
     if int8 and target not in GRAPHS:
         raise ConfigError(f"There are no 8-bit weights for {target}.", "Leave out --int8.")
-    _refuse_in_the_way(out)
+    _refuse_in_the_way(bundle, out)
     progress(Progress("building", f"loading {bundle.name}"))
     classifier = load(bundle)
     asked = Batches.of(classifier, rows)
@@ -140,8 +140,10 @@ def _readme(said: Exported, metadata: Metadata) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _refuse_in_the_way(out: Path) -> None:
-    """A folder that is neither empty nor an export belongs to somebody."""
+def _refuse_in_the_way(bundle: Path, out: Path) -> None:
+    """A folder that is neither empty nor an export is somebody else's; a bundle holds no folder."""
+    if bundle.resolve() in [out.resolve(), *out.resolve().parents]:
+        raise BundleError(f"{out} is inside the bundle.", "Give a folder beside it.")
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / NOTE).exists()):
         raise BundleError(
             f"{out} exists and is no export.", "Give another folder; nothing was overwritten."

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import (
@@ -26,6 +26,9 @@ from prometheus_client import (
     generate_latest,
 )
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chipviz.bundle.batcher import Batcher, BusyError, Predict
 from chipviz.bundle.classifier import load
@@ -158,6 +161,7 @@ def make_app(
     *,
     name: str,
     key: str | None = None,
+    hosts: Sequence[str] = ("*",),
     timeout_s: float = TIMEOUT_S,
 ) -> FastAPI:
     """The service of one loaded bundle.
@@ -167,6 +171,7 @@ def make_app(
         batcher: Answers its texts. Closed when the service ends.
         name: What the model is called in answers.
         key: What requests must carry. None lets everybody in who reaches the server.
+        hosts: Names that it answers to. A page elsewhere may give this machine another name.
         timeout_s: Seconds that a request may wait and compute.
     """
     meters = _Meters.new()
@@ -182,6 +187,8 @@ def make_app(
     app = FastAPI(title=f"chipviz: {name}", lifespan=lifespan, redoc_url=None)
     _add_errors(app)
     _add_guard(app, meters, key)
+    app.add_middleware(_Limit)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 
     async def answer(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Prediction]:
         _refuse_odd(metadata, texts, pairs)
@@ -303,7 +310,7 @@ def _add_routes(
 
 
 def _add_guard(app: FastAPI, meters: _Meters, key: str | None) -> None:
-    """Let in who has the key, refuse what is too large, and count."""
+    """Let in who has the key, and count."""
 
     @app.middleware("http")
     async def guard(
@@ -312,8 +319,6 @@ def _add_guard(app: FastAPI, meters: _Meters, key: str | None) -> None:
         start, path = time.perf_counter(), request.url.path
         if key is not None and path not in _OPEN and not _has_key(request, key):
             response: Response = _said(401, "A key is wanted.", "Send `Authorization: Bearer KEY`.")
-        elif int(request.headers.get("content-length") or 0) > MAX_BYTES:
-            response = _said(413, f"A request may have {MAX_BYTES:,} bytes.", "Send fewer texts.")
         else:
             response = await call_next(request)
         known = path if any(getattr(route, "path", None) == path for route in app.routes) else "*"
@@ -323,12 +328,36 @@ def _add_guard(app: FastAPI, meters: _Meters, key: str | None) -> None:
         return response
 
 
+class _Limit:
+    """Breaks off requests that are too large, whatever length they say they have."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        n_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > MAX_BYTES:
+                raise HTTPException(413, f"A request may have {MAX_BYTES:,} bytes.")
+            return message
+
+        await self._app(scope, counted, send)
+
+
 def _add_errors(app: FastAPI) -> None:
     """Say every error in one shape: a sentence and a hint."""
 
     @app.exception_handler(RefusedError)
     async def refused(_request: Request, error: RefusedError) -> Response:
         return _said(error.status, error.message, error.hint, **error.headers)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused_by_the_web(_request: Request, error: StarletteHTTPException) -> Response:
+        return _said(error.status_code, f"{error.detail}", "See /docs.")
 
     @app.exception_handler(ChipvizError)
     async def refused_by_us(_request: Request, error: ChipvizError) -> Response:

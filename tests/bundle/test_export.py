@@ -266,6 +266,8 @@ def test_only_an_export_is_overwritten(finished, tmp_path):  # noqa: F811
     with pytest.raises(BundleError, match="is no export"):
         exported(bundle, "head", out)
     assert (out / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(BundleError, match="inside the bundle"):
+        exported(bundle, "head", bundle / "head")
     exported(bundle, "head", tmp_path / "again")
     assert exported(bundle, "head", tmp_path / "again").n_bytes > 0
 

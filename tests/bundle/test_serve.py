@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -133,6 +134,36 @@ def test_bad_requests_get_a_sentence(port, body, status, said):
     found, answer, _ = ask(port, "POST", "/predict", body)
     assert found == status, answer
     assert said in json.loads(answer)["error"]
+
+
+def test_a_request_without_a_stated_length_has_a_limit_too(port):
+    def chunks():
+        yield b'{"texts": ["'
+        for _ in range(20):
+            yield b"a" * (1 << 20)
+        yield b'"]}'
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    kind = {"Content-Type": "application/json"}
+    try:
+        with suppress(OSError):  # it need not read to the end
+            connection.request("POST", "/predict", chunks(), kind, encode_chunked=True)
+        reply = connection.getresponse()
+        assert reply.status == 413
+        assert "bytes" in json.loads(reply.read())["error"]
+    finally:
+        connection.close()
+
+
+def test_another_name_of_this_machine_is_not_answered(port):
+    assert ask(port, "POST", "/predict", {"texts": ["a"]}, Host="evil.example")[0] == 400
+    assert ask(port, "GET", "/health", None, Host=f"localhost:{port}")[0] == 200
+
+
+def test_errors_of_the_web_have_the_same_shape(port):
+    for method, path, status in (("GET", "/nosuch", 404), ("GET", "/predict", 405)):
+        found, answer, _ = ask(port, method, path)
+        assert (found, set(json.loads(answer))) == (status, {"error", "hint"})
 
 
 def test_a_thousand_mixed_requests_are_each_answered_right(port, truth):
