@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -79,7 +79,7 @@ def read_head(path: Path) -> HeadInfo:
     """
     try:
         found = read_small_json(path / FILE)
-        if found["format"] != FORMAT:
+        if found["format"] != FORMAT or found["preset"] not in get_args(Preset):
             raise ValueError("unknown format")
         cut, task = CutSpec.model_validate(found["cut"]), TaskInfo.model_validate(found["task"])
         prompt, backbone = found["prompt"], found["backbone"]

@@ -4,6 +4,7 @@ Loads no torch.
 """
 
 import hashlib
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -180,8 +181,8 @@ def use(target: Target, metadata: Metadata) -> str:
         pooling = "MEAN" if metadata.cut.pooling == "mean" else "LAST"
         return _VLLM.replace("POOLING", pooling)
     if target == "head":
-        name = metadata.everything["backbone"]["name"]
-        line = _HEAD.replace("BACKBONE", str(name))
+        name = " ".join(str(metadata.everything["backbone"]["name"]).split())[:120]
+        line = _HEAD.replace("BACKBONE", shlex.quote(name))
         return line + ' --text-pair "SECOND TEXT"' * metadata.takes_pair
     return _EMBED.replace("HIDDEN", _HIDDEN if metadata.cut.chip == "mlp" else "")
 

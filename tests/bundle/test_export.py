@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -256,6 +257,16 @@ def test_places_say_why_they_cannot(finished, tmp_path):  # noqa: F811
         exported(bundle, "vllm", tmp_path / "out")
     with pytest.raises(ConfigError, match="no 8-bit weights"):
         exported(bundle, "head", tmp_path / "out", int8=True)
+
+
+def test_a_name_on_a_command_line_is_one_word(finished, tmp_path):  # noqa: F811
+    _, bundle = built(finished, tmp_path, "mean")
+    note = bundle / "chip.json"
+    said = json.loads(note.read_text())
+    said["backbone"]["name"] = "a; rm -rf ~\n`b` $(c)"
+    note.write_text(json.dumps(said))
+    words = shlex.split(targets.use("head", read_metadata(bundle)))
+    assert words[words.index("--backbone") + 1] == "a; rm -rf ~ `b` $(c)"
 
 
 def test_only_an_export_is_overwritten(finished, tmp_path):  # noqa: F811
