@@ -38,7 +38,7 @@ from chipviz.progress import silent
 from chipviz.results.run_folder import RunFolder
 
 SETS = ("sst2", "banking77", "bbc_news")
-BACKBONES = (("smollm2-135m", "last"), ("smollm2-135m", "mean"), ("minilm-l6", "mean"))
+BACKBONES = (("minilm-l6", "mean"), ("smollm2-135m", "last"), ("smollm2-135m", "mean"))
 N_TEXTS = 200
 Shares = dict[str, list[float]]
 """Probabilities of each text, classes in order, by place."""
@@ -183,8 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "| bundle | place | labels | difference |",
         "| --- | --- | ---: | ---: |",
     ]
-    for data in options.sets:
-        for backbone, pooling in BACKBONES:
+    for backbone, pooling in BACKBONES:
+        for data in options.sets:
             name = f"places-{data}-{backbone}-{pooling}"
             sys.stdout.write(f"{name}\n")
             sys.stdout.flush()
