@@ -42,6 +42,7 @@ def open_form(page: Page, app_url: str, backbone) -> None:
 
 def train_and_open(page: Page) -> str:
     """Start the run of the form, wait for it, open its layers. Returns its id."""
+    idle(page)
     page.get_by_role("button", name="Train chips on all layers").click()
     expect(page).to_have_url(re.compile(r"/train\?run=[\d-]+"))
     done = page.get_by_role("link", name="Open the layers")

@@ -17,7 +17,8 @@ def test_neurons_are_joined_from_the_form_to_a_bundle(page, app_url, tiny_backbo
     upload(page, toy_csv)
     page.get_by_text("More options").click()
     page.locator(".st-key-stc").get_by_text("Sparsify-then-Classify").click()
-    idle(page)
+    # What the switch brings moves the button that starts: a click on its way would miss.
+    expect(page.get_by_role("radiogroup", name="Importance of a neuron")).to_be_visible()
     run = train_and_open(page)
 
     page.goto(f"{app_url}/sparsify?run={run}&cut=2&pooling=all-mean&chip=stc")
