@@ -186,8 +186,8 @@ def make_app(
 
     app = FastAPI(title=f"chipviz: {name}", lifespan=lifespan, redoc_url=None)
     _add_errors(app)
-    _add_guard(app, meters, key)
     app.add_middleware(_Limit)
+    _add_guard(app, meters, key)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 
     async def answer(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Prediction]:

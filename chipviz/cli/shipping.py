@@ -94,7 +94,14 @@ def serve(
     from chipviz.bundle.serve import make_app, open_batcher, run
 
     batcher = open_batcher(bundle, pair=metadata.takes_pair)
-    app = make_app(metadata, batcher, name=bundle.resolve().name, key=key, timeout_s=timeout)
+    app = make_app(
+        metadata,
+        batcher,
+        name=bundle.resolve().name,
+        key=key,
+        hosts=[*LOOPBACK, "[::1]"] if host in LOOPBACK else ["*"],
+        timeout_s=timeout,
+    )
     printing.show(f"http://{host}:{port} answers; /docs says what. Stop with Ctrl-C.", sys.stderr)
     run(app, host, port)
 
