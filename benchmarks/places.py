@@ -7,14 +7,9 @@ section of docs/results.md, a bundle at a time.
 """
 
 import argparse
-import json
-import os
+import http.client
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast, pipeline
 
+from benchmarks.serving import Server
 from benchmarks.stored import RESULTS, trained, write_section
 from chipviz.bundle import build, graph, load, targets
 from chipviz.bundle.asked import rows_of_run
@@ -96,41 +92,15 @@ def _embedded(folder: Path, texts: list[str]) -> list[list[float]]:
     return chip.probabilities(states.float()).tolist()
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 def _served(bundle: Path, texts: list[str]) -> list[list[float]]:
-    port = free_port()
-    command = [sys.executable, "-m", "chipviz", "serve", str(bundle), "--port", str(port)]
-    server = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
+    server = Server(["-m", "chipviz", "serve", str(bundle), "--port", "PORT"])
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
     try:
-        _wait_for(port, server)
-        body = json.dumps({"texts": texts}).encode()
-        asked = urllib.request.Request(
-            f"http://127.0.0.1:{port}/predict", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(asked, timeout=600) as answer:
-            found = json.load(answer)["predictions"]
-        return [list(one["probabilities"].values()) for one in found]
+        found = server.ask(connection, texts)["predictions"]
     finally:
-        server.terminate()
-        server.wait()
-
-
-def _wait_for(port: int, server: "subprocess.Popen[bytes]", patience_s: float = 120) -> None:
-    until = time.monotonic() + patience_s
-    while time.monotonic() < until and server.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return
-    raise RuntimeError("the service did not start")
+        connection.close()
+        server.stop()
+    return [list(one["probabilities"].values()) for one in found]
 
 
 def table_rows(name: str, found: Shares, own: Sequence[int]) -> list[str]:

@@ -9,6 +9,7 @@ import argparse
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,6 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from benchmarks.places import free_port
 from benchmarks.stored import RESULTS, ROOT, write_section
 
 NAIVE = """\
@@ -40,6 +40,13 @@ ROUND_S = 8.0
 ROUNDS = 4
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 class Server:
     """A server in a process of its own."""
 
@@ -53,20 +60,21 @@ class Server:
         until = time.monotonic() + 120
         while time.monotonic() < until:
             with suppress(OSError):
-                self.ask(http.client.HTTPConnection("127.0.0.1", self.port), "A text.")
+                self.ask(http.client.HTTPConnection("127.0.0.1", self.port), ["A text."])
                 return
             time.sleep(0.2)
         raise RuntimeError("a server did not start")
 
     @staticmethod
-    def ask(connection: http.client.HTTPConnection, text: str) -> None:
-        """One request on a connection that stays."""
-        body, kind = json.dumps({"texts": [text]}), {"Content-Type": "application/json"}
+    def ask(connection: http.client.HTTPConnection, texts: Sequence[str]) -> Any:
+        """The answer of one request on a connection that stays."""
+        body, kind = json.dumps({"texts": texts}), {"Content-Type": "application/json"}
         connection.request("POST", "/predict", body, kind)
         reply = connection.getresponse()
-        reply.read()
+        said = reply.read()
         if reply.status != 200:
             raise RuntimeError(f"status {reply.status}")
+        return json.loads(said)
 
     def stop(self) -> None:
         """Ends it."""
@@ -83,7 +91,7 @@ def load(server: Server, texts: Sequence[str], n_clients: int, seconds: float) -
         i = first
         while time.monotonic() < until:
             start = time.perf_counter()
-            server.ask(connection, texts[i % len(texts)])
+            server.ask(connection, [texts[i % len(texts)]])
             took.append(time.perf_counter() - start)
             i += n_clients
         connection.close()

@@ -90,6 +90,7 @@ HOUSE = {
             "fields",
             "batcher",
             "serve",
+            "listening",
             "push",
         ],
     ],

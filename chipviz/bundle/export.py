@@ -13,7 +13,7 @@ from chipviz.bundle import targets, written
 from chipviz.bundle.asked import Batches, rows_of_run
 from chipviz.bundle.check import Row
 from chipviz.bundle.classifier import load
-from chipviz.bundle.metadata import Metadata, read_metadata
+from chipviz.bundle.metadata import Metadata, read_metadata, refuse_in_the_way
 from chipviz.bundle.targets import GRAPHS, NOTE, Exported, Target
 from chipviz.bundle.verify import TOLERANCE
 from chipviz.errors import BundleError, ConfigError
@@ -72,7 +72,9 @@ def export(
         raise ConfigError(f"No export for {target}: {why}", "Use the bundle itself.")
     if int8 and target not in GRAPHS:
         raise ConfigError(f"There are no 8-bit weights for {target}.", "Leave out --int8.")
-    _refuse_in_the_way(bundle, out)
+    if bundle.resolve() in [out.resolve(), *out.resolve().parents]:  # which holds no folder
+        raise BundleError(f"{out} is inside the bundle.", "Give a folder beside it.")
+    refuse_in_the_way(out, NOTE, "export")
     progress(Progress("building", f"loading {bundle.name}"))
     classifier = load(bundle)
     asked = Batches.of(classifier, rows)
@@ -138,13 +140,3 @@ def _readme(said: Exported, metadata: Metadata) -> str:
     ]
     lines += [f"\n{note}" for note in targets.notes(said.target, metadata)]
     return "\n".join(lines) + "\n"
-
-
-def _refuse_in_the_way(bundle: Path, out: Path) -> None:
-    """A folder that is neither empty nor an export is somebody else's; a bundle holds no folder."""
-    if bundle.resolve() in [out.resolve(), *out.resolve().parents]:
-        raise BundleError(f"{out} is inside the bundle.", "Give a folder beside it.")
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / NOTE).exists()):
-        raise BundleError(
-            f"{out} exists and is no export.", "Give another folder; nothing was overwritten."
-        )

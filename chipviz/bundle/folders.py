@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from chipviz.backbones.surgery import SURGERY
 from chipviz.backbones.vetting import SAFE
 from chipviz.bundle.classifier import Classifier
 from chipviz.bundle.head import write_head
+from chipviz.bundle.kinds import MAX_SHARD, mend_config
 from chipviz.bundle.metadata import CHIP_FILE, METADATA, SUMS, Metadata
 from chipviz.chips.chip import Chip
 from chipviz.errors import BundleError
 from chipviz.keys import Pooling
 
-MAX_SHARD = "5GB"
 _OWN = {METADATA, CHIP_FILE, SUMS, "README.md", "curve.png"}
 _OWN |= {"config.json", "generation_config.json"}
 """Files of a bundle that no other loader wants, or that are written anew."""
@@ -48,7 +49,16 @@ def chip_of(classifier: Classifier) -> Chip:
 
 
 def write_embedder(bundle: Path, classifier: Classifier, folder: Path) -> None:
-    """Write the cut backbone as sentence-transformers reads it, with the chip in `head/`."""
+    """Write the cut backbone as sentence-transformers reads it, with the chip in `head/`.
+
+    Raises:
+        BundleError: If stock code cannot read the backbone.
+    """
+    if (bundle / SURGERY).exists():
+        raise BundleError(
+            "Modules of its backbone were replaced, which no stock class can hold.",
+            "Use the bundle itself.",
+        )
     model, metadata = classifier.model, classifier.metadata
     prefix = f"{model.base_model_prefix}."
     weights = _stored(bundle)
@@ -57,7 +67,7 @@ def write_embedder(bundle: Path, classifier: Classifier, folder: Path) -> None:
         weights = {name.removeprefix(prefix): value for name, value in inside.items()}
     base = model.base_model
     base.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD)
-    _mend_config(folder, type(base).__name__)
+    mend_config(folder, base)
     copy_reader(bundle, folder)
     limit = classifier.tokenizer.model_max_length
     places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -109,7 +119,7 @@ def write_sequence(bundle: Path, folder: Path) -> None:
             "Give --to onnx.",
         )
     model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD)
-    _mend_config(folder, type(model).__name__)
+    mend_config(folder, model)
     copy_reader(bundle, folder)
 
 
@@ -135,15 +145,6 @@ def _classifier_name(name: str, metadata: Metadata) -> str:
     """A class name that servers take for a classifier of whole texts: pooling is in the graph."""
     what = "ImageClassification" if metadata.task.kind == "image" else "SequenceClassification"
     return f"{name.partition('For')[0].removesuffix('Model')}For{what}"
-
-
-def _mend_config(folder: Path, architecture: str) -> None:
-    """Weights are as published, and computed in float32 unless the user asks otherwise."""
-    path = folder / "config.json"
-    said = json.loads(path.read_text("utf-8"))
-    said |= {"dtype": "float32", "architectures": [architecture]}
-    path.write_text(json.dumps(said, indent=2, ensure_ascii=False), "utf-8")
-    (folder / "generation_config.json").unlink(missing_ok=True)
 
 
 def _stored(bundle: Path) -> dict[str, Tensor]:

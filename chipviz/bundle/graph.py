@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from chipviz.backbones.vetting import FOREIGN
 from chipviz.bundle.classifier import Classifier
 from chipviz.bundle.pictures import PictureClassifier
 from chipviz.errors import BundleError
@@ -99,9 +98,10 @@ def open_graph(folder: Path, runtime: Runtime) -> Callable[[Arrays], NDArray[np.
     """A graph read from its files: from inputs by name to class scores (B, C).
 
     Raises:
-        BundleError: When it is run, if the runtime cannot.
+        BundleError: If the runtime cannot open it, or when it is run.
     """
-    run = _runner(folder, runtime)
+    with _as_refusal(runtime):
+        run = _runner(folder, runtime)
 
     def asked(given: Arrays) -> NDArray[np.float32]:
         with _as_refusal(runtime):
@@ -158,7 +158,7 @@ def _name_axes(program: Any, axes: dict[int, str]) -> None:
 
 @contextmanager
 def _as_refusal(runtime: Runtime) -> Iterator[None]:
-    """Say what a converter cannot do as a refusal.
+    """Say what a converter or a runtime cannot do as a refusal.
 
     Raises:
         BundleError: In place of what was raised.
@@ -169,10 +169,10 @@ def _as_refusal(runtime: Runtime) -> Iterator[None]:
         raise BundleError(
             f"The converter is not installed: {error}.", f"Run `{INSTALL}`."
         ) from None
-    except (*FOREIGN, Exception) as error:  # noqa: BLE001 - tracers raise no kind of their own
+    except Exception as error:  # noqa: BLE001 - tracers and runtimes raise no kind of their own
         said = " ".join(str(error).split())[:200]
         raise BundleError(
-            f"This model cannot be written for {runtime}: {type(error).__name__}: {said}",
+            f"This model cannot be written or run for {runtime}: {type(error).__name__}: {said}",
             "Its family computes something that the converter does not know.",
         ) from None
 

@@ -107,14 +107,22 @@ def write_model(
     else:
         weights = _stock_weights(model, backbone, last, chip)
     model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    # Stored as published, computed in float32 unless the user asks otherwise: rounding the chip's
-    # logits to bfloat16 would move probabilities by a percent.
-    written = json.loads((folder / "config.json").read_text("utf-8"))
-    written |= {"dtype": "float32", "architectures": [type(model).__name__]}
-    (folder / "config.json").write_text(json.dumps(written, indent=2, ensure_ascii=False), "utf-8")
+    mend_config(folder, model)
     write_cut_surgery(backbone, last, folder)
     prompt.save(folder)
+
+
+def mend_config(folder: Path, model: Any) -> None:
+    """Say of a folder that `save_pretrained` wrote how it is computed, and by which class.
+
+    Stored as published, computed in float32 unless the user asks otherwise: rounding the chip's
+    logits to bfloat16 would move probabilities by a percent.
+    """
+    path = folder / "config.json"
+    said = json.loads(path.read_text("utf-8"))
+    said |= {"dtype": "float32", "architectures": [type(model).__name__]}
+    path.write_text(json.dumps(said, indent=2, ensure_ascii=False), "utf-8")
+    (folder / "generation_config.json").unlink(missing_ok=True)
 
 
 def _empty_model(backbone: Backbone, config: Any, kind: BundleKind) -> Any:

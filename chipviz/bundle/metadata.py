@@ -105,3 +105,20 @@ def read_metadata(path: Path) -> Metadata:
             "Update chipviz, or build the bundle again.",
         )
     return Metadata(found["kind"], found["preset"], cut, task, blocks, padded, found)
+
+
+def refuse_in_the_way(out: Path, mark: str, what: str) -> None:
+    """A folder that is neither empty nor what will be written there belongs to somebody.
+
+    Args:
+        out: The folder.
+        mark: A file that all of this kind have.
+        what: The kind, in a word.
+
+    Raises:
+        BundleError: If it does.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / mark).exists()):
+        raise BundleError(
+            f"{out} exists and is no {what}.", "Give another folder; nothing was overwritten."
+        )

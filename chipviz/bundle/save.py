@@ -13,12 +13,11 @@ from chipviz.backbones.backbone import Backbone
 from chipviz.bundle import card
 from chipviz.bundle.check import Row, self_test
 from chipviz.bundle.kinds import kind_of, write_model
-from chipviz.bundle.metadata import describe, write_metadata
+from chipviz.bundle.metadata import METADATA, describe, refuse_in_the_way, write_metadata
 from chipviz.bundle.verify import compare, in_fresh_process, write_sums
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec
 from chipviz.data.processor import Reader
-from chipviz.errors import BundleError
 from chipviz.files import publish
 from chipviz.results.report import BundleReport, RunReport
 
@@ -49,7 +48,7 @@ def save(
         BundleError: If `out` is in the way, or the verification finds a difference. Nothing is left
             at `out` then.
     """
-    _refuse_in_the_way(out)
+    refuse_in_the_way(out, METADATA, "bundle")
     kind = kind_of(backbone, prompt, cut.key.vector, chip)
     with publish(out) as folder:
         write_model(backbone, prompt, chip, cut, report, kind, folder)
@@ -81,11 +80,3 @@ def save(
         max_difference=difference,
         files=files,
     )
-
-
-def _refuse_in_the_way(out: Path) -> None:
-    """A folder that is neither empty nor a bundle belongs to somebody."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "chip.json").exists()):
-        raise BundleError(
-            f"{out} exists and is no bundle.", "Give another folder; nothing was overwritten."
-        )

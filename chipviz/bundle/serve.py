@@ -2,8 +2,6 @@
 
 import asyncio
 import hmac
-import select
-import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -44,11 +41,6 @@ MAX_CHARS = 1_000_000
 MAX_BYTES = 16 << 20
 """Bytes of one request, at most."""
 TIMEOUT_S = 60.0
-LAST_WORDS_S = 0.3
-"""Seconds that accepted connections have to send their request when the server ends."""
-BACKLOG = 2_048
-"""Connections that may wait to be accepted."""
-ATTEMPTS = 400
 _OPEN = ("/health", "/metrics", "/docs", "/openapi.json")
 """What answers without a key. None of it shows a text."""
 _TIMES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -210,44 +202,6 @@ def make_app(
         return {"ok": True, "model": name, "labels": labels, "waiting": batcher.n_waiting}
 
     return app
-
-
-def run(app: FastAPI, host: str, port: int) -> None:
-    """Answer until a signal ends it; what was accepted before is answered first."""
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", backlog=BACKLOG)
-    _Server(config).run(sockets=[config.bind_socket()])
-
-
-class _Server(uvicorn.Server):
-    """A server that loses nobody who got through to it."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for listener in sockets or []:
-            await _let_nobody_in(listener)
-            for server in self.servers:
-                server.close()
-        await asyncio.sleep(LAST_WORDS_S)  # a connection without a request yet would be dropped
-        await super().shutdown(sockets)
-
-
-async def _let_nobody_in(listener: socket.socket) -> None:
-    """Wait for a moment in which nobody stands in the line of a listening socket.
-
-    Who stands there when it is closed is cut off. So the line is made one place long, and that
-    place is taken by a connection of our own: then all others were accepted, and new ones are
-    refused. No other part of the loop may run between here and the closing.
-    """
-    listener.listen(0)
-    for _ in range(ATTEMPTS):
-        ours = socket.socket(listener.family)
-        ours.setblocking(False)
-        ours.connect_ex(listener.getsockname())
-        _, through, _ = select.select([], [ours], [], 0.002)
-        if through and ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
-            ours.detach()  # closed with the process
-            return
-        ours.close()
-        await asyncio.sleep(0.005)  # whoever has the place is accepted
 
 
 Answer = Callable[[Sequence[str], Sequence[str] | None], Awaitable[list[Prediction]]]

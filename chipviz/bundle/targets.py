@@ -156,7 +156,7 @@ def refusal(target: Target, metadata: Metadata) -> str | None:
         return "It reads the last token or the mean of a decoder's states with one matrix."
     if key.recipe == "stc" or key.kind == "sparse":
         return "This chip reads single neurons, not one vector of one layer."
-    if target == "head" and not metadata.everything["backbone"].get("fingerprint"):
+    if target == "head" and not _backbone(metadata).get("fingerprint"):
         return "It does not say which files its backbone was read from; build it again."
     if target == "sentence-transformers":
         if key.site != "block":
@@ -164,6 +164,11 @@ def refusal(target: Target, metadata: Metadata) -> str | None:
         if metadata.takes_pair:
             return "It embeds one text at a time, and this bundle reads two."
     return None
+
+
+def _backbone(metadata: Metadata) -> dict[str, Any]:
+    """What is said of the backbone. A stranger's bundle may say nothing."""
+    return metadata.everything.get("backbone") or {}
 
 
 def use(target: Target, metadata: Metadata) -> str:
@@ -181,7 +186,7 @@ def use(target: Target, metadata: Metadata) -> str:
         pooling = "MEAN" if metadata.cut.pooling == "mean" else "LAST"
         return _VLLM.replace("POOLING", pooling)
     if target == "head":
-        name = " ".join(str(metadata.everything["backbone"]["name"]).split())[:120]
+        name = " ".join(str(_backbone(metadata).get("name")).split())[:120]
         line = _HEAD.replace("BACKBONE", shlex.quote(name))
         return line + ' --text-pair "SECOND TEXT"' * metadata.takes_pair
     return _EMBED.replace("HIDDEN", _HIDDEN if metadata.cut.chip == "mlp" else "")

@@ -79,7 +79,8 @@ def opened(target: Target, folder: Path, classifier: Any) -> Ask:
             read = replace(reader, chip=chip).scores
             return lambda batch: read(batch["input_ids"], batch["attention_mask"]).numpy()
     else:
-        base, chip = AutoModel.from_pretrained(folder, **SAFE).eval(), folders.chip_of(classifier)
+        base = AutoModel.from_pretrained(folder, **SAFE).eval()
+        chip = Chip(**load_file(folder / "head" / head.WEIGHTS))
 
     def answer(batch: dict[str, Tensor]) -> NDArray[np.float32]:
         states = base(**batch).last_hidden_state

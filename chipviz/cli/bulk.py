@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
+from chipviz.data.streaming import FIRST
 from chipviz.errors import ConfigError, TaskError
 from chipviz.files import read_small_json, write_atomic
 from chipviz.progress import Meter, ProgressFn
@@ -33,6 +34,16 @@ class Wanted:
     """Whether every class gets its own."""
     source: str
     """What is asked about, and of what: another one is no continuation."""
+
+    @property
+    def is_csv(self) -> bool:
+        """Whether cells are written, not lines of JSON."""
+        return self.out.suffix.lower() == ".csv"
+
+    @property
+    def asked(self) -> list[Any]:
+        """What another call must have been asked to be gone on with."""
+        return [self.source, self.probabilities]
 
     @property
     def part(self) -> Path:
@@ -78,7 +89,7 @@ def predict_table(
         ChipvizError: If a row cannot be read. What was written before is kept for the next call.
     """
     wanted.out.parent.mkdir(parents=True, exist_ok=True)
-    n_before, n_bytes, names = _earlier(wanted)
+    n_before, n_bytes, columns, names = _earlier(wanted)
     meter = Meter("extracting", n_rows, progress)
     meter.skip(n_before)
     n_done = 0
@@ -91,37 +102,62 @@ def predict_table(
                 n_done += whole
                 continue
             rows = chunk.iloc[max(0, n_before - n_done) :]
-            rows.attrs["first"] = n_done + whole - len(rows)
+            rows.attrs[FIRST] = n_done + whole - len(rows)
             found = answer(rows)
             if names is None:
-                names = _names(list(map(str, rows.columns)), wanted, found)
+                columns = list(map(str, rows.columns))
+                names = _names(columns, wanted, found)
+            rows = _with_columns(rows, columns, wanted, names)
             _write(file, rows, found, wanted, names, header=file.tell() == 0)
             file.flush()
             os.fsync(file.fileno())
             n_done += whole
-            said = {"rows": n_done, "bytes": file.tell(), "source": wanted.source, "names": names}
-            write_atomic(wanted.note, json.dumps(said))
+            said = {"rows": n_done, "bytes": file.tell(), "columns": columns, "names": names}
+            write_atomic(wanted.note, json.dumps(said | {"asked": wanted.asked}))
             meter.advance(len(rows), f"{n_done:,} rows classified")
     wanted.part.replace(wanted.out)
     wanted.note.unlink(missing_ok=True)
     return n_done, min(n_before, n_done)
 
 
-def _earlier(wanted: Wanted) -> tuple[int, int, dict[str, str] | None]:
-    """Rows and bytes that an earlier call wrote, if it was asked the same."""
+def _earlier(wanted: Wanted) -> tuple[int, int, list[str], dict[str, str] | None]:
+    """Rows, bytes and columns that an earlier call wrote, if it was asked the same."""
     try:
         said = read_small_json(wanted.note)
-        fits = said["source"] == wanted.source and said["bytes"] <= wanted.part.stat().st_size
-        return (said["rows"], said["bytes"], said["names"]) if fits else (0, 0, None)
+        fits = said["asked"] == wanted.asked and said["bytes"] <= wanted.part.stat().st_size
+        if fits:
+            return said["rows"], said["bytes"], said["columns"], said["names"]
     except (OSError, ValueError, KeyError, TypeError):
-        return 0, 0, None
+        pass
+    return 0, 0, [], None
+
+
+def _with_columns(
+    rows: pd.DataFrame, columns: list[str], wanted: Wanted, names: dict[str, str]
+) -> pd.DataFrame:
+    """Rows as the first ones set the columns. Lines of JSON may name others.
+
+    Raises:
+        TaskError: If a column has no place, or has the name of one of ours.
+    """
+    new = [name for name in map(str, rows.columns) if name not in columns]
+    taken = [name for name in new if name in names.values()]
+    if (wanted.is_csv and new) or taken:
+        name = (taken or new)[0]
+        raise TaskError(
+            f"Row {rows.attrs[FIRST] + 1} or one soon after it has a column {name[:60]!r} that the "
+            "first rows lack.",
+            "Give every row the same columns"
+            + ("." if taken else ", or write JSON lines (--out NAME.jsonl)."),
+        )
+    return rows.reindex(columns=columns) if wanted.is_csv else rows
 
 
 def _names(columns: list[str], wanted: Wanted, found: list[Prediction]) -> dict[str, str]:
     """What the new columns are called: never as one that is there."""
     own = ["label", "score"]
     if wanted.probabilities and found:
-        if wanted.out.suffix.lower() == ".csv":
+        if wanted.is_csv:
             own += [f"p({name})" for name in found[0].probabilities]
         else:
             own.append("probabilities")
@@ -144,7 +180,7 @@ def _write(
     header: bool,
 ) -> None:
     text = io.StringIO(newline="")
-    if wanted.out.suffix.lower() == ".csv":
+    if wanted.is_csv:
         writer = csv.writer(text, lineterminator="\n")
         if header:
             writer.writerow([*map(str, rows.columns), *names.values()])

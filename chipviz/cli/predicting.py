@@ -1,7 +1,6 @@
 """The command that asks a bundle, or a chip alone, about texts or pictures."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +49,9 @@ def predict(
     if image:
         if file or text or text_pair or choices:
             raise ConfigError("Texts and pictures are given.", "Give either.")
-        _predict_pictures(bundle, image, out, as_json)
+        if backbone:
+            raise ConfigError("A chip alone reads texts.", "Leave out --image or --backbone.")
+        _predict_pictures(bundle, image, out, as_json, probabilities=probabilities)
         return
     if file and (text or text_pair or choices):
         raise ConfigError("Texts are given twice.", "Give either --file or --text.")
@@ -61,7 +62,9 @@ def predict(
             bulk.refuse_in_memory(file)
         else:
             asked = look_at(bundle, backbone, context.obj)
-            _predict_table(asked, file, bundle, bulk.Wanted(out, probabilities, ""), context.obj)
+            source = bulk.source_mark(file, bundle)
+            wanted = bulk.Wanted(out, probabilities, f"{source} {backbone}")
+            _predict_table(asked, file, wanted, context.obj, as_json)
         return
     given = (
         inputs.from_file(file, context.obj)
@@ -85,7 +88,9 @@ def _line(said: Prediction, probabilities: bool) -> dict[str, Any]:
     return line | {"probabilities": said.probabilities} if probabilities else line
 
 
-def _predict_table(asked: Asked, file: Path, bundle: Path, wanted: bulk.Wanted, home: Path) -> None:
+def _predict_table(
+    asked: Asked, file: Path, wanted: bulk.Wanted, home: Path, as_json: bool
+) -> None:
     """Write predictions of all rows beside their columns."""
     if streaming.is_large(file):
         chunks, n_rows = streaming.stream_rows(file, bulk.CHUNK), 0
@@ -93,8 +98,7 @@ def _predict_table(asked: Asked, file: Path, bundle: Path, wanted: bulk.Wanted, 
         given = inputs.from_file(file, home)
         printing.print_notices(given.notices)
         rows, n_rows = given.rows, len(given.rows)
-        if not given.by_role:
-            fields_of(rows, asked.task, asked.preset)  # a bad row is said before the first pass
+        fields_of(rows, asked.task, asked.preset)  # a bad row is said before the first pass
         starts = range(0, n_rows, bulk.CHUNK)
         chunks = (rows.iloc[start : start + bulk.CHUNK] for start in starts)
     model = asked.load()
@@ -102,22 +106,25 @@ def _predict_table(asked: Asked, file: Path, bundle: Path, wanted: bulk.Wanted, 
     def answer(rows: pd.DataFrame) -> list[Prediction]:
         return model.predict(*fields_of(rows, asked.task, asked.preset))
 
-    wanted = replace(wanted, source=bulk.source_mark(file, bundle))
     n_all, n_before = bulk.predict_table(chunks, answer, wanted, printing.printer(), n_rows)
     printing.end_progress()
+    if as_json:
+        printing.print_json({"path": str(wanted.out), "rows": n_all, "rows_before": n_before})
+        return
     before = f", {n_before:,} of them by an earlier call" if n_before else ""
     printing.show(f"{wanted.out}: {n_all:,} rows{before}.", sys.stderr)
 
 
-def _predict_pictures(bundle: Path, image: list[Path], out: Path | None, as_json: bool) -> None:
+def _predict_pictures(
+    bundle: Path, image: list[Path], out: Path | None, as_json: bool, *, probabilities: bool
+) -> None:
     files = inputs.pictures(image)
     refuse_kind(read_metadata(bundle).task.kind, "image")
     from chipviz.bundle import load
 
     found = load(bundle).predict([str(file) for file in files])
     lines = [
-        {"file": str(file), "label": p.label, "score": p.score}
-        for file, p in zip(files, found, strict=True)
+        {"file": str(file)} | _line(p, probabilities) for file, p in zip(files, found, strict=True)
     ]
     printing.predictions(lines, [file.name for file in files], out, as_json)
 

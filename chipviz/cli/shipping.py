@@ -91,7 +91,8 @@ def serve(
         printing.show(
             "warning: whoever reaches this machine may ask; see --api-key-env", sys.stderr
         )
-    from chipviz.bundle.serve import make_app, open_batcher, run
+    from chipviz.bundle.listening import run
+    from chipviz.bundle.serve import make_app, open_batcher
 
     batcher = open_batcher(bundle, pair=metadata.takes_pair)
     app = make_app(

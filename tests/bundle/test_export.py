@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from chipviz.bundle import graph, targets
+from chipviz.bundle import folders, graph, targets
 from chipviz.bundle.asked import rows_of_run
 from chipviz.bundle.classifier import load
 from chipviz.bundle.export import export
@@ -206,6 +206,32 @@ def test_sentence_transformers_embeds_what_the_chip_reads(finished, tmp_path, po
     exported(bundle, "sentence-transformers", out)
     for text in (TEXTS[0], ODD[1], ODD[2]):
         assert run_as_told(out, text) == load(bundle).predict([text])[0].label
+
+
+def test_the_first_token_of_an_encoder_is_embedded_too(finished_encoder, tmp_path):  # noqa: F811
+    _, bundle = built(finished_encoder, tmp_path, "first")
+    exported(bundle, "sentence-transformers", tmp_path / "out")
+    for text in (TEXTS[0], ODD[2]):
+        assert run_as_told(tmp_path / "out", text) == load(bundle).predict([text])[0].label
+
+
+def test_replaced_modules_go_to_no_stock_loader(finished, tmp_path):  # noqa: F811
+    _, bundle = built(finished, tmp_path, "mean")
+    (bundle / "surgery.json").write_text("{}")
+    with pytest.raises(BundleError):
+        exported(bundle, "sentence-transformers", tmp_path / "out")
+    classifier = load(built(finished, tmp_path / "whole", "mean")[1])
+    with pytest.raises(BundleError, match="were replaced"):
+        folders.write_embedder(bundle, classifier, tmp_path / "out")
+
+
+def test_a_bundle_that_says_nothing_of_its_backbone_is_refused_in_words(finished, tmp_path):  # noqa: F811
+    _, bundle = built(finished, tmp_path, "mean")
+    said = json.loads((bundle / "chip.json").read_text())
+    said.pop("backbone")
+    (bundle / "chip.json").write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match="build it again"):
+        exported(bundle, "head", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

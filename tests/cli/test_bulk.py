@@ -166,6 +166,53 @@ def test_another_table_or_bundle_is_no_continuation(tmp_path):
     assert again == (230, 0)
 
 
+def test_a_call_that_wants_more_of_each_row_begins_anew(tmp_path):
+    path, out = written(tmp_path, "csv"), tmp_path / "out.jsonl"
+
+    def stops(rows):
+        if rows.attrs["first"]:
+            raise KeyboardInterrupt
+        return parity(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        bulk.predict_table(stream_rows(path, 50), stops, bulk.Wanted(out, False, "s"), silent)
+    done = bulk.predict_table(stream_rows(path, 50), parity, bulk.Wanted(out, True, "s"), silent)
+    assert done == (230, 0)
+    assert all("probabilities" in row for row in lines(out))
+
+
+def test_columns_that_come_later_are_kept_or_refused(tmp_path):
+    """Lines of JSON may name what the first ones do not."""
+    path = tmp_path / "some.jsonl"
+    rows = [{"text": f"text {i}", "a": i} | ({"b": i} if i >= 60 else {}) for i in range(90)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = bulk.Wanted(tmp_path / "out.jsonl", False, "s")
+    bulk.predict_table(stream_rows(path, 30), parity, out, silent)
+    for found, given in zip(lines(out.out), rows, strict=True):
+        assert {name: found[name] for name in given} == given
+    table = bulk.Wanted(tmp_path / "out.csv", False, "s")
+    with pytest.raises(ChipvizError, match="column 'b' that the first rows lack"):
+        bulk.predict_table(stream_rows(path, 30), parity, table, silent)
+    rows = [{"text": "x"} | ({"label": "mine"} if i >= 60 else {}) for i in range(90)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = bulk.Wanted(tmp_path / "again.jsonl", False, "s")
+    with pytest.raises(ChipvizError, match="column 'label' that the first rows lack"):
+        bulk.predict_table(stream_rows(path, 30), parity, again, silent)
+
+
+def test_columns_that_are_missing_later_stay_in_their_place(tmp_path):
+    path = tmp_path / "some.jsonl"
+    rows = [{"a": 1, "text": "x", "b": 2} if i < 30 else {"text": "x", "a": 3} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wanted = bulk.Wanted(tmp_path / "out.csv", False, "s")
+    bulk.predict_table(stream_rows(path, 30), parity, wanted, silent)
+    with wanted.out.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [float(row["a"]) for row in found] == [1] * 30 + [3] * 30
+    assert [row["b"] for row in found[30:]] == [""] * 30
+    assert {row["label"] for row in found} == {"odd"}
+
+
 def test_the_command_reads_a_large_file_in_parts(trained, bundle, tmp_path, monkeypatch):  # noqa: F811
     home, _ = trained
     folder, _ = bundle
@@ -173,6 +220,8 @@ def test_the_command_reads_a_large_file_in_parts(trained, bundle, tmp_path, monk
     small = tmp_path / "small.jsonl"
     done = chipviz(home, "predict", folder, "--file", path, "--out", small)
     assert done.status == 0, done.err
+    said = chipviz(home, "predict", folder, "--file", path, "--out", small, "--json").json
+    assert said == {"path": str(small), "rows": len(ROWS), "rows_before": 0}
     monkeypatch.setattr(streaming, "LARGE", 100)
     monkeypatch.setattr(bulk, "CHUNK", 40)
     refused = chipviz(home, "predict", folder, "--file", path)
