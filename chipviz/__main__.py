@@ -131,6 +131,21 @@ def cut(
     budget: Annotated[
         str | None, typer.Option(help="Of rule budget: parameters=80M, memory=50%, latency=20ms.")
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Keep weights as float32, bfloat16 or float16. Else as published."),
+    ] = None,
+    exit_margin: Annotated[
+        float | None,
+        typer.Option(help="Build early exits that lose no more accuracy than this, as 0.02."),
+    ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(help="Of two classes: fpr=5%, or cost=1:10 (false alarm to miss)."),
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="Class that the threshold looks for. Else the second.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Cut a finished run's backbone and write a verified bundle."""
@@ -141,11 +156,14 @@ def cut(
     named = {"layer": layer, "pooling": pooling, "chip": chip, "recipe": recipe, "site": site}
     named |= {"tolerance": tolerance, "margin": margin, "budget": budget}
     said, chosen = options.choose(report, rule or "manual", folder, named)
+    extras = {"dtype": dtype, "exit_margin": exit_margin}
+    extras |= {"threshold": threshold, "positive": positive}
+    spec = CutSpec.at(chosen.cut, said).asking(**extras)
     from chipviz import experiment
 
     built = experiment.build(
         folder,
-        CutSpec.at(chosen.cut, said),
+        spec,
         home=store.home,
         out=out.expanduser().absolute(),
         progress=printing.printer(),

@@ -1,6 +1,8 @@
 """What a run is asked to do: checked once at the door, then trusted, and kept as JSON."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -31,6 +33,7 @@ StcSite = Literal["block", "gate", "ffn_in", "ffn_out"]
 Importance = Literal["squares", "sizes"]
 LayerWeights = Literal["none", "validation"]
 ClassWeight = Literal["none", "balanced"]
+StoredDtype = Literal["float32", "bfloat16", "float16"]
 Contradictions = Literal["keep", "drop", "refuse"]
 
 DEFAULT_TOLERANCE = 0.01
@@ -58,6 +61,27 @@ _FIT: dict[str, Any] = {"reads": False}
 DEFAULT_FOLDS = 5
 FEW_VALIDATION = 1_000
 """Validation texts from which on their own split says enough."""
+
+
+@contextmanager
+def as_refusal() -> Iterator[None]:
+    """Say what does not fit of a user's values.
+
+    Raises:
+        ConfigError: Naming the first field that does not fit, what it got and what it takes.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        got = first["input"]
+        got = ", ".join(map(str, got)) if isinstance(got, (list, tuple)) else str(got)
+        field = str(first["loc"][0]) if first["loc"] else "config"
+        raise ConfigError(
+            f"{field}: {first['msg'].removeprefix('Value error, ')} (got {got[:80]!r}).",
+            f"Change {field} and start again.",
+            field,
+        ) from None
 
 
 class RunConfig(BaseModel):
@@ -283,18 +307,8 @@ class RunConfig(BaseModel):
         Raises:
             ConfigError: Naming the first field that does not fit, what it got and what it takes.
         """
-        try:
+        with as_refusal():
             return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            got = first["input"]
-            got = ", ".join(map(str, got)) if isinstance(got, (list, tuple)) else str(got)
-            field = str(first["loc"][0]) if first["loc"] else "config"
-            raise ConfigError(
-                f"{field}: {first['msg'].removeprefix('Value error, ')} (got {got[:80]!r}).",
-                f"Change {field} and start again.",
-                field,
-            ) from None
 
 
 class CutSpec(ChipRecord):
@@ -303,11 +317,29 @@ class CutSpec(ChipRecord):
     cut_layer: Annotated[int, Field(ge=0)]
     chip: ChipKind = "linear"
     rule: Rule = "manual"
+    dtype: StoredDtype | None = None
+    """Number format of the backbone's weights in the bundle. None keeps the published one. The chip
+    stays float32."""
+    exit_margin: Annotated[float | None, Field(gt=0, lt=1)] = None
+    """Accuracy that early exits may not lose. None builds no exits."""
+    threshold: Annotated[str | None, Field(max_length=60)] = None
+    """What a binary task's threshold is to reach, such as fpr=5%. None takes the likelier class."""
+    positive: Annotated[str | None, Field(max_length=1000)] = None
+    """Class that the threshold looks for. None is the second."""
 
     @classmethod
     def at(cls, cut: Cut, rule: Rule = "manual") -> Self:
         """The build of a cut that a rule chose."""
         return cls(cut_layer=cut.layer, **fields_of(cut.chip), rule=rule)
+
+    def asking(self, **extras: Any) -> Self:
+        """The same with what a bundle may have beside its chip.
+
+        Raises:
+            ConfigError: Naming the first that does not fit.
+        """
+        with as_refusal():
+            return type(self).model_validate({**self.model_dump(), **extras})
 
     @property
     def cut(self) -> Cut:

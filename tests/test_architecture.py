@@ -31,8 +31,8 @@ HOUSE = {
         *["labels", "splits", "from_table", "prompt", "processor", "corpus"],
     ],
     "results": [
-        *["answers", "metrics", "selection", "models", "report", "neurons", "run_folder"],
-        "compare",
+        *["answers", "metrics", "calibration", "selection", "models", "report", "neurons"],
+        *["run_folder", "exits", "thresholds", "compare"],
     ],
     "backbones": [
         *["hub", "vetting", "structure", "surgery", "model_folder", "pooling", "batching"],
@@ -67,14 +67,20 @@ HOUSE = {
             "metadata",
             "targets",
             "curve",
+            "remarks",
             "card",
             "vision",
             "reader",
             "opening",
             "pictures",
+            "adaptive",
             "classifier",
             "verify",
             "check",
+            "exit_check",
+            "extras",
+            "drift",
+            "dense",
         ],
         *[
             "kinds",
@@ -103,7 +109,7 @@ HOUSE = {
     ],
     "ui.plots": [
         *["theme", "curves", "heatmaps", "neurons", "token_lengths", "fits", "comparison"],
-        "patches",
+        *["patches", "exits"],
     ],
     "ui": [
         *[
@@ -138,6 +144,8 @@ HOUSE = {
             "result_tabs",
             "token_view",
             "neuron_view",
+            "extras_step",
+            "bundle_beside",
             "bundle_view",
             "export_view",
             "bundle_use",
@@ -180,6 +188,7 @@ LIGHT = [
         "features.distributed",
         "bundle",
         "bundle.card",
+        "bundle.remarks",
         "bundle.metadata",
         "bundle.targets",
         "preview",

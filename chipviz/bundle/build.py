@@ -4,9 +4,11 @@ from pathlib import Path
 
 from chipviz.backbones.opening import reopen
 from chipviz.bundle import check, save
+from chipviz.bundle.dense import ask_dense
+from chipviz.bundle.extras import choose_extras
+from chipviz.bundle.kinds import Cutting
 from chipviz.chips.chip import Chips
 from chipviz.config import CutSpec
-from chipviz.errors import ConfigError
 from chipviz.progress import Progress, ProgressFn
 from chipviz.results.report import BundleReport
 from chipviz.results.run_folder import RunFolder
@@ -30,19 +32,16 @@ def build(
             bundle fails its verification.
     """
     config, report = folder.read_config(), folder.read_report()
-    if spec.cut_layer >= report.backbone.n_layers:
-        raise ConfigError(
-            f"Layer {spec.cut_layer} does not exist, the last is {report.backbone.n_layers - 1}.",
-            "Give the last layer to keep, counted from 0.",
-        )
-    refuse_layer(spec.cut_layer, report.backbone.no_cut)
+    refuse_layer(spec.cut_layer, report.backbone.no_cut, report.backbone.n_layers)
+    extras = choose_extras(spec, report, folder)
     progress(Progress("building", f"loading {report.backbone.name}"))
     backbone, prompt = reopen(config, report, home=home, folder=folder, stored=True)
-    chip = Chips.load(folder.whole(folder.chips), backbone.folder.fingerprint).at(spec.cut)
+    chips = Chips.load(folder.whole(folder.chips), backbone.folder.fingerprint)
     with check.rows_to_check(prompt, folder.read_examples("validation")) as rows:
         what = f"{len(rows)} {report.task.rows}"
         progress(Progress("verifying", f"asking the dense model about {what}"))
-        said = check.expected(backbone, prompt, chip, spec, rows)
+        said, extras = ask_dense(backbone, prompt, chips, spec, rows, extras)
         doing = f"cutting after layer {spec.cut_layer}, writing and verifying"
         progress(Progress("building", doing))
-        return save.save(backbone, prompt, chip, spec, report, out, rows, said)
+        made_of = Cutting(backbone, prompt, chips.at(spec.cut), spec, report)
+        return save.save(made_of, out, rows, said, extras)

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from chipviz.bundle import curve, targets
 from chipviz.bundle.metadata import read_metadata
+from chipviz.bundle.remarks import remarks
 from chipviz.config import CutSpec
 from chipviz.keys import RAW, STC, Site, Vector
 from chipviz.results.report import (
@@ -174,7 +175,8 @@ def write_card(
 ) -> None:
     """Write README.md and its curve into a bundle, whose metadata is there."""
     text = model_card(cut, report, kind, n_verified, difference)
-    text += "\n" + targets.card_section(read_metadata(folder))
+    metadata = read_metadata(folder)
+    text += remarks(metadata) + "\n" + targets.card_section(metadata)
     (folder / "README.md").write_text(text, "utf-8")
     (folder / curve.FILE).write_bytes(curve.draw_curve(report, cut))
 

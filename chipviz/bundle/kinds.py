@@ -6,6 +6,7 @@ other poolings, chips with more than one matrix, families whose class has layers
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,27 +69,37 @@ def kind_of(backbone: Backbone, prompt: Reader, vector: Vector, chip: Chip) -> B
     return kind
 
 
-def write_model(
-    backbone: Backbone,
-    prompt: Reader,
-    chip: Chip,
-    cut: CutSpec,
-    report: RunReport,
-    kind: BundleKind,
-    folder: Path,
-) -> None:
+@dataclass(frozen=True)
+class Cutting:
+    """What a bundle is made of."""
+
+    backbone: Backbone
+    """In the dtype its weights are stored in."""
+    prompt: Reader
+    """The run's own."""
+    chip: Chip
+    """What reads the last layer kept."""
+    cut: CutSpec
+    """What to keep."""
+    report: RunReport
+    """The run the chip comes from."""
+
+    @property
+    def kind(self) -> BundleKind:
+        """Which class holds it."""
+        return kind_of(self.backbone, self.prompt, self.cut.key.vector, self.chip)
+
+
+def write_model(made_of: Cutting, kind: BundleKind, folder: Path) -> None:
     """Write weights, configuration and tokenizer or processor of a bundle.
 
     Args:
-        backbone: In the dtype its weights are stored in.
-        prompt: The run's own.
-        chip: What reads the last layer kept.
-        cut: What to keep.
-        report: The run the chip comes from.
+        made_of: What it is made of.
         kind: Which class holds it.
         folder: Where to.
     """
-    chip = as_stored(chip, cut.cut, kind)
+    backbone, prompt, cut, report = made_of.backbone, made_of.prompt, made_of.cut, made_of.report
+    chip = as_stored(made_of.chip, cut.cut, kind)
     last = last_kept(chip, cut.cut_layer, report.backbone.no_cut)
     config = cut_config(backbone, last)
     config.id2label = dict(enumerate(report.task.label_names))

@@ -13,12 +13,16 @@ from chipviz import __version__
 from chipviz.config import CutSpec, Preset
 from chipviz.errors import BundleError
 from chipviz.files import read_small_json
+from chipviz.results.exits import ExitPlan
 from chipviz.results.report import BundleKind, RunReport, TaskInfo
+from chipviz.results.thresholds import Threshold
 
 FORMAT = 1
 METADATA = "chip.json"
 CHIP_FILE = "chip.safetensors"
 """Where kind *chipviz* keeps its chip. The stock kinds keep it in the model."""
+EXITS_FILE = "exits.safetensors"
+"""Chips of early exits, where a bundle has any."""
 SUMS = "SHA256SUMS"
 FILES = {".safetensors", ".json", ".md", ".txt", ".model", ".jinja", ".png"}
 """What a bundle may hold, beside SHA256SUMS."""
@@ -36,6 +40,10 @@ class Metadata:
     """Place of the backbone's blocks, if the run had to be told."""
     padded: bool
     """Whether texts of several lengths may share a batch."""
+    exits: ExitPlan | None
+    """Where texts may leave early."""
+    threshold: Threshold | None
+    """From which probability on the answer is yes, of a binary task."""
     everything: dict[str, Any]
 
     @property
@@ -43,8 +51,25 @@ class Metadata:
         """Whether the bundle reads two texts."""
         return "{text_pair}" in self.task.template
 
+    def refuse_without_exits(self, name: str) -> None:
+        """Refuse early exits of a bundle that has none.
 
-def describe(cut: CutSpec, report: RunReport, kind: BundleKind) -> dict[str, Any]:
+        Raises:
+            BundleError: If it has none.
+        """
+        if self.exits is None:
+            raise BundleError(
+                f"{name} has no early exits.", "Build it with `cut RUN ... --exit-margin 0.02`."
+            )
+
+
+def describe(
+    cut: CutSpec,
+    report: RunReport,
+    kind: BundleKind,
+    exits: ExitPlan | None = None,
+    threshold: Threshold | None = None,
+) -> dict[str, Any]:
     """What was cut from what. Its verification is yet to come."""
     cost = report.cost_at(cut.cut)
     scores = [report.score_at(cut.cut, split).model_dump() for split in ("validation", "test")]
@@ -59,6 +84,8 @@ def describe(cut: CutSpec, report: RunReport, kind: BundleKind) -> dict[str, Any
         "cost": cost.model_dump(),
         "dense": report.dense.model_dump(),
         "scores": scores,
+        "exits": exits and exits.model_dump(),
+        "threshold": threshold and threshold.model_dump(),
         "versions": {
             "chipviz": __version__,
             **{name: version(name) for name in ("transformers", "torch")},
@@ -95,6 +122,10 @@ def read_metadata(path: Path) -> Metadata:
         cut, task = CutSpec.model_validate(found["cut"]), TaskInfo.model_validate(found["task"])
         backbone = found.get("backbone", {})
         blocks, padded = backbone.get("blocks"), backbone.get("padded", True)
+        exits = ExitPlan.model_validate(found["exits"]) if found.get("exits") else None
+        asked = found.get("threshold")
+        threshold = Threshold.model_validate(asked) if asked else None
+        known = known and (threshold is None or len(task.label_names) == 2)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BundleError(
             f"{path.name} has an unreadable chip.json or config.json.", "Build the bundle again."
@@ -104,7 +135,9 @@ def read_metadata(path: Path) -> Metadata:
             f"{path.name} has a format this version of chipviz does not read.",
             "Update chipviz, or build the bundle again.",
         )
-    return Metadata(found["kind"], found["preset"], cut, task, blocks, padded, found)
+    return Metadata(
+        found["kind"], found["preset"], cut, task, blocks, padded, exits, threshold, found
+    )
 
 
 def refuse_in_the_way(out: Path, mark: str, what: str) -> None:

@@ -5,60 +5,57 @@ run.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
-from chipviz.backbones.backbone import Backbone
 from chipviz.bundle import card
 from chipviz.bundle.check import Row, self_test
-from chipviz.bundle.kinds import kind_of, write_model
+from chipviz.bundle.drift import look_again
+from chipviz.bundle.extras import NOTHING, Extras
+from chipviz.bundle.kinds import Cutting, write_model
 from chipviz.bundle.metadata import METADATA, describe, refuse_in_the_way, write_metadata
 from chipviz.bundle.verify import compare, in_fresh_process, write_sums
-from chipviz.chips.chip import Chip
-from chipviz.config import CutSpec
-from chipviz.data.processor import Reader
 from chipviz.files import publish
-from chipviz.results.report import BundleReport, RunReport
+from chipviz.results.report import BundleReport
 
 
 def save(
-    backbone: Backbone,
-    prompt: Reader,
-    chip: Chip,
-    cut: CutSpec,
-    report: RunReport,
+    made_of: Cutting,
     out: Path,
     check: Sequence[Row],
     expected: Tensor,
+    extras: Extras = NOTHING,
 ) -> BundleReport:
     """Write a bundle, verify it in a fresh process, and only then give it its name.
 
     Args:
-        backbone: In the dtype its weights are stored in.
-        prompt: The run's own.
-        chip: What reads the last layer kept.
-        cut: What to keep.
-        report: The run the chip comes from.
+        made_of: Backbone, prompt, chip and cut, and the run they come from.
         out: The bundle's folder. Must not exist, or be an older bundle.
         check: Validation texts (and second texts).
         expected: Probabilities of the run's own chip for them, in float32, shape (N, C).
+        extras: What else it has.
 
     Raises:
         BundleError: If `out` is in the way, or the verification finds a difference. Nothing is left
             at `out` then.
     """
     refuse_in_the_way(out, METADATA, "bundle")
-    kind = kind_of(backbone, prompt, cut.key.vector, chip)
+    cut, report, kind = made_of.cut, made_of.report, made_of.kind
+    if cut.dtype is not None:
+        report = report.stored_in(cut.cut, made_of.backbone.dtype.itemsize)
     with publish(out) as folder:
-        write_model(backbone, prompt, chip, cut, report, kind, folder)
-        metadata = describe(cut, report, kind)
-        metadata["backbone"]["fingerprint"] = backbone.folder.fingerprint
+        write_model(made_of, kind, folder)
+        metadata = describe(cut, report, kind, extras.plan, extras.threshold)
+        metadata["backbone"]["fingerprint"] = made_of.backbone.folder.fingerprint
         write_metadata(folder, metadata)  # our own kind is loaded by it
-        own = self_test(prompt)
+        extras.write(folder)
+        own = self_test(made_of.prompt)
         found = in_fresh_process(folder, kind, [*check, *own])
         difference = compare(check, found[: len(check)], expected)
         metadata["verification"] = {"n_texts": len(check), "max_difference": difference}
+        metadata["drift"] = [asdict(one) for one in look_again(folder, check, expected, extras)]
         metadata["self_test"] = [
             {"text": text, "text_pair": pair, "probabilities": row}
             for (text, pair), row in zip(own, found[len(check) :], strict=True)

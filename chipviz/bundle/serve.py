@@ -126,19 +126,20 @@ class _Meters:
         self.rows.inc(rows)
 
 
-def open_batcher(bundle: Path, *, pair: bool) -> Batcher:
+def open_batcher(bundle: Path, *, pair: bool, adaptive: bool = False) -> Batcher:
     """What answers the texts of a bundle, loaded and warm.
 
     Args:
         bundle: The bundle's folder.
         pair: Whether it reads two texts.
+        adaptive: Let texts leave at its early exits.
 
     Raises:
         BundleError: If it cannot be loaded.
     """
 
     def opening() -> Predict:
-        predict: Predict = load(bundle).predict
+        predict: Predict = load(bundle, adaptive=adaptive).predict
         predict(["A first text."], ["A second."] if pair else None)  # memory and kernels
         return predict
 

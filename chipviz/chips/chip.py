@@ -154,6 +154,11 @@ class Chips:
             raise IndexError(f"layer {cut.layer} is outside of -1 to {len(stack.weight) - 2}")
         return stack.at(cut.layer + 1)
 
+    def stack_at(self, key: ChipKey, layers: Sequence[int]) -> Chip:
+        """The chips of some layers, as they are shipped."""
+        stack = self.refits.get(key, self.stacks[key])
+        return stack.at(torch.tensor(layers) + 1)
+
     def save(self, path: Path, fingerprint: str) -> None:
         """Write one safetensors file, whole or not at all.
 

@@ -11,6 +11,7 @@ from chipviz.config import PUBLISHED_MAX_TRAIN
 from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, Split
 from chipviz.progress import Progress, ProgressFn
 from chipviz.results import metrics
+from chipviz.results.calibration import fit_temperature, log_odds
 from chipviz.results.metrics import CurvePoint, Score
 from chipviz.results.run_folder import Predictions
 
@@ -44,12 +45,18 @@ def score(rows: Rows, chips: Chips, seed: int, progress: ProgressFn) -> Trained:
         predictions.labels[split] = labels.astype(np.int32)
         resamples = metrics.Resamples.of(labels, task.n_classes, seed)
         for key in chips.stacks:
-            answers = []
+            answers, sure = [], []
+            temperatures: list[float] = []
             for layer in range(EMBEDDING_LAYER, rows.features.n_layers):
                 progress(Progress("fitting", f"scoring on the {split} texts"))
                 cut = Cut(layer, key)
                 probabilities = _said(rows, chips, cut, split)
-                answers.append(probabilities.argmax(axis=1).astype(np.int32))
+                if layer != EMBEDDING_LAYER:  # nobody cuts there
+                    answers.append(probabilities.argmax(axis=1).astype(np.int32))
+                    if split == "validation":
+                        temperatures.append(fit_temperature(probabilities, labels))
+                    fitted = temperatures or predictions.temperatures[key].tolist()
+                    sure.append(log_odds(probabilities, fitted[layer]))
                 scores.append(
                     metrics.score(
                         probabilities,
@@ -60,7 +67,10 @@ def score(rows: Rows, chips: Chips, seed: int, progress: ProgressFn) -> Trained:
                         repeats=_repeats(rows, chips, cut, split),
                     )
                 )
-            predictions.classes[split, key] = np.stack(answers[1:])  # no embedding
+            predictions.classes[split, key] = np.stack(answers)
+            predictions.sure[split, key] = np.stack(sure)
+            if split == "validation":
+                predictions.temperatures[key] = np.array(temperatures, dtype=np.float32)
     return Trained(chips, scores, predictions)
 
 

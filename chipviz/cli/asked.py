@@ -21,8 +21,8 @@ class Asked:
     load: Callable[[], Any]
 
 
-def look_at(bundle: Path, backbone: str | None, home: Path) -> Asked:
-    """A bundle, or a chip alone and its backbone."""
+def look_at(bundle: Path, backbone: str | None, home: Path, *, adaptive: bool = False) -> Asked:
+    """A bundle, or a chip alone and its backbone. Texts may leave at a bundle's early exits."""
     if backbone is None:
         metadata = read_metadata(bundle)
         refuse_kind(metadata.task.kind, "text")
@@ -30,7 +30,7 @@ def look_at(bundle: Path, backbone: str | None, home: Path) -> Asked:
         def load() -> Any:
             from chipviz.bundle import load as load_bundle
 
-            return load_bundle(bundle)
+            return load_bundle(bundle, adaptive=adaptive)
 
         return Asked(metadata.task, metadata.preset, load)
     from chipviz.bundle.head import read_head

@@ -39,6 +39,9 @@ def predict(
     backbone: Annotated[
         str | None, typer.Option(help="Of a chip alone: the backbone that it reads.")
     ] = None,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Let texts leave at the bundle's early exits.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Write here: one JSON object a line, of a table also .csv."),
@@ -49,10 +52,15 @@ def predict(
     if image:
         if file or text or text_pair or choices:
             raise ConfigError("Texts and pictures are given.", "Give either.")
-        if backbone:
-            raise ConfigError("A chip alone reads texts.", "Leave out --image or --backbone.")
+        if backbone or adaptive:
+            raise ConfigError(
+                "A chip alone and early exits read texts.",
+                "Leave out --image, or --backbone and --adaptive.",
+            )
         _predict_pictures(bundle, image, out, as_json, probabilities=probabilities)
         return
+    if backbone and adaptive:
+        raise ConfigError("A chip alone has no early exits.", "Leave out --adaptive.")
     if file and (text or text_pair or choices):
         raise ConfigError("Texts are given twice.", "Give either --file or --text.")
     if not file and not text:
@@ -61,9 +69,9 @@ def predict(
         if out is None:
             bulk.refuse_in_memory(file)
         else:
-            asked = look_at(bundle, backbone, context.obj)
+            asked = look_at(bundle, backbone, context.obj, adaptive=adaptive)
             source = bulk.source_mark(file, bundle)
-            wanted = bulk.Wanted(out, probabilities, f"{source} {backbone}")
+            wanted = bulk.Wanted(out, probabilities, f"{source} {backbone} {adaptive}")
             _predict_table(asked, file, wanted, context.obj, as_json)
         return
     given = (
@@ -72,7 +80,7 @@ def predict(
         else inputs.from_options(text or [], text_pair, choices)
     )
     printing.print_notices(given.notices)
-    asked = look_at(bundle, backbone, context.obj)
+    asked = look_at(bundle, backbone, context.obj, adaptive=adaptive)
     texts, pairs = inputs.in_fields(given, asked.task, asked.preset)
     found = asked.load().predict(texts, pairs)
     seconds = pairs or [""] * len(texts)
@@ -85,6 +93,8 @@ def predict(
 
 def _line(said: Prediction, probabilities: bool) -> dict[str, Any]:
     line: dict[str, Any] = {"label": said.label, "score": said.score}
+    if said.layer is not None:
+        line["layer"] = said.layer
     return line | {"probabilities": said.probabilities} if probabilities else line
 
 

@@ -80,6 +80,9 @@ def serve(
     timeout: Annotated[
         float, typer.Option(help="Seconds that a request may take.", min=0.1)
     ] = 60.0,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Let texts leave at the bundle's early exits.")
+    ] = False,
 ) -> None:
     """Answer requests over HTTP: /predict, /classify, /health, /metrics, /docs."""
     metadata = read_metadata(bundle)
@@ -94,7 +97,7 @@ def serve(
     from chipviz.bundle.listening import run
     from chipviz.bundle.serve import make_app, open_batcher
 
-    batcher = open_batcher(bundle, pair=metadata.takes_pair)
+    batcher = open_batcher(bundle, pair=metadata.takes_pair, adaptive=adaptive)
     app = make_app(
         metadata,
         batcher,

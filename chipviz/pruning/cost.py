@@ -17,10 +17,8 @@ from chipviz.chips.chip import Chip, Chips
 from chipviz.features.forward import Inputs, inputs_of, look_at
 from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut, fields_of
 from chipviz.pruning.cut import as_stored, last_kept
-from chipviz.results.report import BundleKind, CutCost, LayerCost, Measured, Parts
+from chipviz.results.report import CHIP_BYTES, BundleKind, CutCost, LayerCost, Measured, Parts
 
-CHIP_BYTES = 4
-"""A bundle keeps its chip in float32: rounding it would move the probabilities."""
 TYPICAL_ROWS = 1_000
 """Maximum prompts whose median length is the typical one."""
 REPEATS = (3, 9)

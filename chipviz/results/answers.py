@@ -1,6 +1,6 @@
 """What chips say of texts and pictures, as plain data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,12 +14,27 @@ class Prediction:
     """Probability of that label, in [0, 1]."""
     probabilities: dict[str, float]
     """Probability per label name."""
+    layer: int | None = None
+    """The layer at which the text left, where it may leave early."""
 
     @classmethod
-    def of(cls, names: Mapping[int, str], row: Sequence[float]) -> Self:
-        """From the probabilities of all classes, in order."""
-        best = max(range(len(row)), key=row.__getitem__)
-        return cls(names[best], row[best], {names[c]: p for c, p in enumerate(row)})
+    def of(
+        cls,
+        names: Mapping[int, str],
+        row: Sequence[float],
+        decide: Callable[[Sequence[float]], int] | None = None,
+        layer: int | None = None,
+    ) -> Self:
+        """From the probabilities of all classes, in order.
+
+        Args:
+            names: Of the classes.
+            row: Their probabilities.
+            decide: Gives the class. None takes the likeliest.
+            layer: See the field.
+        """
+        best = decide(row) if decide else max(range(len(row)), key=row.__getitem__)
+        return cls(names[best], row[best], {names[c]: p for c, p in enumerate(row)}, layer)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ BundleKind = Literal["sequence", "token", "image", "chipviz"]
 """Which class holds a cut: a stock sequence classifier, a stock token classifier, or our own."""
 
 
+CHIP_BYTES = 4
+"""A bundle keeps its chip in float32: rounding it would move the probabilities."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -278,6 +282,15 @@ class RunReport(_Record):
     def cost_at(self, cut: Cut) -> LayerCost:
         """What a cut costs."""
         return self._costs_by_cut[cut]
+
+    def stored_in(self, cut: Cut, n_bytes: int) -> Self:
+        """The same report where a cut's backbone takes so many bytes a parameter."""
+        cost = self.cost_at(cut)
+        n_backbone = cost.n_parameters - cost.chip_parameters
+        weight_bytes = n_backbone * n_bytes + cost.chip_parameters * CHIP_BYTES
+        stored = cost.model_copy(update={"weight_bytes": weight_bytes})
+        costs = [stored if one is cost else one for one in self.costs]
+        return self.model_copy(update={"costs": costs})
 
     @cached_property
     def _scores_by_cut(self) -> dict[tuple[Cut, Split], Score]:

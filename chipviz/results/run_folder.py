@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -69,6 +69,10 @@ class Predictions:
     """Predicted class per layer and text, shape (L, N)."""
     asked: NDArray[np.int32] | None = None
     """What the backbone itself answers to the first test texts, shape (M,)."""
+    temperatures: dict[ChipKey, NDArray[np.float32]] = field(default_factory=dict)
+    """Temperature of each layer's chip, fitted on validation, shape (L,). None in older runs."""
+    sure: dict[tuple[Split, ChipKey], NDArray[np.float32]] = field(default_factory=dict)
+    """Log-odds of the predicted class at that temperature, per layer and text, shape (L, N)."""
 
     def at(self, cut: Cut, split: Split) -> NDArray[np.int32]:
         """Predicted class per text of the chip at a cut, shape (N,)."""
@@ -265,6 +269,8 @@ class RunFolder:
         """
         labels: dict[Split, NDArray[np.int32]] = {}
         classes: dict[tuple[Split, ChipKey], NDArray[np.int32]] = {}
+        sure: dict[tuple[Split, ChipKey], NDArray[np.float32]] = {}
+        temperatures: dict[ChipKey, NDArray[np.float32]] = {}
         with self._reading(self.predictions):
             stored = load_file(self.predictions)
         for name, values in stored.items():
@@ -272,15 +278,28 @@ class RunFolder:
                 if name == f"labels.{split}":
                     labels[split] = values
                 elif name.startswith(f"{split}."):
-                    vector, _, kind = name.removeprefix(f"{split}.").partition(".")
-                    classes[split, ChipKey.named(vector, kind)] = values
-        return Predictions(labels, classes, stored.get("asked.test"))
+                    classes[split, _key_in(name, f"{split}.")] = values
+                elif name.startswith(f"sure.{split}."):
+                    sure[split, _key_in(name, f"sure.{split}.")] = values
+            if name.startswith("temperature."):
+                temperatures[_key_in(name, "temperature.")] = values
+        return Predictions(labels, classes, stored.get("asked.test"), temperatures, sure)
 
     def write_predictions(self, predictions: Predictions) -> None:
-        """Keep the predictions as `labels.SPLIT`, `SPLIT.VECTOR.KIND` and `asked.test`."""
-        tensors = {f"labels.{split}": values for split, values in predictions.labels.items()}
+        """Keep the predictions.
+
+        Their names are `labels.SPLIT`, `SPLIT.VECTOR.KIND`, `sure.SPLIT.VECTOR.KIND`,
+        `temperature.VECTOR.KIND` and `asked.test`.
+        """
+        tensors: dict[str, NDArray[np.generic]] = {
+            f"labels.{split}": values for split, values in predictions.labels.items()
+        }
         for (split, key), values in predictions.classes.items():
-            tensors[f"{split}.{key.vector.name}.{key.word}"] = values
+            tensors[f"{split}.{_name_of(key)}"] = values
+        for (split, key), values in predictions.sure.items():
+            tensors[f"sure.{split}.{_name_of(key)}"] = values
+        for key, values in predictions.temperatures.items():
+            tensors[f"temperature.{_name_of(key)}"] = values
         if predictions.asked is not None:
             tensors["asked.test"] = predictions.asked
         with replacing(self.predictions) as part:
@@ -302,3 +321,14 @@ class RunFolder:
         lines = [row.model_dump_json() for row in rows]
         with replacing(self.examples(split)) as part:
             part.write_text("\n".join(lines), "utf-8")
+
+
+def _name_of(key: ChipKey) -> str:
+    """A curve's name in the file of predictions."""
+    return f"{key.vector.name}.{key.word}"
+
+
+def _key_in(name: str, prefix: str) -> ChipKey:
+    """The curve that a tensor of that file belongs to."""
+    vector, _, kind = name.removeprefix(prefix).partition(".")
+    return ChipKey.named(vector, kind)

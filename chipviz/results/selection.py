@@ -171,12 +171,22 @@ def fixed_layer(n_layers: int) -> int:
     return min(n_layers - 1, round(FIXED_DEPTH * n_layers))
 
 
-def refuse_layer(layer: int | None, no_cut: Mapping[int, str]) -> None:
-    """Refuse a layer that the model cannot be cut after.
+def refuse_layer(layer: int | None, no_cut: Mapping[int, str], n_layers: int | None = None) -> None:
+    """Refuse a layer that the model does not have, or cannot be cut after.
+
+    Args:
+        layer: The layer. None is none.
+        no_cut: Layers that it cannot be cut after, and why.
+        n_layers: Layers of the model, where that is not known to fit.
 
     Raises:
         ConfigError: With the reason.
     """
+    if layer is not None and n_layers is not None and layer >= n_layers:
+        raise ConfigError(
+            f"Layer {layer} does not exist, the last is {n_layers - 1}.",
+            "Give the last layer to keep, counted from 0.",
+        )
     if layer is not None and layer in no_cut:
         next_one = next(i for i in range(layer, layer + len(no_cut) + 1) if i not in no_cut)
         raise ConfigError(

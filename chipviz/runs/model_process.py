@@ -59,8 +59,9 @@ class Answerer:
                 return self.read_tokens(question)
             case ReadPatches():
                 return self.read_patches(question)
-            case Predict(path, texts, text_pairs):
-                predictions: list[Prediction] = self._bundle(Path(path)).predict(texts, text_pairs)
+            case Predict(path, texts, text_pairs, adaptive):
+                opened = self._bundle(Path(path), adaptive)
+                predictions: list[Prediction] = opened.predict(texts, text_pairs)
                 return predictions
             case Export(path, target, int8):
                 return bundle.export_beside(Path(path), target, self._home, int8=int8)
@@ -103,8 +104,8 @@ class Answerer:
         return backbone, prompt, chips, report.task.label_names
 
 
-def _open_bundle(path: Path) -> Any:
-    return bundle.load(path)
+def _open_bundle(path: Path, adaptive: bool) -> Any:
+    return bundle.load(path, adaptive=adaptive)
 
 
 def reply(answerer: Answerer, line: str) -> str:

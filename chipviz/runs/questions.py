@@ -74,6 +74,8 @@ class Predict:
     path: str
     texts: list[str]
     text_pairs: list[str] | None
+    adaptive: bool = False
+    """Whether texts may leave at the bundle's early exits."""
     op: Literal["predict"] = "predict"
 
 

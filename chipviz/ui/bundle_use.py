@@ -8,7 +8,7 @@ from chipviz.results.answers import Prediction
 from chipviz.results.report import BundleReport, RunReport
 from chipviz.runs.questions import Predict
 from chipviz.runs.store import Job
-from chipviz.ui import formatting, server, state, uploads, widgets
+from chipviz.ui import bundle_beside, formatting, server, state, uploads, widgets
 from chipviz.ui.bundle_view import name_of
 
 
@@ -44,10 +44,13 @@ def _try_it(bundle: BundleReport, *, takes_pair: bool) -> None:
         pair = ""
         if takes_pair:
             pair = st.text_area("Second text", max_chars=20_000, height=100, key="try_pair")
+        early = bundle_beside.has_exits(bundle) and st.checkbox(
+            "Let it leave early", key="try_early"
+        )
         asked = st.form_submit_button("Classify")
     if not asked or not text.strip():
         return
-    _answer(Predict(bundle.path, [text], [pair] if takes_pair else None))
+    _answer(Predict(bundle.path, [text], [pair] if takes_pair else None, early))
 
 
 def _try_picture(bundle: BundleReport) -> None:
@@ -72,4 +75,6 @@ def _answer(question: Predict) -> None:
         widgets.show_error(error)
         return
     shares = sorted(prediction.probabilities.items(), key=lambda share: -share[1])
+    if prediction.layer is not None:
+        st.write(f"It left at layer {prediction.layer}.")
     st.html(widgets.bars([(name, share, formatting.percent(share)) for name, share in shares]))

@@ -6,8 +6,8 @@ from chipviz.keys import Cut
 from chipviz.results.report import BundleKind, BundleReport, RunReport
 from chipviz.runs import scheduler
 from chipviz.runs.store import Job
+from chipviz.ui import bundle_beside, extras_step, formatting, live, state, widgets
 from chipviz.ui import cut as cut_widgets
-from chipviz.ui import formatting, live, state, widgets
 from chipviz.ui.plots.theme import chip_name
 
 _LOADS: dict[BundleKind, str] = {
@@ -31,7 +31,7 @@ def plan(job: Job, report: RunReport, cut: Cut) -> None:
     if working:
         live.watch_bundle(working[-1])
         return
-    spec = cut_widgets.spec_of(report, cut)
+    spec = extras_step.extras(report, cut_widgets.spec_of(report, cut))
     there = any(_is_at(bundle, cut) for bundle in _done(job))
     st.button(
         "Build it again" if there else "Build the bundle",
@@ -91,6 +91,7 @@ def _built_row(job: Job, *, opened: bool) -> None:
             f"Verified in a fresh process: {bundle.n_verified} of {bundle.n_verified} agree, "
             f"largest difference {bundle.max_difference:.0e}."
         )
+        bundle_beside.show(bundle)
         st.dataframe(
             {
                 "file": list(bundle.files),

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from chipviz.bundle import save
 from chipviz.bundle.classifier import load
+from chipviz.bundle.kinds import Cutting
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec
 from chipviz.data.prompt import bake, load_tokenizer, segment_break
@@ -175,7 +176,9 @@ def test_a_bundle_says_what_the_chip_says(found, pooling, bias, tmp_path, monkey
     expected = chip.probabilities(torch.cat(states))
     monkeypatch.setattr(save, "in_fresh_process", said_here)
     check = [(text, None) for text in TEXTS]
-    about = save.save(backbone, prompt, chip, cut, report, tmp_path / "out", check, expected)
+    about = save.save(
+        Cutting(backbone, prompt, chip, cut, report), tmp_path / "out", check, expected
+    )
     assert about.max_difference < 1e-5
     stock = {"last": "sequence", "mean": "token"}
     assert about.kind in ("chipviz", stock.get(pooling))

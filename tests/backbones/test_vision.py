@@ -13,7 +13,7 @@ from chipviz.backbones.structure import find_blocks
 from chipviz.backbones.vision import load_vision_backbone, refuse_blind, refuse_wordless
 from chipviz.bundle import save
 from chipviz.bundle.classifier import load
-from chipviz.bundle.kinds import kind_of
+from chipviz.bundle.kinds import Cutting, kind_of
 from chipviz.bundle.verify import in_fresh_process
 from chipviz.bundle.vision import MADE, stock_pooling
 from chipviz.chips.chip import Chip
@@ -155,7 +155,10 @@ def bundled(found, pooling, tmp_path, monkeypatch=None):
     if monkeypatch is not None:
         monkeypatch.setattr(save, "in_fresh_process", said_here)
     about = save.save(
-        backbone, reader, chip, cut, report, tmp_path / "out", files, chip.probabilities(states)
+        Cutting(backbone, reader, chip, cut, report),
+        tmp_path / "out",
+        files,
+        chip.probabilities(states),
     )
     return about, chip, cut
 

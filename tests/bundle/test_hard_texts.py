@@ -15,6 +15,7 @@ import torch
 from tokenizers import processors
 
 from chipviz.bundle import save
+from chipviz.bundle.kinds import Cutting
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec
 from chipviz.data.prompt import bake, hard_endings, load_tokenizer
@@ -105,11 +106,7 @@ def build(name, change, template, pooling, folder):
     ]
     truth = chip.probabilities(torch.cat(states))
     about = save.save(
-        backbone,
-        prompt,
-        chip,
-        cut,
-        small_report(pooling),
+        Cutting(backbone, prompt, chip, cut, small_report(pooling)),
         folder / "bundle",
         [(text, None) for text in texts],
         truth,

@@ -20,7 +20,7 @@ from tokenizers import processors
 from transformers import AutoModel, AutoTokenizer
 
 from chipviz import experiment
-from chipviz.bundle import card, check, curve, save
+from chipviz.bundle import card, check, curve, kinds, save
 from chipviz.bundle.classifier import load
 from chipviz.bundle.verify import verify, write_sums
 from chipviz.chips.chip import Chip
@@ -400,7 +400,7 @@ def test_a_stock_class_holds_a_plain_chip_on_final_normed_states_and_ours_all_el
     plain = Chip(weight)
     vectors = {name: key_of(name).vector for name in ("last", "mean", "first", "max", "raw")}
     found = {
-        name: save.kind_of(backbone, prompt, vectors[name], plain) for name in ("last", "mean")
+        name: kinds.kind_of(backbone, prompt, vectors[name], plain) for name in ("last", "mean")
     }
     # Some token classes hide a dropout and a bias behind another name; encoders have layers of
     # their own before the classes; the tokenizers of Qwen2 cannot keep the length limit.
@@ -409,17 +409,17 @@ def test_a_stock_class_holds_a_plain_chip_on_final_normed_states_and_ours_all_el
         "mean": "token" if name == "llama" else "chipviz",
     }
     for pooling in ("first", "max", "raw"):
-        assert save.kind_of(backbone, prompt, vectors[pooling], plain) == "chipviz"
+        assert kinds.kind_of(backbone, prompt, vectors[pooling], plain) == "chipviz"
     for other in (Chip(weight, bias), Chip(torch.zeros(3, 4), bias, torch.zeros(4, 32), bias)):
-        assert save.kind_of(backbone, prompt, vectors["last"], other) == "chipviz"
+        assert kinds.kind_of(backbone, prompt, vectors["last"], other) == "chipviz"
     ends_in_pad = bake(make_tokenizer("bytes"), None, 24, ONE)
     pad = ends_in_pad.tokenizer.pad_token
     ends_in_pad.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         f"$A {pad}", special_tokens=[(pad, ends_in_pad.tokenizer.pad_token_id)]
     )
-    assert save.kind_of(backbone, ends_in_pad, vectors["last"], plain) == "chipviz"
+    assert kinds.kind_of(backbone, ends_in_pad, vectors["last"], plain) == "chipviz"
     # The class for tokens has a place for a bias, that for sequences has none.
-    assert save.kind_of(backbone, prompt, vectors["mean"], Chip(weight, bias)) == found["mean"]
+    assert kinds.kind_of(backbone, prompt, vectors["mean"], Chip(weight, bias)) == found["mean"]
 
 
 def test_a_run_takes_the_poolings_that_suit_its_backbone_and_records_them(
