@@ -148,6 +148,7 @@ HOUSE = {
             "bundle_beside",
             "bundle_view",
             "export_view",
+            "bundle_try",
             "bundle_use",
             "model_list",
             "model_form",
