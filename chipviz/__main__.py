@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from chipviz import sources
-from chipviz.cli import asking, making, options, predicting, printing, shipping
+from chipviz.cli import asking, joining, making, options, predicting, printing, shipping
 from chipviz.config import RECOMMENDED, CutSpec, RunConfig, home_dir
 from chipviz.errors import (
     BackboneError,
@@ -189,9 +189,11 @@ def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")], as_json: options.AsJson = False
 ) -> None:
     """Check a bundle's files and let a fresh process repeat its own test."""
+    from chipviz.bundle.tasks import is_joined
     from chipviz.bundle.verify import verify as verify_bundle
+    from chipviz.bundle.verify_joined import verify_joined
 
-    found = verify_bundle(bundle)
+    found = (verify_joined if is_joined(bundle) else verify_bundle)(bundle)
     if as_json:
         printing.print_json(found)
     else:
@@ -273,6 +275,7 @@ predicting.add_to(app)
 asking.add_to(app)
 making.add_to(app)
 shipping.add_to(app)
+joining.add_to(app)
 
 
 def _help(config: RunConfig, home: Path) -> None:

@@ -65,6 +65,7 @@ HOUSE = {
     "bundle": [
         *[
             "metadata",
+            "tasks",
             "targets",
             "curve",
             "remarks",
@@ -93,6 +94,10 @@ HOUSE = {
             "folders",
             "written",
             "export",
+            "joined",
+            "parts",
+            "join",
+            "verify_joined",
             "fields",
             "batcher",
             "serve",
@@ -160,12 +165,13 @@ HOUSE = {
         "inputs",
         "options",
         "printing",
-        "bulk",
         "asked",
+        "bulk",
         "predicting",
         "asking",
         "making",
         "shipping",
+        "joining",
     ],
     "__main__": [],
 }

@@ -11,22 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chipviz.backbones.backbone import Backbone, segments
-from chipviz.backbones.model_folder import open_folder
 from chipviz.backbones.pooling import pool
-from chipviz.backbones.structure import (
-    entering,
-    find_blocks,
-    find_norm_and_causality,
-    first_of,
-)
+from chipviz.backbones.structure import entering, first_of
 from chipviz.bundle.metadata import EXITS_FILE, Metadata
+from chipviz.bundle.reader import EnoughError, backbone_of
 from chipviz.chips.chip import Chip
 from chipviz.keys import Vector
 from chipviz.results.exits import ExitPlan
-
-
-class _AllLeft(Exception):  # noqa: N818 - nothing went wrong
-    """No text is left: the blocks that follow have nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,7 @@ class Exits:
             try:
                 which = segments(self.backbone.config, tokens, self.backbone.sep)
                 self.backbone.model(input_ids=tokens, attention_mask=mask, **which)
-            except _AllLeft:
+            except EnoughError:
                 pass
         return Answers(batch.probabilities, batch.exits)
 
@@ -132,7 +123,7 @@ class Exits:
         batch.probabilities[gone] = logits[leave].softmax(dim=1)
         batch.exits[gone] = exit_
         if leave.all():
-            raise _AllLeft
+            raise EnoughError
         if leave.any():
             batch.kept = (~leave).nonzero()[:, 0]
             batch.rows = batch.rows[batch.kept]
@@ -189,18 +180,14 @@ def open_exits(path: Path, model: Any, metadata: Metadata, sep: int | None) -> E
     plan = metadata.exits
     if plan is None:
         raise ValueError("it was built without early exits")
-    base = model.base_model
-    blocks = find_blocks(base, path=metadata.blocks)
-    norm, causal = find_norm_and_causality(base, blocks, path.name)
     try:
         chips = Chip(**load_file(path / EXITS_FILE))
     except TypeError:
         raise ValueError(f"{EXITS_FILE} holds no chips") from None
-    folder = open_folder(path, path.name)
-    backbone = Backbone(folder, base, blocks, norm, causal, sep, metadata.padded)
+    backbone = backbone_of(path, model, metadata, sep)
     reads = chips.weight if chips.hidden_weight is None else chips.hidden_weight
     n, n_classes = len(plan.layers), len(metadata.task.label_names)
     fits = chips.weight.dim() == 3 and chips.weight.shape[:2] == (n, n_classes)
-    if not fits or reads.shape[-1] != backbone.hidden_size or plan.layers[-1] >= len(blocks):
+    if not fits or reads.shape[-1] != backbone.hidden_size or plan.layers[-1] >= backbone.n_layers:
         raise ValueError(f"{EXITS_FILE} does not fit the model beside it")
     return Exits(backbone, metadata.cut.key.vector, chips, plan)

@@ -60,11 +60,7 @@ def write_embedder(bundle: Path, classifier: Classifier, folder: Path) -> None:
             "Use the bundle itself.",
         )
     model, metadata = classifier.model, classifier.metadata
-    prefix = f"{model.base_model_prefix}."
-    weights = _stored(bundle)
-    if classifier.reader is None:
-        inside = {name: value for name, value in weights.items() if name.startswith(prefix)}
-        weights = {name.removeprefix(prefix): value for name, value in inside.items()}
+    weights = base_weights(bundle, model)
     base = model.base_model
     base.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD)
     mend_config(folder, base)
@@ -92,6 +88,16 @@ def write_embedder(bundle: Path, classifier: Classifier, folder: Path) -> None:
     write_head(chip_of(classifier), classifier.tokenizer, metadata, folder / "head")
 
 
+def base_weights(bundle: Path, model: Any) -> dict[str, Tensor]:
+    """Weights of a bundle's backbone as its files hold them, under the backbone's own names."""
+    weights = stored(bundle)
+    if model.base_model is model:
+        return weights
+    prefix = f"{model.base_model_prefix}."
+    inside = {name: value for name, value in weights.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in inside.items()}
+
+
 def write_sequence(bundle: Path, folder: Path) -> None:
     """Write a stock sequence classifier whose pooling the server is told: for vLLM.
 
@@ -99,7 +105,7 @@ def write_sequence(bundle: Path, folder: Path) -> None:
         BundleError: If the chip has a bias, for which such classes have no place, or the family has
             no such class.
     """
-    weights = _stored(bundle)
+    weights = stored(bundle)
     bias = weights.pop("score.bias", None)
     if bias is not None and bias.any():
         raise BundleError(
@@ -147,7 +153,7 @@ def _classifier_name(name: str, metadata: Metadata) -> str:
     return f"{name.partition('For')[0].removesuffix('Model')}For{what}"
 
 
-def _stored(bundle: Path) -> dict[str, Tensor]:
+def stored(bundle: Path) -> dict[str, Tensor]:
     """The weights of a bundle as its files hold them."""
     weights: dict[str, Tensor] = {}
     for file in sorted(bundle.glob("model*.safetensors")):

@@ -1,5 +1,7 @@
 """The chip of a bundle of our own kind, and how it reads the cut backbone beside it."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -7,7 +9,7 @@ from typing import Any, get_args
 from safetensors.torch import load_file
 from torch import Tensor
 
-from chipviz.backbones.backbone import Backbone, segments
+from chipviz.backbones.backbone import Backbone, segments, watch_layers
 from chipviz.backbones.model_folder import open_folder
 from chipviz.backbones.pooling import pool
 from chipviz.backbones.structure import find_blocks, find_norm_and_causality, first_of
@@ -23,7 +25,7 @@ from chipviz.features.forward import (
     read_neurons,
     width_at,
 )
-from chipviz.keys import ALL_SITES, EMBEDDING_LAYER, Site, Vector
+from chipviz.keys import ALL_SITES, EMBEDDING_LAYER, Cut, Site, Vector
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,65 @@ def read_chip(path: Path, model: Any, metadata: Metadata, sep: int | None) -> Re
     chip = _chip(path, model)
     if chip.neurons is None:
         return Reader(metadata, model, chip, sep)
-    blocks = find_blocks(model, path=metadata.blocks)
-    norm, causal = find_norm_and_causality(model, blocks, path.name)
-    folder = open_folder(path, path.name)
-    backbone = Backbone(folder, model, blocks, norm, causal, sep, metadata.padded)
+    backbone = backbone_of(path, model, metadata, sep)
     _refuse_other_neurons(chip.neurons, backbone)
     return Reader(metadata, model, chip, sep, backbone, Places.of(chip.neurons))
+
+
+def backbone_of(path: Path, model: Any, metadata: Metadata, sep: int | None) -> Backbone:
+    """The cut backbone inside a bundle's model, and its parts.
+
+    Args:
+        path: The bundle's folder.
+        model: A classifier, or the backbone alone.
+        metadata: Of the bundle.
+        sep: The token that ends the first of two texts, if the tokenizer tells which is which.
+
+    Raises:
+        BackboneError: If its parts cannot be found.
+    """
+    base = model.base_model
+    blocks = find_blocks(base, path=metadata.blocks)
+    norm, causal = find_norm_and_causality(base, blocks, path.name)
+    folder = open_folder(path, path.name)
+    return Backbone(folder, base, blocks, norm, causal, sep, metadata.padded)
+
+
+class EnoughError(Exception):
+    """Nothing that the blocks after this one say is wanted. Ends a pass."""
+
+
+def read_several(
+    backbone: Backbone, chips: Sequence[tuple[Cut, Chip]], tokens: Tensor, mask: Tensor
+) -> list[Tensor]:
+    """Class scores of several chips in one pass, which ends at the deepest of their layers.
+
+    Args:
+        backbone: As deep as that at the least.
+        chips: Where each stands, and the chip. None reads neurons.
+        tokens: Of padded texts, shape (B, T).
+        mask: 1 where a token is real, shape (B, T).
+
+    Returns:
+        One tensor a chip, shape (B, C), float32.
+    """
+    deepest = max(cut.layer for cut, _ in chips)
+    found: dict[int, Tensor] = {}
+
+    def on_hidden(layer: int, hidden: Tensor) -> None:
+        for i, (cut, chip) in enumerate(chips):
+            if cut.layer == layer:
+                raw = cut.chip.site == "raw"
+                states = hidden if raw else backbone.apply_final_norm(hidden)
+                pooled = pool(states, mask.to(states.device), cut.chip.pooling)
+                found[i] = chip.to(pooled.device).logits(pooled)
+        if layer == deepest:
+            raise EnoughError
+
+    with watch_layers(backbone, on_hidden), suppress(EnoughError):
+        which = segments(backbone.config, tokens, backbone.sep)
+        backbone.model(input_ids=tokens, attention_mask=mask, **which)
+    return [found[i] for i in range(len(chips))]
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def verify(path: Path) -> dict[str, Any]:
     metadata = read_metadata(path)
     refuse_unfit(path, metadata.kind)
     n_files = check_sums(path)
-    texts, expected = _self_test(metadata)
+    texts, expected = self_test_of(metadata)
     weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     limit = MEMORY_BYTES + 4 * weights
     found = in_fresh_process(path, metadata.kind, texts, memory=limit, patience_s=PATIENCE_S)
@@ -77,11 +77,11 @@ def check_sums(path: Path) -> int:
     Raises:
         BundleError: Naming the first file that was altered, added or removed.
     """
-    sums = _read_sums(path)
-    for file in sorted(path.iterdir()):
-        if file.name != SUMS and sums.get(file.name) != _sha256(file):
-            raise BundleError(f"{file.name} is not what its checksum says.", _AGAIN)
-    if absent := sorted(set(sums) - {f.name for f in path.iterdir()}):
+    sums, there = _read_sums(path), _files(path)
+    for name, file in there.items():
+        if sums.get(name) != _sha256(file):
+            raise BundleError(f"{name} is not what its checksum says.", _AGAIN)
+    if absent := sorted(set(sums) - set(there)):
         raise BundleError(f"{absent[0][:80]} is missing.", _AGAIN)
     return len(sums)
 
@@ -112,6 +112,7 @@ def in_fresh_process(
     *,
     memory: int | None = None,
     patience_s: float | None = None,
+    program: str | None = None,
 ) -> list[list[float]]:
     """Probabilities by class of texts. Of the stock kinds, without a line of chipviz.
 
@@ -121,6 +122,7 @@ def in_fresh_process(
         check: Texts, each with its second text or None.
         memory: Bytes that the process may take.
         patience_s: Seconds that it may take.
+        program: What it runs. None is that of its kind.
 
     Raises:
         BundleError: If it fails, or takes more.
@@ -132,7 +134,7 @@ def in_fresh_process(
     limit = _LIMIT.replace("MOST", str(memory)) if memory else ""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", limit + card.PROGRAMS[kind], str(folder)],
+            [sys.executable, "-c", limit + (program or card.PROGRAMS[kind]), str(folder)],
             input=json.dumps(check).encode(),
             capture_output=True,
             check=False,
@@ -157,8 +159,14 @@ def in_fresh_process(
 
 def write_sums(folder: Path) -> None:
     """Write the SHA-256 of every file of a bundle."""
-    lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    lines = [f"{_sha256(file)}  {name}\n" for name, file in _files(folder).items()]
     (folder / SUMS).write_text("".join(lines), "utf-8")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Every file below a folder by its path there, but for the checksums themselves."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {name: files[name] for name in sorted(files) if files[name].is_file() and name != SUMS}
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
@@ -174,7 +182,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _self_test(metadata: Metadata) -> tuple[list[tuple[str, str | None]], Tensor]:
+def self_test_of(metadata: Metadata) -> tuple[list[tuple[str, str | None]], Tensor]:
     """The texts that stand in a bundle, and the probabilities it gave for them, (N, C).
 
     Raises:

@@ -1,47 +1,100 @@
-"""What predict asks: a bundle, or a chip alone and its backbone. Read now, loaded when needed."""
+"""What predict asks: a bundle, several chips on one backbone, or a chip alone and its backbone.
 
-from collections.abc import Callable
+Read now, loaded when needed.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chipviz.bundle.metadata import read_metadata
+from chipviz.bundle.tasks import is_joined, read_joined
 from chipviz.cli import printing
 from chipviz.config import Preset
 from chipviz.data.task import refuse_kind
+from chipviz.errors import ConfigError
+from chipviz.results.answers import Prediction
 from chipviz.results.report import TaskInfo
+
+Fields = tuple[Sequence[str], Sequence[str] | None]
+"""First and second texts."""
+Said = dict[str, Prediction]
+"""What each task says of one row. A task alone has no name."""
+Answer = Callable[[dict[str, Fields]], list[Said]]
+"""From the fields of every task to what is said of each row."""
 
 
 @dataclass(frozen=True)
 class Asked:
     """What is asked. Nothing is loaded before the texts are known to be right."""
 
-    task: TaskInfo
-    preset: Preset
-    load: Callable[[], Any]
+    tasks: dict[str, tuple[TaskInfo, Preset]]
+    load: Callable[[], Answer]
 
 
 def look_at(bundle: Path, backbone: str | None, home: Path, *, adaptive: bool = False) -> Asked:
-    """A bundle, or a chip alone and its backbone. Texts may leave at a bundle's early exits."""
+    """What lies in a folder. Texts may leave at a bundle's early exits."""
+    if is_joined(bundle):
+        if backbone or adaptive:
+            raise ConfigError(
+                "Several tasks on one backbone are read whole.",
+                "Leave out --backbone and --adaptive.",
+            )
+        tasks: dict[str, tuple[TaskInfo, Preset]] = {}
+        for name, metadata in read_joined(bundle).items():
+            tasks[name] = (metadata.task, metadata.preset)
+
+        def load_all() -> Answer:
+            from chipviz.bundle.joined import load_joined
+
+            return load_joined(bundle).predict_each
+
+        return Asked(tasks, load_all)
     if backbone is None:
         metadata = read_metadata(bundle)
         refuse_kind(metadata.task.kind, "text")
 
-        def load() -> Any:
+        def load() -> Answer:
             from chipviz.bundle import load as load_bundle
 
-            return load_bundle(bundle, adaptive=adaptive)
+            return _of_one(load_bundle(bundle, adaptive=adaptive))
 
-        return Asked(metadata.task, metadata.preset, load)
+        return Asked({"": (metadata.task, metadata.preset)}, load)
     from chipviz.bundle.head import read_head
 
     info = read_head(bundle)
 
-    def load_alone() -> Any:
+    def load_alone() -> Answer:
         from chipviz.bundle.head_reader import load_head
 
         alone = load_head(bundle, backbone, home=home, progress=printing.printer())
         printing.end_progress()
-        return alone
+        return _of_one(alone)
 
-    return Asked(info.task, info.preset, load_alone)
+    return Asked({"": (info.task, info.preset)}, load_alone)
+
+
+def _of_one(model: Any) -> Answer:
+    return lambda fields: [{"": said} for said in model.predict(*fields[""])]
+
+
+def columns_of(said: Said, *, probabilities: bool, flat: bool) -> dict[str, Any]:
+    """What is written of a row: label and score of every task.
+
+    Args:
+        said: By task.
+        probabilities: Whether every class gets its own.
+        flat: Whether each of them is a column, as cells are.
+    """
+    line: dict[str, Any] = {}
+    for task, one in said.items():
+        prefix = f"{task}_" if task else ""
+        line |= {f"{prefix}label": one.label, f"{prefix}score": one.score}
+        if one.layer is not None:
+            line[f"{prefix}layer"] = one.layer
+        if probabilities and flat:
+            line |= {f"{prefix}p({name})": share for name, share in one.probabilities.items()}
+        elif probabilities:
+            line[f"{prefix}probabilities"] = one.probabilities
+    return line

@@ -13,15 +13,15 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
+from chipviz.cli.asked import Said, columns_of
 from chipviz.data.streaming import FIRST
 from chipviz.errors import ConfigError, TaskError
 from chipviz.files import read_small_json, write_atomic
 from chipviz.progress import Meter, ProgressFn
-from chipviz.results.answers import Prediction
 
 CHUNK = 1_000
 """Rows that are classified and written at a time."""
-Answer = Callable[[pd.DataFrame], list[Prediction]]
+Answer = Callable[[pd.DataFrame], list[Said]]
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,13 @@ def predict_table(
                 continue
             rows = chunk.iloc[max(0, n_before - n_done) :]
             rows.attrs[FIRST] = n_done + whole - len(rows)
-            found = answer(rows)
+            found = [
+                columns_of(said, probabilities=wanted.probabilities, flat=wanted.is_csv)
+                for said in answer(rows)
+            ]
             if names is None:
                 columns = list(map(str, rows.columns))
-                names = _names(columns, wanted, found)
+                names = _names(columns, found[0])
             rows = _with_columns(rows, columns, wanted, names)
             _write(file, rows, found, wanted, names, header=file.tell() == 0)
             file.flush()
@@ -153,16 +156,10 @@ def _with_columns(
     return rows.reindex(columns=columns) if wanted.is_csv else rows
 
 
-def _names(columns: list[str], wanted: Wanted, found: list[Prediction]) -> dict[str, str]:
+def _names(columns: list[str], said: dict[str, Any]) -> dict[str, str]:
     """What the new columns are called: never as one that is there."""
-    own = ["label", "score"]
-    if wanted.probabilities and found:
-        if wanted.is_csv:
-            own += [f"p({name})" for name in found[0].probabilities]
-        else:
-            own.append("probabilities")
     names: dict[str, str] = {}
-    for name in own:
+    for name in said:
         free = name
         while free in columns:
             free = f"predicted_{free}"
@@ -173,7 +170,7 @@ def _names(columns: list[str], wanted: Wanted, found: list[Prediction]) -> dict[
 def _write(
     file: IO[bytes],
     rows: pd.DataFrame,
-    found: list[Prediction],
+    found: list[dict[str, Any]],
     wanted: Wanted,
     names: dict[str, str],
     *,
@@ -185,15 +182,12 @@ def _write(
         if header:
             writer.writerow([*map(str, rows.columns), *names.values()])
         for cells, said in zip(_cells(rows), found, strict=True):
-            shares = said.probabilities.values() if wanted.probabilities else ()
-            writer.writerow([*map(_as_cell, cells), said.label, said.score, *shares])
+            writer.writerow([*map(_as_cell, cells), *said.values()])
     else:
         columns = list(map(str, rows.columns))
         for cells, said in zip(_cells(rows), found, strict=True):
             line = dict(zip(columns, cells, strict=True))
-            line |= {names["label"]: said.label, names["score"]: said.score}
-            if wanted.probabilities:
-                line[names["probabilities"]] = said.probabilities
+            line |= {names[name]: value for name, value in said.items()}
             text.write(json.dumps(line, ensure_ascii=False, default=_as_json) + "\n")
     file.write(text.getvalue().encode("utf-8", "surrogatepass"))
 

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import typer
@@ -10,11 +10,10 @@ import typer
 from chipviz.bundle.fields import fields_of
 from chipviz.bundle.metadata import read_metadata
 from chipviz.cli import bulk, inputs, options, printing
-from chipviz.cli.asked import Asked, look_at
+from chipviz.cli.asked import Asked, Fields, Said, columns_of, look_at
 from chipviz.data import streaming
 from chipviz.data.task import refuse_kind
 from chipviz.errors import ConfigError
-from chipviz.results.answers import Prediction
 
 
 def predict(
@@ -81,21 +80,18 @@ def predict(
     )
     printing.print_notices(given.notices)
     asked = look_at(bundle, backbone, context.obj, adaptive=adaptive)
-    texts, pairs = inputs.in_fields(given, asked.task, asked.preset)
-    found = asked.load().predict(texts, pairs)
+    fields: dict[str, Fields] = {
+        name: inputs.in_fields(given, task, preset) for name, (task, preset) in asked.tasks.items()
+    }
+    found = asked.load()(fields)
+    texts, pairs = next(iter(fields.values()))
     seconds = pairs or [""] * len(texts)
     shown = [
         " / ".join(" ".join(given.split())[:50] for given in row if given)
         for row in zip(texts, seconds, strict=True)
     ]
-    printing.predictions([_line(p, probabilities) for p in found], shown, out, as_json)
-
-
-def _line(said: Prediction, probabilities: bool) -> dict[str, Any]:
-    line: dict[str, Any] = {"label": said.label, "score": said.score}
-    if said.layer is not None:
-        line["layer"] = said.layer
-    return line | {"probabilities": said.probabilities} if probabilities else line
+    lines = [columns_of(said, probabilities=probabilities, flat=False) for said in found]
+    printing.predictions(lines, shown, out, as_json)
 
 
 def _predict_table(
@@ -108,13 +104,13 @@ def _predict_table(
         given = inputs.from_file(file, home)
         printing.print_notices(given.notices)
         rows, n_rows = given.rows, len(given.rows)
-        fields_of(rows, asked.task, asked.preset)  # a bad row is said before the first pass
+        _fields(asked, rows)  # a bad row is said before the first pass
         starts = range(0, n_rows, bulk.CHUNK)
         chunks = (rows.iloc[start : start + bulk.CHUNK] for start in starts)
     model = asked.load()
 
-    def answer(rows: pd.DataFrame) -> list[Prediction]:
-        return model.predict(*fields_of(rows, asked.task, asked.preset))
+    def answer(rows: pd.DataFrame) -> list[Said]:
+        return model(_fields(asked, rows))
 
     n_all, n_before = bulk.predict_table(chunks, answer, wanted, printing.printer(), n_rows)
     printing.end_progress()
@@ -123,6 +119,11 @@ def _predict_table(
         return
     before = f", {n_before:,} of them by an earlier call" if n_before else ""
     printing.show(f"{wanted.out}: {n_all:,} rows{before}.", sys.stderr)
+
+
+def _fields(asked: Asked, rows: pd.DataFrame) -> dict[str, Fields]:
+    """The texts of every task, from a table with the columns of its run."""
+    return {name: fields_of(rows, task, preset) for name, (task, preset) in asked.tasks.items()}
 
 
 def _predict_pictures(
@@ -134,7 +135,8 @@ def _predict_pictures(
 
     found = load(bundle).predict([str(file) for file in files])
     lines = [
-        {"file": str(file)} | _line(p, probabilities) for file, p in zip(files, found, strict=True)
+        {"file": str(file)} | columns_of({"": p}, probabilities=probabilities, flat=False)
+        for file, p in zip(files, found, strict=True)
     ]
     printing.predictions(lines, [file.name for file in files], out, as_json)
 

@@ -188,4 +188,11 @@ def predictions(
         print_json({"predictions": list(lines)})
     elif not out:
         for line, name in zip(lines, shown, strict=True):
-            show(f"{line['label']}  {line['score']:.3f}  {name}")
+            said = [
+                f"{key.removesuffix('_label')}: {label}" if key != "label" else str(label)
+                for key, label in line.items()
+                if key == "label" or key.endswith("_label")
+            ]
+            scores = [f"{score:.3f}" for key, score in line.items() if key.endswith("score")]
+            both = (f"{one}  {score}" for one, score in zip(said, scores, strict=True))
+            show(f"{'  '.join(both)}  {name}")

@@ -95,7 +95,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path):
 def parity(rows):
     """A model of which everybody knows what it says: whether a text has an even length."""
     shares = [(0.75, 0.25) if len(text) % 2 else (0.25, 0.75) for text in rows["text"]]
-    return [Prediction.of({0: "odd", 1: "even"}, share) for share in shares]
+    return [{"": Prediction.of({0: "odd", 1: "even"}, share)} for share in shares]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
