@@ -37,6 +37,7 @@ from chipviz.keys import ChipKey, Cut
 from chipviz.progress import silent
 from chipviz.results.run_folder import RunFolder
 from chipviz.ui import neuron_view
+from tests.here import verified_here
 from tests.seeing import COLOURS, NAMED, class_folders, picture
 
 
@@ -200,13 +201,14 @@ def chipviz(home, *words):
 
 
 def test_the_command_line_sees(run, tmp_path):
-    experiment.build(
-        run.folder,
-        CutSpec.at(Cut(2, run.report.chips[0])),
-        home=run.home,
-        out=tmp_path / "bundle",
-        progress=silent,
-    )
+    with verified_here():
+        experiment.build(
+            run.folder,
+            CutSpec.at(Cut(2, run.report.chips[0])),
+            home=run.home,
+            out=tmp_path / "bundle",
+            progress=silent,
+        )
     folder = tmp_path / "shown"
     folder.mkdir()
     for name in ("red", "blue"):

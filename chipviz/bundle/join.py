@@ -41,7 +41,7 @@ class JoinReport:
     n_bytes: int
     """Of the folder."""
     n_passes: int
-    """Passes for all tasks: one a prompt."""
+    """Passes for all tasks: one a prompt. Texts beyond the length limit of a task take more."""
     n_checked: int
     max_difference: float
     """Largest difference of a probability to that of the task's own bundle."""
@@ -189,7 +189,7 @@ def _report(
         cut_layer=whole.backbone.n_layers - 1,
         n_parameters=sum(p.numel() for p in whole.backbone.model.parameters()) + chips,
         n_bytes=bytes_below(folder),
-        n_passes=len(whole.frames),
+        n_passes=whole.n_passes,
         n_checked=sum(len(part.rows) for part in parts),
         max_difference=difference,
     )

@@ -1,6 +1,6 @@
 """Several chips on one cut backbone: every task is answered, those of one prompt in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,24 +29,33 @@ class JoinedTask:
     tokenizer: Any
     chip: Chip
 
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[list[int]]:
+        """Raw texts as tokens. A second text is left out where one is read."""
+        seconds = pairs if self.metadata.takes_pair else None
+        return encode(self.tokenizer, texts, seconds)["input_ids"]
+
+    def prediction(self, row: Sequence[float]) -> Prediction:
+        """What probabilities of all classes say."""
+        names = dict(enumerate(self.metadata.task.label_names))
+        threshold = self.metadata.threshold
+        return Prediction.of(names, row, threshold and threshold.decide)
+
 
 @dataclass(frozen=True)
 class Joined:
     """A cut backbone and the chips of several tasks."""
 
     backbone: Backbone
-    frames: list[list[JoinedTask]]
-    """Tasks by prompt: those of one share a pass."""
-
-    @property
-    def tasks(self) -> list[JoinedTask]:
-        """All of them."""
-        return [task for frame in self.frames for task in frame]
+    tasks: list[JoinedTask]
 
     def of(self, name: str) -> "Joined":
         """The same for one task alone."""
-        frames = [[task for task in frame if task.name == name] for frame in self.frames]
-        return Joined(self.backbone, [frame for frame in frames if frame])
+        return Joined(self.backbone, [task for task in self.tasks if task.name == name])
+
+    @property
+    def n_passes(self) -> int:
+        """Passes that answer all tasks for a short text: tasks of one prompt share theirs."""
+        return len({tuple(task.encode(["a"], ["a"])[0]) for task in self.tasks})
 
     def predict(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None
@@ -57,8 +66,9 @@ class Joined:
             ConfigError: If second texts are missing, or given where one text is read.
             BackboneError: If a tokenizer has more tokens than the model.
         """
-        fields = dict.fromkeys((task.name for task in self.tasks), (texts, pairs))
-        return self.predict_each(fields)
+        for task in self.tasks:
+            check_fields(task.metadata.takes_pair, texts, pairs)
+        return self.predict_each({task.name: (texts, pairs) for task in self.tasks})
 
     @torch.inference_mode()
     def predict_each(
@@ -66,48 +76,45 @@ class Joined:
     ) -> list[dict[str, Prediction]]:
         """The same where tasks read other columns of the same rows.
 
+        What becomes the same tokens for several tasks is read once for all of them.
+
         Args:
             fields: First and second texts of every task.
 
         Raises:
-            ChipvizError: As `predict` does.
+            BackboneError: If a tokenizer has more tokens than the model.
         """
-        found: list[dict[str, Prediction]] = [{} for _ in next(iter(fields.values()))[0]]
-        for frame in self.frames:
-            left = list(frame)
-            while left:  # tasks that read the same columns share the pass
-                texts, pairs = fields[left[0].name]
-                same = [task for task in left if fields[task.name] == (texts, pairs)]
-                self._answer(same, texts, pairs, found)
-                left = [task for task in left if task not in same]
+        wanted: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # tokens -> task and row
+        n_rows = len(next(iter(fields.values()))[0])
+        for t, task in enumerate(self.tasks):
+            for i, ids in enumerate(task.encode(*fields[task.name]) if n_rows else []):
+                wanted.setdefault(tuple(ids), []).append((t, i))
+        groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # tasks -> tokens
+        for ids, who in wanted.items():
+            groups.setdefault(tuple(sorted({t for t, _ in who})), []).append(ids)
+        found: list[dict[str, Prediction]] = [{} for _ in range(n_rows)]
+        for asked, texts in groups.items():
+            for ids, said in self._read([self.tasks[t] for t in asked], texts):
+                for t, i in wanted[ids]:
+                    task = self.tasks[t]
+                    found[i][task.name] = task.prediction(said[task.name])
         return [{task.name: row[task.name] for task in self.tasks} for row in found]
 
-    def _answer(
-        self,
-        tasks: Sequence[JoinedTask],
-        texts: Sequence[str],
-        pairs: Sequence[str] | None,
-        found: list[dict[str, Prediction]],
-    ) -> None:
-        """Answer the tasks of one prompt."""
-        if not texts:
-            return
-        tokenizer = tasks[0].tokenizer
-        check_fields(tasks[0].metadata.takes_pair, texts, pairs)
-        ids = encode(tokenizer, texts, pairs)["input_ids"]
-        self.backbone.refuse_unknown_token(max(map(max, ids)))
-        backbone = replace(self.backbone, sep=segment_break(tokenizer))
+    def _read(
+        self, tasks: Sequence[JoinedTask], texts: Sequence[tuple[int, ...]]
+    ) -> Iterator[tuple[tuple[int, ...], dict[str, list[float]]]]:
+        """Probabilities of every task for texts as tokens."""
+        first = tasks[0].tokenizer
+        self.backbone.refuse_unknown_token(max(map(max, texts)))
+        backbone = replace(self.backbone, sep=segment_break(first))
         budget = batch_tokens(backbone.device)
-        for rows in batches([len(one) for one in ids], budget, padded=backbone.padded):
-            part = [ids[i] for i in rows]
-            padded = pad(part, tokenizer.pad_token_id, backbone.device)
-            said = read_several(backbone, [(t.metadata.cut.cut, t.chip) for t in tasks], *padded)
-            for task, logits in zip(tasks, said, strict=True):
-                names = dict(enumerate(task.metadata.task.label_names))
-                threshold = task.metadata.threshold
-                decide = threshold and threshold.decide
-                for i, row in zip(rows, logits.softmax(dim=1).tolist(), strict=True):
-                    found[i][task.name] = Prediction.of(names, row, decide)
+        chips = [(task.metadata.cut.cut, task.chip) for task in tasks]
+        for rows in batches([len(one) for one in texts], budget, padded=backbone.padded):
+            padded = pad([texts[i] for i in rows], first.pad_token_id, backbone.device)
+            logits = read_several(backbone, chips, *padded)
+            shares = [one.softmax(dim=1).tolist() for one in logits]
+            for place, i in enumerate(rows):
+                yield texts[i], {t.name: one[place] for t, one in zip(tasks, shares, strict=True)}
 
 
 def load_joined(path: Path) -> Joined:
@@ -121,15 +128,14 @@ def load_joined(path: Path) -> Joined:
     first = next(iter(tasks.values()))
     with as_refusals(path):
         backbone = backbone_of(path, model, first, None)
-        frames: dict[str, list[JoinedTask]] = {}
+        found: list[JoinedTask] = []
         for name, metadata in tasks.items():
             folder = path / TASKS / name
-            task = JoinedTask(
-                name, metadata, open_tokenizer(folder, metadata.kind), _chip(folder, metadata)
-            )
+            words = open_tokenizer(folder, metadata.kind)
+            task = JoinedTask(name, metadata, words, _chip(folder, metadata))
             _refuse_unfit(task, backbone)
-            frames.setdefault(_frame(task.tokenizer), []).append(task)
-    return Joined(backbone, list(frames.values()))
+            found.append(task)
+    return Joined(backbone, found)
 
 
 def _chip(folder: Path, metadata: Metadata) -> Chip:
@@ -158,14 +164,6 @@ def _refuse_unfit(task: JoinedTask, backbone: Backbone) -> None:
     deep = task.metadata.cut.cut_layer >= backbone.n_layers
     if deep or chip.neurons is not None or width != backbone.hidden_size:
         raise ValueError(f"the chip of task {task.name} does not fit the model beside it")
-
-
-def _frame(tokenizer: Any) -> str:
-    """What is the same of tasks whose texts become the same tokens."""
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    settings = (tokenizer.pad_token_id, tokenizer.split_special_tokens, tokenizer.model_max_length)
-    return f"{settings} {tokenizer.backend_tokenizer.to_str()}"
 
 
 PROGRAM = """\

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from chipviz.bundle import save
-from chipviz.bundle.classifier import load
 from chipviz.bundle.kinds import Cutting
 from chipviz.chips.chip import Chip
 from chipviz.config import CutSpec
@@ -20,6 +19,7 @@ from chipviz.keys import Vector
 from chipviz.pruning.cut import cut_config, cut_weights
 from tests.example_run import report_of
 from tests.families import ALL, add_words, load_backbone
+from tests.here import said_here
 
 TEXTS = ["the old red house near a river", "the bank lost money on Tuesday"] * 5
 SAMPLE = Examples(TEXTS, None, np.zeros(10, dtype=np.int64))
@@ -195,9 +195,3 @@ def small_report(pooling):
     costs = [cost.model_copy(update={"pooling": pooling}) for cost in report.costs]
     scores = [score.model_copy(update={"pooling": pooling}) for score in report.scores]
     return report.model_copy(update={"task": task, "costs": costs, "scores": scores})
-
-
-def said_here(folder, _kind, check):
-    """What a fresh process would say, without the seconds that its start takes."""
-    classifier = load(folder)
-    return [list(classifier.predict([text])[0].probabilities.values()) for text, _ in check]

@@ -28,6 +28,7 @@ from chipviz.progress import silent
 from chipviz.results.exits import ExitPlan, ExitScore
 from tests.bundle.test_save import run
 from tests.families import ALL, load_backbone, planted_rows
+from tests.here import verified_here
 
 NOBODY = ExitScore(
     n=1,
@@ -154,7 +155,8 @@ def spec(pooling="mean", layer=3, **extras):
 
 def build(finished, out, cut):
     _, _, home, folder = finished
-    return experiment.build(folder, cut, home=home, out=out, progress=silent)
+    with verified_here():
+        return experiment.build(folder, cut, home=home, out=out, progress=silent)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def run_as_told(folder: Path, text: str) -> str:
 )
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_a_graph_says_what_the_bundle_says(finished, tmp_path, pooling, chip, runtime):  # noqa: F811
-    _, bundle = built(finished, tmp_path, pooling, chip=chip)
+    _, bundle = built(finished, tmp_path, pooling, chip=chip, fresh=False)
     out = tmp_path / "out"
     said = graph_of(bundle, runtime, out)
     assert said.n_agree == said.n_checked
@@ -83,7 +83,7 @@ def test_a_graph_says_what_the_bundle_says(finished, tmp_path, pooling, chip, ru
 
 
 def test_every_encoder_goes_into_a_graph_too(finished_encoder, tmp_path):  # noqa: F811
-    _, bundle = built(finished_encoder, tmp_path, "mean")
+    _, bundle = built(finished_encoder, tmp_path, "mean", fresh=False)
     for runtime in ("onnx", "openvino"):
         out = tmp_path / runtime
         assert exported(bundle, runtime, out).max_difference < 1e-5
@@ -94,7 +94,7 @@ def test_every_encoder_goes_into_a_graph_too(finished_encoder, tmp_path):  # noq
 def test_a_graph_meets_the_contract_of_embedding_servers(finished, tmp_path, pooling, chip):  # noqa: F811
     import onnxruntime
 
-    _, bundle = built(finished, tmp_path, pooling, chip=chip)
+    _, bundle = built(finished, tmp_path, pooling, chip=chip, fresh=False)
     out = tmp_path / "out"
     graph_of(bundle, "onnx", out)
     session = onnxruntime.InferenceSession(out / "onnx" / "model.onnx")
@@ -114,7 +114,7 @@ def test_a_graph_meets_the_contract_of_embedding_servers(finished, tmp_path, poo
 
 
 def test_weights_beyond_a_gibibyte_lie_beside_the_graph(finished, tmp_path, monkeypatch):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     monkeypatch.setattr(graph, "MAX_INSIDE", 1)
     out = tmp_path / "out"
     exported(bundle, "onnx", out)
@@ -127,7 +127,7 @@ def test_weights_beyond_a_gibibyte_lie_beside_the_graph(finished, tmp_path, monk
 
 
 def test_what_differs_is_not_kept(finished, tmp_path, monkeypatch):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "last")
+    _, bundle = built(finished, tmp_path, "last", fresh=False)
     true = graph.open_graph
 
     def wrong(folder, runtime):
@@ -142,7 +142,7 @@ def test_what_differs_is_not_kept(finished, tmp_path, monkeypatch):  # noqa: F81
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_rounded_weights_keep_the_labels_or_are_refused(finished, tmp_path, runtime):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "last")
+    _, bundle = built(finished, tmp_path, "last", fresh=False)
     out, rows = tmp_path / "out", [(text, None) for text, _ in planted_rows(200)]
     with pytest.raises(ConfigError, match="100 rows or more"):
         export(bundle, runtime, out, rows=rows[:50], progress=silent, int8=True)
@@ -169,7 +169,7 @@ def test_rounded_weights_keep_the_labels_or_are_refused(finished, tmp_path, runt
 
 
 def test_a_mean_chip_becomes_a_sequence_folder_for_vllm(finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     out = tmp_path / "out"
     exported(bundle, "vllm", out)
     model, found = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
@@ -187,7 +187,7 @@ def test_a_mean_chip_becomes_a_sequence_folder_for_vllm(finished, tmp_path):  # 
 
 
 def test_a_chip_with_a_bias_does_not_go_to_vllm(finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     (file,) = bundle.glob("model*.safetensors")
     weights = load_file(file)
     weights["score.bias"] = torch.tensor([1.0, 0.0, 0.0])
@@ -201,7 +201,7 @@ def test_a_chip_with_a_bias_does_not_go_to_vllm(finished, tmp_path):  # noqa: F8
     ("pooling", "chip"), [("last", "linear"), ("mean", "linear"), ("max", "mlp")]
 )
 def test_sentence_transformers_embeds_what_the_chip_reads(finished, tmp_path, pooling, chip):  # noqa: F811
-    _, bundle = built(finished, tmp_path, pooling, chip=chip)
+    _, bundle = built(finished, tmp_path, pooling, chip=chip, fresh=False)
     out = tmp_path / "out"
     exported(bundle, "sentence-transformers", out)
     for text in (TEXTS[0], ODD[1], ODD[2]):
@@ -209,24 +209,24 @@ def test_sentence_transformers_embeds_what_the_chip_reads(finished, tmp_path, po
 
 
 def test_the_first_token_of_an_encoder_is_embedded_too(finished_encoder, tmp_path):  # noqa: F811
-    _, bundle = built(finished_encoder, tmp_path, "first")
+    _, bundle = built(finished_encoder, tmp_path, "first", fresh=False)
     exported(bundle, "sentence-transformers", tmp_path / "out")
     for text in (TEXTS[0], ODD[2]):
         assert run_as_told(tmp_path / "out", text) == load(bundle).predict([text])[0].label
 
 
 def test_replaced_modules_go_to_no_stock_loader(finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     (bundle / "surgery.json").write_text("{}")
     with pytest.raises(BundleError):
         exported(bundle, "sentence-transformers", tmp_path / "out")
-    classifier = load(built(finished, tmp_path / "whole", "mean")[1])
+    classifier = load(built(finished, tmp_path / "whole", "mean", fresh=False)[1])
     with pytest.raises(BundleError, match="were replaced"):
         folders.write_embedder(bundle, classifier, tmp_path / "out")
 
 
 def test_a_bundle_that_says_nothing_of_its_backbone_is_refused_in_words(finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     said = json.loads((bundle / "chip.json").read_text())
     said.pop("backbone")
     (bundle / "chip.json").write_text(json.dumps(said))
@@ -239,7 +239,7 @@ def test_a_bundle_that_says_nothing_of_its_backbone_is_refused_in_words(finished
 )
 def test_a_chip_alone_reads_the_whole_backbone(finished, tmp_path, pooling, chip):  # noqa: F811
     config, _, home, _ = finished
-    _, bundle = built(finished, tmp_path, pooling, chip=chip)
+    _, bundle = built(finished, tmp_path, pooling, chip=chip, fresh=False)
     out = tmp_path / "head"
     assert exported(bundle, "head", out).n_bytes < 100_000
     alone = load_head(out, config.backbone, home=home, progress=silent)
@@ -250,7 +250,7 @@ def test_a_chip_alone_reads_the_whole_backbone(finished, tmp_path, pooling, chip
 
 
 def test_a_chip_alone_refuses_another_backbone(finished, finished_encoder, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     exported(bundle, "head", tmp_path / "head")
     other = finished_encoder[0].backbone
     with pytest.raises(BundleError, match="another model"):
@@ -273,11 +273,11 @@ def test_a_damaged_head_is_refused_in_a_sentence(finished, tmp_path, damage):  #
 
 
 def test_places_say_why_they_cannot(finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "max", chip="mlp")
+    _, bundle = built(finished, tmp_path, "max", chip="mlp", fresh=False)
     metadata = read_metadata(bundle)
     assert "last token or the mean" in str(targets.refusal("vllm", metadata))
     assert targets.refusal("onnx", metadata) is None
-    _, raw = built(finished, tmp_path, "raw")
+    _, raw = built(finished, tmp_path, "raw", fresh=False)
     assert "final norm" in str(targets.refusal("sentence-transformers", read_metadata(raw)))
     with pytest.raises(ConfigError, match="No export for vllm"):
         exported(bundle, "vllm", tmp_path / "out")
@@ -286,7 +286,7 @@ def test_places_say_why_they_cannot(finished, tmp_path):  # noqa: F811
 
 
 def test_a_name_on_a_command_line_is_one_word(finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     note = bundle / "chip.json"
     said = json.loads(note.read_text())
     said["backbone"]["name"] = "a; rm -rf ~\n`b` $(c)"
@@ -296,7 +296,7 @@ def test_a_name_on_a_command_line_is_one_word(finished, tmp_path):  # noqa: F811
 
 
 def test_only_an_export_is_overwritten(finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
@@ -311,7 +311,7 @@ def test_only_an_export_is_overwritten(finished, tmp_path):  # noqa: F811
 
 def test_the_command_compares_on_the_rows_of_the_run(finished, tmp_path):  # noqa: F811
     config, _, home, _ = finished
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     rows = rows_of_run(read_metadata(bundle), home)
     assert len(rows) > 60
     done = chipviz(home, "export", str(bundle), "--to", "head", "--out", str(tmp_path / "head"),
@@ -331,7 +331,7 @@ def test_the_command_compares_on_the_rows_of_the_run(finished, tmp_path):  # noq
 
 
 def test_a_run_id_is_no_path(finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     note = bundle / "chip.json"
     said = json.loads(note.read_text())
     note.write_text(json.dumps(said | {"run_id": "../../runs/one"}))
@@ -339,7 +339,7 @@ def test_a_run_id_is_no_path(finished, tmp_path):  # noqa: F811
 
 
 def test_a_missing_converter_is_a_sentence(finished, tmp_path, monkeypatch):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
 
     def absent(*_args, **_options):
         raise ImportError("No module named 'onnxscript'")

@@ -22,8 +22,9 @@ from chipviz.data.prompt import bake, hard_endings, load_tokenizer
 from chipviz.data.task import Examples
 from chipviz.features.forward import forward_pooled
 from chipviz.files import PROJECT
-from tests.backbones.test_families import said_here, small_report
+from tests.backbones.test_families import small_report
 from tests.families import ALL, NAMED, add_words, load_backbone
+from tests.here import said_here
 
 SAMPLE = Examples(["the old red house near a river"] * 8, None, np.zeros(8, dtype=np.int64))
 OTHERS = [

@@ -119,7 +119,7 @@ def push(hub, *words, token="hf_secret"):
 
 
 def test_a_bundle_arrives_whole_with_the_token_of_the_environment(hub, finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     done = push(hub, bundle, "owner/name", "--private", "--json")
     assert done.returncode == 0, done.stderr
     assert hub.files == {file.name: file.read_bytes() for file in bundle.iterdir()}
@@ -135,7 +135,7 @@ def test_a_bundle_arrives_whole_with_the_token_of_the_environment(hub, finished,
 
 
 def test_a_dry_run_sends_nothing_and_needs_no_token(hub, finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     done = push(hub, bundle, "owner/name", "--dry-run", token="")
     assert done.returncode == 0, done.stderr
     assert "model.safetensors" in done.stdout
@@ -143,7 +143,7 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(hub, finished, tmp_path):  #
 
 
 def test_what_must_not_go_stays(hub, finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     for words, token, said in (
         ((bundle, "owner/name"), "", "There is no token"),
         ((bundle, "../etc"), "t", "names no repository"),
@@ -158,7 +158,7 @@ def test_what_must_not_go_stays(hub, finished, tmp_path):  # noqa: F811
 
 
 def test_a_refusal_of_the_hub_is_a_sentence(hub, finished, tmp_path):  # noqa: F811
-    _, bundle = built(finished, tmp_path, "mean")
+    _, bundle = built(finished, tmp_path, "mean", fresh=False)
     hub.refuse = True
     done = push(hub, bundle, "owner/name")
     assert done.returncode == 1

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from io import BytesIO
 
 import numpy as np
@@ -34,6 +35,7 @@ from chipviz.progress import silent
 from chipviz.results.run_folder import RunFolder
 from tests.backbones.test_vetting import refuse_all_that_is_huge
 from tests.families import NAMED, load_backbone, make_tokenizer
+from tests.here import said_here, verified_here
 
 ONE = Examples(["a"], None, np.zeros(1, dtype=np.int64))
 
@@ -95,22 +97,20 @@ def spec(pooling, cut_layer=1, chip="linear", rule="manual"):
     return CutSpec.at(Cut(cut_layer, key_of(pooling, chip)), rule)
 
 
-def built(finished, tmp_path, pooling, cut_layer=1, chip="linear"):
-    """A copy of the bundle; it is built and verified once for all tests."""
+def built(finished, tmp_path, pooling, cut_layer=1, chip="linear", *, fresh=True):
+    """A copy of the bundle; it is built and verified once for all tests.
+
+    Tests that are about something else need no fresh process.
+    """
     _, _, home, folder = finished
     out = home / "built" / f"{pooling}-{chip}-{cut_layer}"
     if out not in _BUILT:
         cut = spec(pooling, cut_layer, chip)
-        _BUILT[out] = experiment.build(folder, cut, home=home, out=out, progress=silent)
+        with nullcontext() if fresh else verified_here():
+            _BUILT[out] = experiment.build(folder, cut, home=home, out=out, progress=silent)
     copy = tmp_path / out.name
     shutil.copytree(out, copy)
     return _BUILT[out], copy
-
-
-def said_here(folder, _kind, check):
-    """What a fresh process would say, without the seconds that its start takes."""
-    classifier = load(folder)
-    return [list(classifier.predict([text])[0].probabilities.values()) for text, _ in check]
 
 
 def build_afresh(finished, out, cut_layer=1):

@@ -67,7 +67,7 @@ def ask(port, method, path, body=None, **headers):
 
 @pytest.fixture(scope="module")
 def bundle(finished, tmp_path_factory):  # noqa: F811
-    return built(finished, tmp_path_factory.mktemp("served"), "mean")[1]
+    return built(finished, tmp_path_factory.mktemp("served"), "mean", fresh=False)[1]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from chipviz.progress import silent
 from chipviz.results.run_folder import RunFolder
 from tests.cli.test_cli import chipviz
 from tests.families import NAMED
+from tests.here import verified_here
 
 SITES = get_args(Site)
 BOTH = ChipKey(STC, "all", "mean", "sparse")
@@ -69,7 +70,8 @@ def built(finished, out, key, layer):
     place = home / "built" / f"{key.name}-{layer}"
     if place not in _BUILT:
         spec = CutSpec.at(Cut(layer, key))
-        _BUILT[place] = experiment.build(folder, spec, home=home, out=place, progress=silent)
+        with verified_here():
+            _BUILT[place] = experiment.build(folder, spec, home=home, out=place, progress=silent)
     shutil.copytree(place, out)
     return _BUILT[place]
 
