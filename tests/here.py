@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from chipviz.bundle.classifier import load
+from chipviz.errors import SourceError
 from chipviz.runs.model_process import Answerer, reply
 
 
@@ -50,6 +51,16 @@ class HereProcess:
 
 @contextmanager
 def answered_here() -> Iterator[None]:
-    """Questions of pages are answered here, by the same code and in the same words."""
-    with patch("chipviz.runs.model_client._Process", HereProcess):
+    """Questions of pages are answered here, by the same code and in the same words.
+
+    No backbone is fetched, as without a network: an empty home would get one for every test.
+    """
+    with (
+        patch("chipviz.runs.model_client._Process", HereProcess),
+        patch("chipviz.backbones.find.fetch_backbone", side_effect=_nowhere),
+    ):
         yield
+
+
+def _nowhere(*_):
+    raise SourceError("The registry cannot be reached.", "Try again.")

@@ -13,6 +13,7 @@ from chipviz.runs.store import Store
 from chipviz.ui import guard, result_tabs
 from chipviz.ui.plots import curves, heatmaps
 from tests.example_run import active_run, finished_run, points
+from tests.here import answered_here
 from tests.page_driver import html_of, open_page, open_tab, text_of
 from tests.withstand.servers import Tab, serving
 
@@ -85,7 +86,8 @@ def test_l4_no_page_of_a_huge_task_sends_a_large_message(tmp_path, monkeypatch):
     store = Store(tmp_path)
     job = finished_run(store, label_names=LONG, text="a very long text " * 200_000)
     for page in ("runs", "train", "layers", "tokens", "bundle"):
-        at = open_page(page, run=job.run_id)
+        with answered_here():
+            at = open_page(page, run=job.run_id)
         assert max(sizes(at.main)) < MESSAGE, page
     at = open_page("layers", run=job.run_id)
     for view in result_tabs.VIEWS:
