@@ -7,7 +7,7 @@ import importlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,7 @@ def write_graph(
     runtime: Runtime,
     folder: Path,
     *,
+    exact: Sequence[Tensor] = (),
     int8: bool = False,
 ) -> None:
     """Write a bundle as one graph with any number of texts of any length.
@@ -67,6 +68,7 @@ def write_graph(
         example: A batch of several texts of several tokens, or of several pictures.
         runtime: What will run it.
         folder: Where to.
+        exact: Weights that are never rounded: those of the chip, which cancel by design.
         int8: Keep weights as 8-bit integers: a quarter of the bytes, and rounded scores.
 
     Raises:
@@ -78,7 +80,7 @@ def write_graph(
     path.parent.mkdir(parents=True, exist_ok=True)
     axes = {0: "batch"} if pictures else {0: "batch", 1: "length"}
     with _quiet(), _as_refusal(runtime):
-        exporter, config = _exporter(runtime, int8=int8)
+        exporter, config = _exporter(runtime, exact if int8 else None)
         config.dynamic_shapes = {
             name: dict.fromkeys(axes, torch.export.Dim.AUTO) for name in example
         }
@@ -124,19 +126,67 @@ def _runner(folder: Path, runtime: Runtime) -> Callable[[Arrays], NDArray[np.flo
     return lambda given: np.asarray(session.run(["logits"], given)[0])
 
 
-def _exporter(runtime: Runtime, *, int8: bool) -> tuple[Any, Any]:
-    """The converter and its settings. Weights alone are rounded where 8 bits are asked for."""
+def _exporter(runtime: Runtime, exact: Sequence[Tensor] | None) -> tuple[Any, Any]:
+    """The converter and its settings. Weights but `exact` ones are rounded where there are any."""
     exporters: Any = importlib.import_module("transformers.exporters")
-    rounding = None
-    if int8:
+    onnx = runtime == "onnx"
+    quantizer = None
+    if exact is not None:
         nncf: Any = importlib.import_module("nncf")
+        family = exporters.NNCFOnnxQuantizer if onnx else exporters.NNCFOpenVINOQuantizer
         rounding = exporters.NNCFWeightCompressionConfig(nncf.CompressWeightsMode.INT8_SYM)
-    if runtime == "onnx":
-        quantizer = exporters.NNCFOnnxQuantizer(rounding) if rounding else None
+        quantizer = family(rounding)
+        arrays = [weight.detach().float().cpu().numpy() for weight in exact]
+        round_all, find = quantizer.quantize, _onnx_products if onnx else _openvino_products
+
+        def round_others(model: Any, *given: Any) -> Any:
+            names = find(model, arrays)
+            if len(names) < len(arrays):
+                raise ValueError("its chip could not be kept out of the rounding")
+            rounding.ignored_scope = nncf.IgnoredScope(names=names)
+            return round_all(model, *given)
+
+        quantizer.quantize = round_others
+    if onnx:
         return exporters.OnnxExporter(), exporters.OnnxConfig(quantizer=quantizer)
-    quantizer = exporters.NNCFOpenVINOQuantizer(rounding) if rounding else None
     config = exporters.OpenVINOConfig(quantizer=quantizer, stateful=False)
     return exporters.OpenVINOExporter(), config
+
+
+def _onnx_products(program: Any, weights: Sequence[NDArray[Any]]) -> list[str]:
+    """Names of the nodes of an ONNX program that multiply by one of some weights."""
+    found: list[str] = []
+    for node in program.graph:
+        for value in node.inputs if node.op_type in ("MatMul", "Gemm") else ():
+            made = value.producer() if value is not None else None
+            if made is not None and made.op_type == "Transpose":
+                value = made.inputs[0]
+            held = getattr(value, "const_value", None)
+            if held is not None and _is_one(held.numpy(), weights):
+                found.append(node.name)
+    return found
+
+
+def _openvino_products(model: Any, weights: Sequence[NDArray[Any]]) -> list[str]:
+    """Names of the operations of an OpenVINO model that multiply by one of some weights."""
+    found: list[str] = []
+    for op in model.get_ordered_ops():
+        for i in range(op.get_input_size() if op.get_type_name() == "MatMul" else 0):
+            held = op.input_value(i).get_node()
+            while held.get_type_name() in ("Convert", "Transpose"):
+                held = held.input_value(0).get_node()
+            if held.get_type_name() == "Constant" and _is_one(held.data, weights):
+                found.append(op.get_friendly_name())
+    return found
+
+
+def _is_one(array: NDArray[Any], weights: Sequence[NDArray[Any]]) -> bool:
+    """Whether an array is one of some matrices, or one of them turned."""
+    return any(
+        array.shape in (weight.shape, weight.T.shape)
+        and (np.array_equal(array, weight) or np.array_equal(array, weight.T))
+        for weight in weights
+    )
 
 
 def _name_axes(program: Any, axes: dict[int, str]) -> None:

@@ -43,7 +43,7 @@ def write(
         BundleError: If it cannot be converted.
     """
     if target in ("onnx", "openvino"):
-        graph.write_graph(classifier, example, target, folder, int8=int8)
+        graph.write_graph(classifier, example, target, folder, exact=_exact(classifier), int8=int8)
         folders.write_config(bundle, classifier, folder)
         folders.copy_reader(bundle, folder)
         return
@@ -55,6 +55,17 @@ def write(
         head.write_head(folders.chip_of(classifier), classifier.tokenizer, metadata, folder)
     else:
         folders.write_embedder(bundle, classifier, folder)
+
+
+def _exact(classifier: Classifier | PictureClassifier) -> list[Tensor]:
+    """The matrices of a bundle's chip."""
+    if isinstance(classifier, Classifier):
+        chip = folders.chip_of(classifier)
+    elif classifier.chip is not None:
+        chip = classifier.chip.chip
+    else:
+        return [classifier.model.classifier.weight]
+    return [weight for weight in (chip.weight, chip.hidden_weight) if weight is not None]
 
 
 def told(classifier: Any) -> Ask:
