@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.special import softmax
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from chipviz.bundle import folders, graph, targets
-from chipviz.bundle.asked import rows_of_run
+from chipviz.bundle import folders, graph, targets, written
+from chipviz.bundle.asked import Batches, rows_of_run
 from chipviz.bundle.classifier import load
 from chipviz.bundle.export import export
 from chipviz.bundle.head_reader import load_head
@@ -166,6 +167,37 @@ def test_rounded_weights_keep_the_labels_or_are_refused(finished, tmp_path, runt
     assert same >= 0.99 * len(rows)
     assert said.max_difference > 0, "something was rounded"
     assert said.n_bytes < plain.n_bytes
+
+
+@pytest.mark.parametrize(("pooling", "chip"), [("mean", "linear"), ("max", "mlp")])
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_weights_of_a_chip_that_cancel_are_never_rounded(
+    finished,  # noqa: F811
+    tmp_path,
+    runtime,
+    pooling,
+    chip,
+):
+    """A large part that all classes share says nothing, and would swallow the rest in 8 bits."""
+    _, bundle = built(finished, tmp_path, pooling, chip=chip, fresh=False)
+    name = "model.safetensors" if pooling == "mean" else "chip.safetensors"
+    weights = load_file(bundle / name)
+    key = "score.weight" if pooling == "mean" else "weight"
+    weights[key] += 200 * torch.randn(
+        weights[key].shape[1], generator=torch.Generator().manual_seed(0)
+    )
+    save_file(weights, bundle / name, {"format": "pt"})
+    rows = [(text, None) for text, _ in planted_rows(200)]
+    classifier = load(bundle)
+    example = Batches.of(classifier, rows).example
+    folder = tmp_path / "out"
+    folder.mkdir()
+    written.write(bundle, classifier, runtime, folder, example, int8=True)
+    run = graph.open_graph(folder, runtime)
+    found = run({name: value.numpy() for name, value in example.items()})
+    with torch.inference_mode():
+        truth = classifier.scores(example["input_ids"], example["attention_mask"])
+    assert np.abs(softmax(found, axis=1) - truth.softmax(dim=1).numpy()).max() < 0.15
 
 
 def test_a_mean_chip_becomes_a_sequence_folder_for_vllm(finished, tmp_path):  # noqa: F811
