@@ -60,8 +60,11 @@ def exits_figure(
     room = 0.08 * (high - low) or 1.0
     frame(figure, look, n_layers=None, y_range=(max(0.0, low - room), min(101.0, high + room)))
     figure.update_layout(
-        height=280, showlegend=True, legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 0}
+        height=340,
+        margin={"l": 52, "r": 16, "t": 72, "b": 96},
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.34, "yanchor": "top"},
     )
-    figure.update_xaxes(title="layers that a text runs through, mean")
+    figure.update_xaxes(title={"text": "layers a text runs through, mean", "standoff": 8})
     title(figure, "Early exits", "each point is a threshold", look)
     return figure
