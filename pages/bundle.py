@@ -1,6 +1,14 @@
 import streamlit as st
 
-from chipviz.ui import bundle_use, bundle_view, cut, export_view, formatting, require_run
+from chipviz.ui import (
+    bundle_use,
+    bundle_view,
+    cut,
+    export_view,
+    formatting,
+    join_view,
+    require_run,
+)
 
 job, report = require_run.finished_run()
 st.header(formatting.plain(job.name), anchor=False)
@@ -13,5 +21,6 @@ with right:
     if shown:
         bundle_use.show(shown, report)
         export_view.show(shown)
+        join_view.show(shown)
     else:
         st.info("Build the bundle to try it here, copy the code that loads it, and download it.")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chipviz.bundle.classifier import load
     from chipviz.bundle.export import export_beside
+    from chipviz.bundle.join import join_beside
 
-__all__ = ["export_beside", "load"]
+__all__ = ["export_beside", "join_beside", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from chipviz.bundle.export import export_beside
 
         return export_beside
+    if name == "join_beside":
+        from chipviz.bundle.join import join_beside
+
+        return join_beside
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

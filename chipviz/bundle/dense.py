@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chipviz.backbones.backbone import Backbone
 from chipviz.bundle.check import Row
@@ -43,7 +43,7 @@ def ask_dense(
     chip = chips.at(spec.cut)
     said = expected(backbone, prompt, chip, spec, rows)
     if spec.dtype is not None and getattr(torch, spec.dtype) != backbone.dtype:
-        backbone.model.to(getattr(torch, spec.dtype))
+        round_weights(backbone.model, getattr(torch, spec.dtype))
         published, said = said, expected(backbone, prompt, chip, spec, rows)
         extras = replace(
             extras, rounding=Drift.between(said, published, f"weights rounded to {spec.dtype}")
@@ -75,7 +75,7 @@ def expected(
         Probabilities, shape (N, C).
     """
     pad_id, vector = prompt.pad_id, spec.key.vector
-    with _exact(backbone):
+    with exactly(backbone.model):
         pooled = [
             forward_neurons(backbone, [ids], pad_id, vector.pooling, chip.neurons)
             if chip.neurons is not None
@@ -106,7 +106,7 @@ def expected_exits(
     Returns:
         Class scores at each exit's temperature, shape (E, N, C).
     """
-    with _exact(backbone):
+    with exactly(backbone.model):
         pooled = [
             forward_pooled(backbone, [ids], prompt.pad_id, [spec.key.vector])[0]
             for ids in _encoded(prompt, check)
@@ -118,14 +118,36 @@ def expected_exits(
 
 
 @contextmanager
-def _exact(backbone: Backbone) -> Iterator[None]:
-    """Compute in float32, and go back."""
-    stored = backbone.dtype
-    backbone.model.float()  # exact, and so is the way back
+def exactly(model: nn.Module) -> Iterator[None]:
+    """Compute in float32, and go back to the very same numbers.
+
+    Not `model.to`: it would round buffers that are kept in float32, such as rotary frequencies, and
+    single parameters that are.
+    """
+    stored = [(one, one.dtype) for one in model.parameters()]
+    buffers = [
+        (module, name, one)
+        for module in model.modules()
+        for name, one in module._buffers.items()
+        if one is not None and one.is_floating_point()
+    ]
+    for one, _ in stored:
+        one.data = one.data.float()
+    for module, name, one in buffers:
+        module._buffers[name] = one.float()
     try:
         yield
     finally:
-        backbone.model.to(stored)
+        for one, dtype in stored:
+            one.data = one.data.to(dtype)
+        for module, name, one in buffers:
+            module._buffers[name] = one
+
+
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round parameters to a number format. Buffers are none of the weights."""
+    for one in model.parameters():
+        one.data = one.data.to(dtype)
 
 
 def _encoded(prompt: Reader, check: Sequence[Row]) -> Sequence[Any]:

@@ -52,18 +52,20 @@ def measure(classifier: Classifier, rows: Sequence[Row], expected: Tensor) -> li
     """
     rows, expected = rows[:N_ROWS], expected[:N_ROWS]
     found: list[Drift] = []
-    try:
-        for name, dtype in _FORMATS.items():
-            classifier.model.to(dtype)
-            for batch in BATCHES:
-                try:
-                    said = _said(classifier, rows, batch)
-                except RuntimeError:  # an operation that this device lacks
-                    continue
-                if said.isfinite().all():
-                    found.append(Drift.between(said, expected, f"computed in {name}", batch))
-    finally:
-        classifier.model.float()
+    # Parameters alone, as loading with `dtype` does: `model.to` would round buffers for good.
+    stored = [(one, one.data) for one in classifier.model.parameters()]
+    for name, dtype in _FORMATS.items():
+        for one, exact in stored:
+            one.data = exact.to(dtype)
+        for batch in BATCHES:
+            try:
+                said = _said(classifier, rows, batch)
+            except RuntimeError:  # an operation that this device lacks
+                continue
+            if said.isfinite().all():
+                found.append(Drift.between(said, expected, f"computed in {name}", batch))
+    for one, exact in stored:
+        one.data = exact
     return found
 
 

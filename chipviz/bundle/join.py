@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,35 +16,7 @@ from chipviz.bundle.metadata import CHIP_FILE, METADATA, refuse_in_the_way
 from chipviz.bundle.parts import Part, base_of, fields, parts_of, slug
 from chipviz.errors import BundleError, ConfigError
 from chipviz.files import bytes_below, publish
-from chipviz.progress import Progress, ProgressFn
-
-
-@dataclass(frozen=True)
-class TaskLine:
-    """One task of a joined folder."""
-
-    name: str
-    cut_layer: int
-    test_accuracy: float
-    n_parameters: int
-    """Of its bundle alone."""
-
-
-@dataclass(frozen=True)
-class JoinReport:
-    """What was joined, and how its check went."""
-
-    path: str
-    tasks: list[TaskLine]
-    cut_layer: int
-    n_parameters: int
-    n_bytes: int
-    """Of the folder."""
-    n_passes: int
-    """Passes for all tasks: one a prompt. Texts beyond the length limit of a task take more."""
-    n_checked: int
-    max_difference: float
-    """Largest difference of a probability to that of the task's own bundle."""
+from chipviz.progress import Progress, ProgressFn, silent
 
 
 def join(
@@ -54,7 +26,7 @@ def join(
     home: Path,
     progress: ProgressFn,
     names: Sequence[str] = (),
-) -> JoinReport:
+) -> tasks.JoinReport:
     """Write bundles of one backbone as one folder, cut at the deepest of them.
 
     Args:
@@ -82,9 +54,24 @@ def join(
         difference = max(_compare(whole, part) for part in parts)
         report = _report(parts, whole, difference, out, folder)
         (folder / "README.md").write_text(_card(report, parts), "utf-8")
+        said = {"format": tasks.FORMAT, "tasks": [part.name for part in parts]}
+        (folder / tasks.FILE).write_text(json.dumps(said | {"report": asdict(report)}, indent=2))
         verify.write_sums(folder)
         n_bytes = bytes_below(folder)
     return replace(report, n_bytes=n_bytes)
+
+
+def join_beside(bundles: Sequence[Path], home: Path) -> tasks.JoinReport:
+    """Join bundles into a folder beside the first.
+
+    Args:
+        bundles: See `join`.
+        home: See `join`.
+
+    Raises:
+        ChipvizError: As `join` does.
+    """
+    return join(bundles, tasks.place_of(bundles[0]), home=home, progress=silent)
 
 
 def _named(parts: list[Part], names: Sequence[str]) -> list[Part]:
@@ -150,7 +137,7 @@ def _write(parts: Sequence[Part], folder: Path) -> None:
         tensors = {name: value.contiguous() for name, value in part.tensors.items()}
         save_file(tensors, own / CHIP_FILE)
     said = {"format": tasks.FORMAT, "tasks": [part.name for part in parts]}
-    (folder / tasks.FILE).write_text(json.dumps(said, indent=2), "utf-8")
+    (folder / tasks.FILE).write_text(json.dumps(said, indent=2), "utf-8")  # it is loaded by it
 
 
 def _compare(whole: joined.Joined, part: Part) -> float:
@@ -175,15 +162,15 @@ def _compare(whole: joined.Joined, part: Part) -> float:
 
 def _report(
     parts: Sequence[Part], whole: joined.Joined, difference: float, out: Path, folder: Path
-) -> JoinReport:
+) -> tasks.JoinReport:
     lines = []
     for part in parts:
         scores = part.metadata.everything["scores"]
         test = next(score["accuracy"] for score in scores if score["split"] == "test")
         n_parameters = int(part.metadata.everything["cost"]["n_parameters"])
-        lines.append(TaskLine(part.name, part.metadata.cut.cut_layer, test, n_parameters))
+        lines.append(tasks.TaskLine(part.name, part.metadata.cut.cut_layer, test, n_parameters))
     chips = sum(task.chip.n_parameters for task in whole.tasks)
-    return JoinReport(
+    return tasks.JoinReport(
         path=str(out),
         tasks=lines,
         cut_layer=whole.backbone.n_layers - 1,
@@ -195,7 +182,7 @@ def _report(
     )
 
 
-def _card(report: JoinReport, parts: Sequence[Part]) -> str:
+def _card(report: tasks.JoinReport, parts: Sequence[Part]) -> str:
     """What lies here, what each task costs alone, and how it is asked."""
     rows = "\n".join(
         f"| {task.name} | {task.cut_layer} | {100 * task.test_accuracy:.1f} % | "

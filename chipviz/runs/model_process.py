@@ -23,6 +23,7 @@ from chipviz.runs.questions import (
     QUESTION,
     REFUSED,
     Export,
+    Join,
     LookAhead,
     LookAtBackbone,
     LookAtColumns,
@@ -65,6 +66,8 @@ class Answerer:
                 return predictions
             case Export(path, target, int8):
                 return bundle.export_beside(Path(path), target, self._home, int8=int8)
+            case Join(paths):
+                return bundle.join_beside([Path(path) for path in paths], self._home)
 
     def read_tokens(self, question: ReadTokens) -> TokenReading:
         """What a run's chips say at each token of a text."""

@@ -89,7 +89,17 @@ class Export:
     op: Literal["export"] = "export"
 
 
-Question = LookAtColumns | LookAtBackbone | LookAhead | ReadTokens | ReadPatches | Predict | Export
+@dataclass(frozen=True)
+class Join:
+    """Put bundles of one backbone into one folder, beside the first: a `JoinReport`."""
+
+    paths: list[str]
+    op: Literal["join"] = "join"
+
+
+Question = (
+    LookAtColumns | LookAtBackbone | LookAhead | ReadTokens | ReadPatches | Predict | Export | Join
+)
 QUESTION = TypeAdapter[Question](Annotated[Question, Field(discriminator="op")])
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import streamlit
 from anyio import to_thread
@@ -149,13 +149,13 @@ def _sweep(store: Store) -> None:
             _log.info("%d bytes that crashes left behind are free again", freed)
 
 
-def bundle_link(store: Store, job: Job, *target: Target) -> str:
+def bundle_link(store: Store, job: Job, *target: Target | Literal["joined"]) -> str:
     """The address of a zip, relative to the server's root. Good for `LINK_AGE_S`.
 
     Args:
         store: Of the server.
         job: The bundle.
-        target: The place whose export is wanted. None is the bundle itself.
+        target: The place whose export is wanted, or what it was joined to. None is the bundle.
     """
     return f"/bundles/{_serializer(store).dumps([job.run_id, job.job_id, *target])}"
 

@@ -1,5 +1,6 @@
 """Early exits, thresholds and rounded weights of bundles, beside the dense model text by text."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from chipviz.backbones.backbone import pad
 from chipviz.bundle import adaptive
 from chipviz.bundle.adaptive import Exits, log_odds
 from chipviz.bundle.classifier import load
+from chipviz.bundle.dense import exactly
 from chipviz.bundle.extras import choose_extras
 from chipviz.bundle.verify import verify, write_sums
 from chipviz.chips.chip import Chip, Chips
@@ -121,6 +123,23 @@ def test_a_batch_as_long_as_it_is_wide_is_told_apart(backbone):
     assert together.exits.tolist() == [int(one.exits) for one in alone]
     truth = torch.cat([one.probabilities for one in alone])
     torch.testing.assert_close(together.probabilities, truth, atol=1e-5, rtol=0)
+
+
+def test_float32_is_a_visit_that_changes_no_number(backbone):
+    """Rotary frequencies and single parameters in float32 would be rounded on the way back."""
+    model = copy.deepcopy(backbone.model).to(torch.bfloat16)
+    for module, kept in zip(model.modules(), backbone.model.modules(), strict=True):
+        for name, value in kept._buffers.items():
+            module._buffers[name] = value  # as loading leaves them
+    next(model.parameters()).data = next(backbone.model.parameters()).data.clone()
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    before = {name: value.clone() for name, value in tensors}
+    with exactly(model):
+        inside = [value for _, value in [*model.named_parameters(), *model.named_buffers()]]
+        assert {v.dtype for v in inside if v.is_floating_point()} == {torch.float32}
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name]), name
 
 
 def test_all_may_leave_at_once_and_the_rest_of_the_model_rests(backbone):

@@ -15,7 +15,7 @@ from chipviz.bundle import joined
 from chipviz.bundle.classifier import load
 from chipviz.bundle.join import join
 from chipviz.bundle.joined import load_joined
-from chipviz.bundle.tasks import read_joined
+from chipviz.bundle.tasks import read_joined, read_report
 from chipviz.bundle.verify_joined import verify_joined
 from chipviz.config import RunConfig
 from chipviz.errors import BundleError, ConfigError
@@ -211,6 +211,11 @@ def test_verify_repeats_the_test_of_every_task_in_a_fresh_process(whole, tmp_pat
         (copy / "joined.json").write_text(json.dumps(said | {"tasks": names}))
         with pytest.raises(BundleError, match="unreadable"):
             read_joined(copy)
+
+
+def test_the_report_stands_in_the_folder_for_the_page(whole):
+    assert read_report(whole[1]) == whole[0]
+    assert read_report(whole[1] / "tasks") is None
 
 
 def test_what_does_not_go_together_is_refused(bundles, news, tmp_path, toy_csv):
