@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from chipviz.backbones.surgery import SURGERY
 from chipviz.bundle import joined, tasks
 from chipviz.bundle.asked import rows_of_run
 from chipviz.bundle.check import SELF_TEST, Row
@@ -61,6 +62,11 @@ def parts_of(bundle: Path, home: Path) -> list[Part]:
         raise BundleError(
             f"{bundle.name} cannot be joined: its chip reads pictures, or neurons.",
             "Join bundles of texts whose chip reads one layer.",
+        )
+    if (bundle / SURGERY).exists():
+        raise BundleError(
+            f"{bundle.name} cannot be joined: modules of its backbone were replaced.",
+            "Join bundles of a backbone as it was published.",
         )
     classifier: Any = load(bundle)
     rows = _rows(metadata, home)

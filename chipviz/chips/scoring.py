@@ -46,7 +46,7 @@ def score(rows: Rows, chips: Chips, seed: int, progress: ProgressFn) -> Trained:
         resamples = metrics.Resamples.of(labels, task.n_classes, seed)
         for key in chips.stacks:
             answers, sure = [], []
-            temperatures: list[float] = []
+            temperatures = [] if split == "validation" else predictions.temperatures[key].tolist()
             for layer in range(EMBEDDING_LAYER, rows.features.n_layers):
                 progress(Progress("fitting", f"scoring on the {split} texts"))
                 cut = Cut(layer, key)
@@ -55,8 +55,7 @@ def score(rows: Rows, chips: Chips, seed: int, progress: ProgressFn) -> Trained:
                     answers.append(probabilities.argmax(axis=1).astype(np.int32))
                     if split == "validation":
                         temperatures.append(fit_temperature(probabilities, labels))
-                    fitted = temperatures or predictions.temperatures[key].tolist()
-                    sure.append(log_odds(probabilities, fitted[layer]))
+                    sure.append(log_odds(probabilities, temperatures[layer]))
                 scores.append(
                     metrics.score(
                         probabilities,
@@ -69,8 +68,7 @@ def score(rows: Rows, chips: Chips, seed: int, progress: ProgressFn) -> Trained:
                 )
             predictions.classes[split, key] = np.stack(answers)
             predictions.sure[split, key] = np.stack(sure)
-            if split == "validation":
-                predictions.temperatures[key] = np.array(temperatures, dtype=np.float32)
+            predictions.temperatures[key] = np.array(temperatures, dtype=np.float32)
     return Trained(chips, scores, predictions)
 
 
