@@ -18,9 +18,10 @@ from chipviz.backbones.find import find_model
 from chipviz.backbones.language_model import load_language_model, skipping, watch_blocks
 from chipviz.backbones.model_folder import open_folder
 from chipviz.bundle import load
+from chipviz.bundle.join import join
 from chipviz.bundle.verify import verify
 from chipviz.config import CutSpec, RunConfig
-from chipviz.errors import BackboneError, ConfigError
+from chipviz.errors import BackboneError, BundleError, ConfigError
 from chipviz.files import PROJECT
 from chipviz.keys import ChipKey, Cut
 from chipviz.progress import silent
@@ -283,6 +284,8 @@ def test_chips_are_trained_and_a_bundle_carries_the_changes(operated, toy_csv, t
     changed = surgery.read_surgery(tmp_path / "out").modules
     assert changed
     assert all(int(name.split(".")[1]) <= 3 for name in changed)
+    with pytest.raises(BundleError, match="modules of its backbone were replaced"):
+        join([tmp_path / "out"] * 2, tmp_path / "joined", home=home, progress=silent)
 
 
 def test_what_was_operated_on_is_not_pruned_again(operated, toy_csv):
