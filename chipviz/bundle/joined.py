@@ -173,9 +173,9 @@ from chipviz.bundle.joined import load_joined
 folder, asked = sys.argv[1], json.load(sys.stdin)
 whole = load_joined(Path(folder))
 found = []
-for text, pair in asked:
-    (said,) = whole.of(NAME).predict([text], [pair] if pair is not None else None)
-    found.append(list(said[NAME].probabilities.values()))
+for name, text, pair in asked:
+    (said,) = whole.of(name).predict([text], [pair] if pair is not None else None)
+    found.append(list(said[name].probabilities.values()))
 print(json.dumps(found))
 """
-"""Program of a fresh process that answers the test of one task, NAME."""
+"""Program of a fresh process that answers the tests of all tasks."""

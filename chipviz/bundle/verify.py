@@ -108,7 +108,7 @@ def compare(
 def in_fresh_process(
     folder: Path,
     kind: BundleKind,
-    check: Sequence[tuple[str, str | None]],
+    check: Sequence[tuple[str | None, ...]],
     *,
     memory: int | None = None,
     patience_s: float | None = None,
@@ -119,7 +119,7 @@ def in_fresh_process(
     Args:
         folder: The bundle.
         kind: What it is.
-        check: Texts, each with its second text or None.
+        check: Texts, each with its second text or None, as the program takes them.
         memory: Bytes that the process may take.
         patience_s: Seconds that it may take.
         program: What it runs. None is that of its kind.

@@ -20,23 +20,25 @@ def verify_joined(path: Path) -> dict[str, Any]:
     refuse_unfit(path, "chipviz")
     n_files = verify.check_sums(path)
     limit = verify.MEMORY_BYTES + 4 * sum(f.stat().st_size for f in path.glob("*.safetensors"))
-    n_texts, worst = 0, 0.0
-    for name, metadata in found.items():
-        texts, expected = verify.self_test_of(metadata)
-        said = verify.in_fresh_process(
-            path,
-            "chipviz",
-            texts,
-            memory=limit,
-            patience_s=verify.PATIENCE_S,
-            program=joined.PROGRAM.replace("NAME", repr(name)),
-        )
-        n_texts += len(texts)
-        worst = max(worst, verify.compare(texts, said, expected))
+    tests = {name: verify.self_test_of(metadata) for name, metadata in found.items()}
+    asked = [(name, *row) for name, (texts, _) in tests.items() for row in texts]
+    said = verify.in_fresh_process(
+        path,
+        "chipviz",
+        asked,
+        memory=limit,
+        patience_s=verify.PATIENCE_S,
+        program=joined.PROGRAM,
+    )
+    start, worst = 0, 0.0
+    for texts, expected in tests.values():
+        own = said[start : start + len(texts)]
+        worst = max(worst, verify.compare(texts, own, expected))
+        start += len(texts)
     return {
         "path": str(path),
         "kind": "joined",
         "n_files": n_files,
-        "n_texts": n_texts,
+        "n_texts": len(asked),
         "max_difference": worst,
     }

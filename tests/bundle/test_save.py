@@ -21,7 +21,7 @@ from tokenizers import processors
 from transformers import AutoModel, AutoTokenizer
 
 from chipviz import experiment
-from chipviz.bundle import card, check, curve, kinds, save
+from chipviz.bundle import card, curve, dense, kinds, save
 from chipviz.bundle.classifier import load
 from chipviz.bundle.verify import verify, write_sums
 from chipviz.chips.chip import Chip
@@ -545,7 +545,7 @@ def test_a_bundle_that_disagrees_with_its_chip_is_refused_and_leaves_nothing(
     def wrong(*args):
         return torch.full((len(args[-1]), 3), 1 / 3)
 
-    monkeypatch.setattr(check, "expected", wrong)
+    monkeypatch.setattr(dense, "expected", wrong)
     with pytest.raises(BundleError, match="disagrees with its run's chip"):
         build_afresh(finished, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

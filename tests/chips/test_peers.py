@@ -28,8 +28,8 @@ pytestmark = pytest.mark.slow
 DATA = Path(os.environ.get("CHIPVIZ_DATA") or Path(__file__).resolve().parents[3] / "shared/data")
 SIZES = {  # most training and test texts, most tokens of one
     "sst2": (600, 900, 48),
-    "banking77": (600, 700, 32),
-    "20newsgroups": (300, 400, 48),
+    "banking77": (800, 1_500, 32),
+    "20newsgroups": (400, 680, 48),
 }
 LAYERS = (12, 29)
 LAST = Vector.named("last")
