@@ -3,8 +3,6 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -29,6 +27,7 @@ from chipviz.keys import ChipKey, Cut, Vector
 from chipviz.progress import silent
 from chipviz.results.exits import ExitPlan, ExitScore
 from tests.bundle.test_save import run
+from tests.cli.test_cli import chipviz
 from tests.families import ALL, load_backbone, planted_rows
 from tests.here import verified_here
 
@@ -235,11 +234,9 @@ def test_the_command_line_lets_texts_leave(with_exits, tmp_path):
     _, out = with_exits
     file = tmp_path / "texts.txt"
     file.write_text("we saw the goal\nthe bank of a river\n")
-    command = [sys.executable, "-m", "chipviz", "predict", str(out), "--file", str(file)]
-    done = subprocess.run(
-        [*command, "--adaptive", "--json"], capture_output=True, check=True, text=True
-    )
-    said = json.loads(done.stdout)["predictions"]
+    said = chipviz(tmp_path, "predict", out, "--file", file, "--adaptive", "--json").json[
+        "predictions"
+    ]
     truth = load(out, adaptive=True).predict(file.read_text().splitlines())
     assert [one["layer"] for one in said] == [one.layer for one in truth]
     assert [one["label"] for one in said] == [one.label for one in truth]

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +20,7 @@ from chipviz.errors import BundleError, ConfigError
 from chipviz.progress import silent
 from chipviz.results.run_folder import RunFolder
 from tests.bundle.test_save import run, spec
+from tests.cli.test_cli import chipviz
 from tests.families import NAMED, planted_rows
 from tests.here import verified_here
 
@@ -162,17 +161,12 @@ def test_the_threshold_of_a_task_decides_in_the_whole_too(whole, bundles):
     assert any((p.probabilities["spam"] >= 0.5) != (p.label == "spam") for p in found)
 
 
-def chipviz(*words):
-    command = [sys.executable, "-m", "chipviz", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_the_command_line_gives_one_column_a_task(whole, bundles, tmp_path):
     _, out = whole
     table = tmp_path / "table.csv"
     pd.DataFrame({"text": TEXTS[:1] * 3, "body": ["a goal", "a bank", "it"]}).to_csv(table)
-    done = chipviz("predict", out, "--file", table, "--out", tmp_path / "said.csv")
-    assert done.returncode == 0, done.stderr
+    done = chipviz(tmp_path, "predict", out, "--file", table, "--out", tmp_path / "said.csv")
+    assert done.status == 0, done.err
     said = pd.read_csv(tmp_path / "said.csv")
     assert list(said.columns[-6:]) == [
         f"{task}_{what}" for task in bundles for what in ("label", "score")
@@ -184,15 +178,15 @@ def test_the_command_line_gives_one_column_a_task(whole, bundles, tmp_path):
     assert said["news_score"].tolist() == pytest.approx([news.score] * 3, abs=1e-5)
 
 
-def test_the_card_and_the_command_line_say_the_same(whole, bundles):
+def test_the_command_line_says_what_the_whole_says(whole, bundles, tmp_path):
     _, out = whole
-    done = chipviz("predict", out, "--text", "we saw the goal", "--json")
-    (said,) = json.loads(done.stdout)["predictions"]
+    done = chipviz(tmp_path, "predict", out, "--text", "we saw the goal", "--json")
+    (said,) = done.json["predictions"]
     (truth,) = load_joined(out).predict(["we saw the goal"])
     assert {name: said[f"{name}_label"] for name in bundles} == {
         name: one.label for name, one in truth.items()
     }
-    shown = chipviz("predict", out, "--text", "we saw the goal").stdout
+    shown = chipviz(tmp_path, "predict", out, "--text", "we saw the goal").out
     assert f"news: {truth['news'].label}" in shown
 
 
