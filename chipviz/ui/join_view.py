@@ -48,7 +48,7 @@ def _others(job: Job, own: Metadata) -> dict[str, str]:
             if other.bundle is None or (there := _metadata(Path(other.bundle.path))) is None:
                 continue
             if there.everything["backbone"].get("fingerprint") == wanted:
-                name = f"{formatting.plain(run.name)}: {name_of(other.bundle)}"
+                name = f"{run.name}: {name_of(other.bundle)}"  # options are no Markdown
                 found.setdefault(name, other.bundle.path)
     return found
 
@@ -98,4 +98,5 @@ def _done(job: Job, done: tasks.JoinReport) -> None:
         key="download_joined",
         width="stretch",
     )
-    st.code(f'python -m chipviz predict {done.path} --text "TEXT" --json', language="bash")
+    line = f'python -m chipviz predict {done.path} --text "TEXT" --json'
+    st.code(line, language="bash", wrap_lines=True)
