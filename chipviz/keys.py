@@ -164,10 +164,14 @@ class Cut:
     chip: ChipKey
 
 
-class ChipRecord(BaseModel):
-    """Stored fields that name a chip. The base of every record about one."""
+class Record(BaseModel):
+    """Stored fields: none may change, and none that is unknown may be there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ChipRecord(Record):
+    """Stored fields that name a chip. The base of every record about one."""
 
     recipe: Recipe = "sound"
     site: Site = "block"

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from chipviz.config import DEFAULT_MARGIN
 from chipviz.errors import ConfigError
-from chipviz.keys import Cut, Split
+from chipviz.keys import Cut, Record, Split
 from chipviz.results.metrics import paired_lower_bound, wilson_interval
 from chipviz.results.run_folder import Predictions
 
@@ -25,11 +24,7 @@ NEVER = 1e9
 """A threshold above all log-odds."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ExitScore(_Record):
+class ExitScore(Record):
     """What early exits reach on one split."""
 
     n: int
@@ -45,7 +40,7 @@ class ExitScore(_Record):
     """Share of the texts that leaves at each exit."""
 
 
-class ExitPlan(_Record):
+class ExitPlan(Record):
     """Where texts may leave, and how sure a chip must be."""
 
     layers: list[int]

@@ -8,12 +8,12 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from chipviz.config import Preset, Rule
 from chipviz.data.task import TaskKind
 from chipviz.errors import ConfigError, Notice
-from chipviz.keys import ChipKey, ChipRecord, Cut, Split, fields_of, in_order
+from chipviz.keys import ChipKey, ChipRecord, Cut, Record, Split, fields_of, in_order
 from chipviz.results.metrics import Score
 from chipviz.results.models import Lineage
 from chipviz.results.selection import (
@@ -33,11 +33,7 @@ CHIP_BYTES = 4
 """A bundle keeps its chip in float32: rounding it would move the probabilities."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BackboneInfo(_Record):
+class BackboneInfo(Record):
     """The frozen model a run probed."""
 
     name: str
@@ -56,7 +52,7 @@ class BackboneInfo(_Record):
     """Where the blocks are, if the user had to say."""
     padded: bool = True
     """Whether texts of several lengths may share a batch, padded."""
-    no_cut: dict[int, str] = {}
+    no_cut: dict[int, str] = Field(default_factory=dict)
     """Layers that the model cannot be cut after, and why. Their accuracy is known all the same."""
     licence: str | None = None
     """As its model card says."""
@@ -64,7 +60,7 @@ class BackboneInfo(_Record):
     """Where it comes from, of a model that was made here."""
 
 
-class TaskInfo(_Record):
+class TaskInfo(Record):
     """The classification task, as it was run."""
 
     name: str
@@ -100,7 +96,7 @@ class TaskInfo(_Record):
         return "texts" if self.kind == "text" else "pictures"
 
 
-class Timing(_Record):
+class Timing(Record):
     """Where the time went, in seconds."""
 
     load_s: float
@@ -114,7 +110,7 @@ class Timing(_Record):
     tokens_per_s: float
 
 
-class Controls(_Record):
+class Controls(Record):
     """What a chip has to beat: accuracy of reference classifiers on one split."""
 
     majority: float
@@ -147,7 +143,7 @@ class Controls(_Record):
         return {name: value for name, value in named.items() if value is not None}
 
 
-class CutCost(_Record):
+class CutCost(Record):
     """What a model costs: the dense backbone, or a cut with its chip."""
 
     n_parameters: int
@@ -161,7 +157,7 @@ class CutCost(_Record):
     """Most bytes held at once in that pass: weights in the dtype computed in, and activations."""
 
 
-class Parts(_Record):
+class Parts(Record):
     """Parameters of the published model by part. They sum to its `n_parameters`.
 
     A part takes `dense.weight_bytes / dense.n_parameters` bytes a parameter.
@@ -180,7 +176,7 @@ class Parts(_Record):
     """Whether the head has no table of its own but is the token table again, which counts once."""
 
 
-class Measured(_Record):
+class Measured(Record):
     """How latency and peak memory were measured."""
 
     batch: int
@@ -226,7 +222,7 @@ class SelectionInfo(ChipRecord):
         return Cut(self.cut_layer, self.key)
 
 
-class RunReport(_Record):
+class RunReport(Record):
     """Everything a finished run found."""
 
     run_id: str
@@ -252,7 +248,7 @@ class RunReport(_Record):
     folds: int = 1
     """Folds of the validation scores. From 2 on these are about training and validation texts
     together, each judged by a chip that was fitted on the other folds."""
-    warnings: list[Notice] = []
+    warnings: list[Notice] = Field(default_factory=list)
     """What a reader must know although nothing stopped the run."""
 
     @cached_property
@@ -407,7 +403,7 @@ class BundleReport(ChipRecord):
         return Cut(self.cut_layer, self.key)
 
 
-class Example(_Record):
+class Example(Record):
     """A test text kept with the run, for the token view and the list of mistakes."""
 
     text: str

@@ -10,20 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from chipviz.errors import ConfigError
-from chipviz.keys import Cut, Split
+from chipviz.keys import Cut, Record, Split
 from chipviz.results.run_folder import Predictions
 
 _HINT = "Write fpr=5% for at most 5 % false alarms, or cost=1:10 where a miss costs ten of them."
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rates(_Record):
+class Rates(Record):
     """Errors of a threshold on one split."""
 
     n_positive: int
@@ -33,7 +28,7 @@ class Rates(_Record):
     accuracy: float
 
 
-class Threshold(_Record):
+class Threshold(Record):
     """From which probability on a text is of the positive class."""
 
     rule: str
