@@ -54,8 +54,8 @@ def join(
         difference = max(_compare(whole, part) for part in parts)
         report = _report(parts, whole, difference, out, folder)
         (folder / "README.md").write_text(_card(report, parts), "utf-8")
-        said = {"format": tasks.FORMAT, "tasks": [part.name for part in parts]}
-        (folder / tasks.FILE).write_text(json.dumps(said | {"report": asdict(report)}, indent=2))
+        told = {name: value for name, value in asdict(report).items() if name not in tasks.OF_PLACE}
+        _write_list(parts, folder, report=told)
         verify.write_sums(folder)
         n_bytes = bytes_below(folder)
     return replace(report, n_bytes=n_bytes)
@@ -136,8 +136,13 @@ def _write(parts: Sequence[Part], folder: Path) -> None:
             shutil.copyfile(part.files / name, own / name)
         tensors = {name: value.contiguous() for name, value in part.tensors.items()}
         save_file(tensors, own / CHIP_FILE)
-    said = {"format": tasks.FORMAT, "tasks": [part.name for part in parts]}
-    (folder / tasks.FILE).write_text(json.dumps(said, indent=2), "utf-8")  # it is loaded by it
+    _write_list(parts, folder)  # the whole is loaded by it
+
+
+def _write_list(parts: Sequence[Part], folder: Path, **more: object) -> None:
+    """Write the names of the tasks, and what is known of the whole."""
+    said = {"format": tasks.FORMAT, "tasks": [part.name for part in parts]} | more
+    (folder / tasks.FILE).write_text(json.dumps(said, indent=2), "utf-8")
 
 
 def _compare(whole: joined.Joined, part: Part) -> float:

@@ -13,6 +13,8 @@ from chipviz.files import bytes_below, read_small_json
 FILE, TASKS = "joined.json", "tasks"
 """The list of tasks, and the folder that holds a folder for each."""
 FORMAT = 1
+OF_PLACE = ("path", "n_bytes")
+"""What a report says of the folder as it lies here: it does not travel with it."""
 MAX_TASKS = 50
 _NAME = re.compile(r"\w[\w.-]{0,79}")
 
@@ -54,7 +56,7 @@ def read_report(path: Path) -> JoinReport | None:
     """How a folder was joined. None if there is none."""
     try:
         found = read_small_json(path / FILE)["report"]
-        real = {"path": str(path), "n_bytes": bytes_below(path)}
+        real = dict(zip(OF_PLACE, (str(path), bytes_below(path)), strict=True))
         return TypeAdapter(JoinReport).validate_python(found | real)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -98,3 +98,10 @@ def columns_of(said: Said, *, probabilities: bool, flat: bool) -> dict[str, Any]
         elif probabilities:
             line[f"{prefix}probabilities"] = one.probabilities
     return line
+
+
+def in_words(said: Said) -> str:
+    """Label and score of every task, on one line."""
+    return "  ".join(
+        f"{f'{task}: ' if task else ''}{one.label}  {one.score:.3f}" for task, one in said.items()
+    )

@@ -10,7 +10,7 @@ import typer
 from chipviz.bundle.fields import fields_of
 from chipviz.bundle.metadata import read_metadata
 from chipviz.cli import bulk, inputs, options, printing
-from chipviz.cli.asked import Asked, Fields, Said, columns_of, look_at
+from chipviz.cli.asked import Asked, Fields, Said, columns_of, in_words, look_at
 from chipviz.data import streaming
 from chipviz.data.task import refuse_kind
 from chipviz.errors import ConfigError
@@ -91,7 +91,8 @@ def predict(
         for row in zip(texts, seconds, strict=True)
     ]
     lines = [columns_of(said, probabilities=probabilities, flat=False) for said in found]
-    printing.predictions(lines, shown, out, as_json)
+    words = [f"{in_words(said)}  {name}" for said, name in zip(found, shown, strict=True)]
+    printing.predictions(lines, words, out, as_json)
 
 
 def _predict_table(
@@ -138,7 +139,8 @@ def _predict_pictures(
         {"file": str(file)} | columns_of({"": p}, probabilities=probabilities, flat=False)
         for file, p in zip(files, found, strict=True)
     ]
-    printing.predictions(lines, [file.name for file in files], out, as_json)
+    words = [f"{in_words({'': p})}  {file.name}" for file, p in zip(files, found, strict=True)]
+    printing.predictions(lines, words, out, as_json)
 
 
 def add_to(app: typer.Typer) -> None:

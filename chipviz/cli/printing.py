@@ -178,7 +178,7 @@ def predictions(
 
     Args:
         lines: Label and score of each row.
-        shown: How each row is named.
+        shown: The same in words.
         out: Where JSON lines go, if anywhere.
         as_json: Whether JSON is printed.
     """
@@ -187,12 +187,5 @@ def predictions(
     if as_json:
         print_json({"predictions": list(lines)})
     elif not out:
-        for line, name in zip(lines, shown, strict=True):
-            said = [
-                f"{key.removesuffix('_label')}: {label}" if key != "label" else str(label)
-                for key, label in line.items()
-                if key == "label" or key.endswith("_label")
-            ]
-            scores = [f"{score:.3f}" for key, score in line.items() if key.endswith("score")]
-            both = (f"{one}  {score}" for one, score in zip(said, scores, strict=True))
-            show(f"{'  '.join(both)}  {name}")
+        for line in shown:
+            show(line)

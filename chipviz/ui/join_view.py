@@ -41,8 +41,9 @@ def _others(job: Job, own: Metadata) -> dict[str, str]:
     wanted = own.everything["backbone"].get("fingerprint")
     found: dict[str, str] = {}
     store = state.store()
+    backbone = store.get(job.run_id).config.backbone
     for run in store.runs():
-        if run.run_id == job.run_id or run.config.backbone != store.get(job.run_id).config.backbone:
+        if run.run_id == job.run_id or run.config.backbone != backbone:
             continue
         for other in store.bundles(run.run_id):
             if other.bundle is None or (there := _metadata(Path(other.bundle.path))) is None:

@@ -210,6 +210,8 @@ def test_verify_repeats_the_test_of_every_task_in_a_fresh_process(whole, tmp_pat
 def test_the_report_stands_in_the_folder_for_the_page(whole):
     assert read_report(whole[1]) == whole[0]
     assert read_report(whole[1] / "tasks") is None
+    for file in (*whole[1].glob("*.json"), whole[1] / "README.md"):
+        assert str(whole[1].parent) not in file.read_text(), "it says where it was made"
 
 
 def test_what_does_not_go_together_is_refused(bundles, news, tmp_path, toy_csv):
