@@ -14,6 +14,7 @@ from chipviz.keys import (
     IMAGE_POOLINGS,
     RAW,
     STC,
+    STC_PUBLISHED,
     TEXT_POOLINGS,
     ChipKey,
     ChipKind,
@@ -155,7 +156,9 @@ class RunConfig(BaseModel):
     """Maximum tokens of a prompt, template included."""
     preset: Preset = Field(default="sound", title="Recipe")
     """How chips are trained: sound is this project's way, published adds the paper's own training
-    of linear and MLP chips on raw last-token states."""
+    of linear and MLP chips on raw last-token states, and, with Sparsify-then-Classify and two
+    classes, that paper's own probes and grid. These take long, and rules pass over them: each is
+    the best of hundreds of tries on validation."""
     class_weight: ClassWeight = Field(default="none", title="Class weight", json_schema_extra=_FIT)
     """Weight of a class in training: none weighs every text the same, balanced every class,
     however many texts it has."""
@@ -242,6 +245,21 @@ class RunConfig(BaseModel):
             )
         return self if self.poolings else self.model_copy(update={"poolings": usual})
 
+    def refuse_classes(self, n_classes: int) -> None:
+        """Refuse what so many classes do not go with.
+
+        Raises:
+            ConfigError: If a recipe is for two classes, and there are more.
+        """
+        if self.stc and self.preset == "published" and n_classes > 2:
+            raise ConfigError(
+                f"Sparsify-then-Classify as published is for two classes, and these are "
+                f"{n_classes:,}.",
+                "Take preset sound, which joins neurons for any number of them.",
+                "preset",
+                "stc",
+            )
+
     def n_folds(self, *, n_validation: int, made: bool) -> int:
         """Folds of a run: as the user says, or as many as the validation texts call for.
 
@@ -275,9 +293,10 @@ class RunConfig(BaseModel):
     @property
     def vectors(self) -> tuple[Vector, ...]:
         """Every vector to keep per text and layer: the poolings, and what preset and STC add."""
+        raw = [RAW] if self.preset == "published" else []
         sound = [Vector("block", pooling) for pooling in self.poolings]
-        sparse = [vector for vector in self.sparse_vectors if vector not in sound]
-        return (*((RAW,) if self.preset == "published" else ()), *sound, *sparse)
+        every = [*raw, *sound, *self.sparse_vectors, *self.published_vectors]
+        return tuple(dict.fromkeys(every))
 
     @property
     def sparse_vectors(self) -> tuple[Vector, ...]:
@@ -286,6 +305,15 @@ class RunConfig(BaseModel):
             return ()
         single: list[Pooling] = [p for p in self.poolings if p != "first+mean"]
         return tuple(Vector(site, pooling) for pooling in single for site in self.sites)
+
+    @property
+    def published_vectors(self) -> tuple[Vector, ...]:
+        """What Sparsify-then-Classify reads as published: no norm comes before its probes."""
+        if self.preset != "published":
+            return ()
+        return tuple(
+            Vector("raw" if v.site == "block" else v.site, v.pooling) for v in self.sparse_vectors
+        )
 
     @property
     def chip_keys(self) -> tuple[ChipKey, ...]:
@@ -298,6 +326,10 @@ class RunConfig(BaseModel):
             joined += [ChipKey(STC, ALL_SITES, pooling, "sparse") for pooling in poolings]
         kinds: tuple[ChipKind, ...] = ("linear", "mlp")
         published = [ChipKey.published(k) for k in kinds if self.preset == "published"]
+        published += [ChipKey.sparse(v, "published") for v in self.published_vectors]
+        joined += [
+            ChipKey(STC_PUBLISHED, v.site, v.pooling, "sparse") for v in self.published_vectors
+        ]
         return tuple(dict.fromkeys([*published, *sound, *sparse, *joined]))
 
     @classmethod

@@ -14,6 +14,7 @@ from chipviz.backbones.opening import open_backbone
 from chipviz.bundle.build import build as build
 from chipviz.chips.rows import Rows
 from chipviz.chips.scoring import score
+from chipviz.chips.stc_published import stopped_early
 from chipviz.chips.training import PointsFn, Trainer
 from chipviz.config import RunConfig
 from chipviz.data.from_table import load_task
@@ -53,6 +54,7 @@ def run(
     team = join()
     folder.write_config(config)
     task = load_task(config, home, progress)
+    config.refuse_classes(task.n_classes)
     backbone, prompt = open_backbone(config, task, home=home, progress=progress)
     config = config.resolved(causal=backbone.causal, class_token=backbone.class_token)
     no_cut = impossible_cuts(backbone)
@@ -61,7 +63,7 @@ def run(
     clock.lap("load_s")
     # Sums of fits are float64, which MPS does not have.
     fitting = backbone.device if backbone.device.type == "cuda" else torch.device("cpu")
-    with Pool(backbone.device) as pool:
+    with Pool(backbone.device) as pool, stopped_early():
         bias = backbone.final_norm is None
         trainer = Trainer(task, config, fitting, pool, progress, on_points, bias)
         live = trainer.live_curve()

@@ -6,9 +6,10 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-Recipe = Literal["sound", "published", "stc"]
-"""How a chip is trained: *sound* is our way, *published* the paper's, to the letter, *stc* reads
-the neurons that matter of every layer up to its own (Sparsify-then-Classify)."""
+Recipe = Literal["sound", "published", "stc", "stc-published"]
+"""How a chip is trained: *sound* is our way, *published* a paper's, to the letter. *stc* reads the
+neurons that matter of every layer up to its own (Sparsify-then-Classify), *stc-published* the same
+to the letter of its paper."""
 Site = Literal["block", "raw", "gate", "ffn_in", "ffn_out", "all"]
 """Where a feature is taken: *block* is a block's output after the final norm, *raw* before it. In
 the feed-forward part *gate* is the activation alone, *ffn_in* what the down projection reads,
@@ -43,35 +44,38 @@ class Vector:
 
     @property
     def name(self) -> str:
-        """Word in file names and links: `mean`, `ffn_in-mean`, `raw` for the published recipe."""
-        if self.site == "raw":
+        """Word in file names and links: `mean`, `ffn_in-mean`, `raw` for the last raw state."""
+        if self == RAW:
             return RAW_NAME
         return self.pooling if self.site == "block" else f"{self.site}-{self.pooling}"
 
     @classmethod
-    def named(cls, name: str) -> Self:
+    def named(cls, name: str) -> "Vector":
         """The vector whose `name` this is.
 
         Raises:
             ValueError: If it is none.
         """
         if name == RAW_NAME:
-            return cls("raw", "last")
+            return RAW
         site, dash, pooling = name.rpartition("-")
         for known in get_args(Pooling):
             if pooling == known and not dash:
                 return cls("block", known)
-            for other in (*get_args(FfnSite), ALL_SITES):
+            for other in (*get_args(FfnSite), ALL_SITES, RAW_NAME):
                 if (site, pooling) == (other, known):
                     return cls(other, known)
         raise ValueError(f"{name[:40]!r} names no vector")
 
 
 STC: Literal["stc"] = "stc"
+STC_PUBLISHED: Literal["stc-published"] = "stc-published"
 ALL_SITES: Literal["all"] = "all"
-RAW_NAME = "raw"
-RAW = Vector.named(RAW_NAME)
-"""What the published recipe reads: the last token's state before the final norm."""
+RAW_NAME: Literal["raw"] = "raw"
+RAW = Vector(RAW_NAME, "last")
+"""What Chip-Tuning's own recipe reads: the last token's state before the final norm."""
+SPARSE_PUBLISHED = "sparse-published"
+"""Word for sparse chips of Sparsify-then-Classify's own recipe."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,19 @@ class ChipKey:
         return cls.named(RAW_NAME, kind)
 
     @classmethod
-    def sparse(cls, vector: Vector) -> Self:
+    def sparse(cls, vector: Vector, recipe: Literal["sound", "published"] = "sound") -> Self:
         """A sparse chip of one layer's vector."""
-        return cls("sound", vector.site, vector.pooling, "sparse")
+        return cls(recipe, vector.site, vector.pooling, "sparse")
+
+    @property
+    def joins(self) -> bool:
+        """Whether it reads neurons of every layer up to its own."""
+        return self.recipe in (STC, STC_PUBLISHED)
+
+    @property
+    def by_paper(self) -> bool:
+        """Whether it is trained to the letter of a paper."""
+        return self.recipe in ("published", STC_PUBLISHED)
 
     @property
     def vector(self) -> Vector:
@@ -104,9 +118,19 @@ class ChipKey:
         return Vector(self.site, self.pooling)
 
     @property
+    def lucky(self) -> bool:
+        """Whether its accuracy on validation is that of the best of many tries there."""
+        return self.by_paper and self.kind == "sparse"
+
+    @property
     def word(self) -> str:
-        """Word in links and on the command line for what it is: its kind, or `stc`."""
-        return STC if self.recipe == STC else self.kind
+        """Word in links and on the command line for what it is: its kind, or `stc`.
+
+        Sparse chips are trained in two ways on the same vector, so the paper's say so.
+        """
+        if self.joins:
+            return self.recipe
+        return SPARSE_PUBLISHED if self.lucky else self.kind
 
     @property
     def name(self) -> str:
@@ -131,23 +155,27 @@ class ChipKey:
             ValueError: If there is no such vector or kind.
         """
         read = Vector.named(vector)
-        if kind == STC and read.site != "raw":
+        if kind == STC and read.site != RAW_NAME:
             return cls(STC, read.site, read.pooling, "sparse")
-        recipe: Recipe = "published" if read.site == "raw" else "sound"
+        if kind == STC_PUBLISHED and read.site not in ("block", ALL_SITES):
+            return cls(STC_PUBLISHED, read.site, read.pooling, "sparse")
+        if kind == SPARSE_PUBLISHED:
+            return cls.sparse(read, "published")
+        recipe: Recipe = "published" if read.site == RAW_NAME else "sound"
         for known in get_args(ChipKind):
-            if kind == known:
+            if kind == known and not (known == "sparse" and recipe == "published"):
                 return cls(recipe, read.site, read.pooling, known)
         raise ValueError(f"{kind[:40]!r} is no kind of chip")
 
 
 def in_order(keys: Iterable[ChipKey]) -> list[ChipKey]:
     """Chips as they are drawn and named: by site and pooling, raw states last, linear first."""
-    sites, words = get_args(Site), [*get_args(ChipKind), STC]
+    sites, words = get_args(Site), [*get_args(ChipKind), SPARSE_PUBLISHED, STC, STC_PUBLISHED]
     poolings = get_args(Pooling)
     return sorted(
         set(keys),
         key=lambda key: (
-            key.site == "raw",
+            key.site == RAW_NAME,
             sites.index(key.site),
             poolings.index(key.pooling),
             words.index(key.word),

@@ -43,7 +43,8 @@ HOUSE = {
     "chips": [
         *["chip", "picture_controls", "controls", "lbfgs", "linear", "mlp", "published"],
         *["rows", "tokens", "patches"],
-        *["live", "judge", "sparse", "recipes", "stc", "scoring", "training"],
+        *["live", "judge", "sparse", "stc", "stc_published", "recipes", "joiner", "scoring"],
+        "training",
     ],
     "pruning": [
         *[

@@ -10,7 +10,7 @@ from chipviz.bundle import curve, targets
 from chipviz.bundle.metadata import read_metadata
 from chipviz.bundle.remarks import remarks
 from chipviz.config import CutSpec
-from chipviz.keys import RAW, STC, Site, Vector
+from chipviz.keys import RAW, Site, Vector
 from chipviz.results.report import (
     BackboneInfo,
     BundleKind,
@@ -123,6 +123,7 @@ _POOLED = {"last": "at the last token", "first": "at the first token"}
 _POOLED |= {"mean": "averaged over the text", "max": "at their largest in the text"}
 _FROM: dict[Site, str] = {
     "block": "block outputs",
+    "raw": "block outputs before the final norm",
     "gate": "activations of the feed-forward part",
     "ffn_in": "inputs of the down projection",
     "ffn_out": "outputs of the feed-forward part",
@@ -132,16 +133,19 @@ _KINDS = {
     "linear": "linear chip",
     "mlp": "MLP chip",
     "sparse": "linear chip with an L1 penalty",
+    "sparse-published": "linear chip with an L1 penalty, trained as published",
     "stc": "linear classifier",
+    "stc-published": "linear classifier, trained as published",
 }
 _CHIP_TUNING = "Chip-Tuning, arXiv:2410.06541"
-_METHOD = {"stc": "Sparsify-then-Classify, arXiv:2311.15983"}
+_STC = "Sparsify-then-Classify, arXiv:2311.15983"
+_METHOD = {"stc": _STC, "stc-published": _STC}
 
 
 def _reads(cut: CutSpec) -> str:
     """What the chip reads, in words."""
     key = cut.key
-    if key.recipe == STC:
+    if key.joins:
         where = f"layers 0 to {cut.cut_layer} ({_FROM[key.site]}), {_POOLED[key.pooling]}"
         return f"the neurons that matter of {where}"
     states = _STATES.get(key.vector)

@@ -54,11 +54,7 @@ def parts_of(bundle: Path, home: Path) -> list[Part]:
             )
         return found
     metadata = read_metadata(bundle)
-    if (
-        metadata.task.kind != "text"
-        or metadata.cut.recipe == "stc"
-        or metadata.cut.chip == "sparse"
-    ):
+    if metadata.task.kind != "text" or metadata.cut.key.joins or metadata.cut.chip == "sparse":
         raise BundleError(
             f"{bundle.name} cannot be joined: its chip reads pictures, or neurons.",
             "Join bundles of texts whose chip reads one layer.",

@@ -154,7 +154,7 @@ def refusal(target: Target, metadata: Metadata) -> str | None:
         if metadata.kind in ("sequence", "token"):
             return None
         return "It reads the last token or the mean of a decoder's states with one matrix."
-    if key.recipe == "stc" or key.kind == "sparse":
+    if key.joins or key.kind == "sparse":
         return "This chip reads single neurons, not one vector of one layer."
     if target == "head" and not _backbone(metadata).get("fingerprint"):
         return "It does not say which files its backbone was read from; build it again."

@@ -12,7 +12,7 @@ from chipviz.chips.picture_controls import measure_pictures
 from chipviz.data.processor import Reader
 from chipviz.data.prompt import Prompt, as_read
 from chipviz.data.task import Examples, Task
-from chipviz.keys import EMBEDDING_LAYER, STC, Split
+from chipviz.keys import EMBEDDING_LAYER, Split
 from chipviz.results.metrics import Score
 from chipviz.results.report import Controls
 
@@ -49,7 +49,7 @@ def measure(
     else:
         beside["pixels"], beside["colours"] = measure_pictures(task, prompt)
     # Feed-forward sites have no embedding, and one is enough of chips that join layers.
-    plain = [s for s in scores if s.recipe != STC and s.site in ("block", "raw")]
+    plain = [s for s in scores if not s.key.joins and s.site in ("block", "raw")]
     embedding = [s for s in plain if s.layer == EMBEDDING_LAYER]
     best = max((s for s in embedding if s.split == "validation"), key=lambda s: s.accuracy)
     names: tuple[Split, Split] = ("validation", "test")

@@ -19,7 +19,7 @@ from chipviz.chips.tokens import read_depths, rounded, settled_layer
 from chipviz.data.processor import PictureReader
 from chipviz.errors import ConfigError
 from chipviz.features.forward import Inputs, of_pictures
-from chipviz.keys import EMBEDDING_LAYER, STC, ChipKey, Cut
+from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut
 from chipviz.results.answers import PatchReading
 
 
@@ -50,7 +50,7 @@ def read_patches(
     picture = reader.open(source)
     inputs = of_pictures(backbone, reader.batch([picture]))
     grid = _grid(backbone, inputs)
-    ask = _joined if cut.chip.recipe == STC or cut.chip.site not in ("block", "raw") else _of_layers
+    ask = _joined if cut.chip.joins or cut.chip.site not in ("block", "raw") else _of_layers
     at_patches, whole = ask(backbone, chips, cut.chip, inputs)  # (L, P, C), (L, C)
     confidence, label = at_patches.max(dim=-1)
     return PatchReading(

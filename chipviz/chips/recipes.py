@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from chipviz.chips import stc_published
 from chipviz.chips.chip import Chip
 from chipviz.chips.judge import Judge, balanced_weights, joined, with_constant
 from chipviz.chips.linear import Read, fit_linear
@@ -118,8 +119,12 @@ def _sparse_chip(solution: Solution, scaler: Scaler) -> Chip:
 
 
 def published(block: Block) -> Fitted:
-    """The paper's chips, and what they knew on their way. One run in one order has no band."""
+    """The papers' chips, and what they knew on their way. One run in one order has no band."""
     key, labels = block.key, block.labels("train")
+    if key.kind == "sparse":
+        held, truth = block.read("validation"), block.labels("validation")
+        chip, penalties = stc_published.probes(block.read("train"), labels, held, truth)
+        return Fitted(chip, penalties)
     n_rows = min(len(labels), PUBLISHED_MAX_TRAIN)
     history: list[CurvePoint] = []
 

@@ -6,21 +6,20 @@ penalty a layer, chosen on validation, standardised features, any number of clas
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from chipviz.chips.chip import Chip, Chips
-from chipviz.chips.judge import balanced_weights, joined
+from chipviz.chips.chip import Chip
+from chipviz.chips.judge import joined
 from chipviz.chips.linear import Read
 from chipviz.chips.rows import Rows
 from chipviz.chips.sparse import TOLERANCE, Chosen, choose, solve_path
-from chipviz.config import Importance, RunConfig
-from chipviz.keys import ALL_SITES, EMBEDDING_LAYER, ChipKey, Site, Split, Vector
-from chipviz.progress import Meter
-from chipviz.results.neurons import Aggregate, LayerShare, Neuron, SparsifyReport
+from chipviz.config import Importance
+from chipviz.keys import EMBEDDING_LAYER, ChipKey, Site, Split
+from chipviz.results.neurons import Aggregate
 
 ETAS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 """Shares of a layer's importance that its neurons must reach. Source: the paper's code."""
@@ -28,7 +27,8 @@ COARSE = (0.01, 0.1, 0.3, 0.6)
 """Those that are tried first."""
 LOOSE = 0.3
 """Violation of the optimality conditions that will do while eta is chosen."""
-_SITES = get_args(Site)
+SITES = get_args(Site)
+"""A neuron's site is stored as its place among these."""
 
 
 def importance(weight: Tensor, how: Importance = "squares") -> Tensor:
@@ -82,12 +82,12 @@ class Neurons:
         for site, stack in probes.items():
             share = reached(importance(stack.weight, how))  # (L + 1, D)
             row, column = (share < max(ETAS)).nonzero(as_tuple=True)
-            number = torch.full_like(row, _SITES.index(site))
+            number = torch.full_like(row, SITES.index(site))
             places.append(torch.stack([number, row + EMBEDDING_LAYER, column], dim=1))
             shares.append(share[row, column])
         both, share = torch.cat(places), torch.cat(shares)
         # By layer, so that the neurons of a depth are the first ones.
-        order = (both[:, 1] * len(_SITES) + both[:, 0]).argsort(stable=True)
+        order = (both[:, 1] * len(SITES) + both[:, 0]).argsort(stable=True)
         return cls(both[order].int(), share[order])
 
     def up_to(self, layer: int, eta: float) -> Tensor:
@@ -223,129 +223,3 @@ def _best(losses: Mapping[float, float]) -> float:
 def _beside(losses: Mapping[float, float]) -> tuple[float, ...]:
     best = ETAS.index(_best(losses))
     return ETAS[max(0, best - 2) : best + 3]
-
-
-def vectors_of(key: ChipKey, sites: Sequence[Site]) -> list[Vector]:
-    """The vectors whose sparse chips a curve rests on.
-
-    Args:
-        key: The curve.
-        sites: Those that the run reads.
-    """
-    own: Sequence[Site] = sites if key.site == ALL_SITES else [key.site]
-    return [Vector(site, key.pooling) for site in own]
-
-
-# --- what a person looks at -----------------------------------------------------------------------
-
-STRONGEST = 3
-"""Neurons of a layer whose values are kept."""
-BINS = 24
-TEXTS = 5
-CHARS = 200
-
-
-def look(rows: Rows, vector: Vector, stack: Chip) -> tuple[list[Neuron], list[LayerShare]]:
-    """The strongest neurons of every layer and how sparse its chip is, from validation texts.
-
-    Args:
-        rows: The texts.
-        vector: What the sparse chips read.
-        stack: L + 1 of them, the embedding's first.
-    """
-    examples, found, shares = rows.task.splits["validation"], [], []
-    labels, n_classes = rows.labels("validation"), rows.task.n_classes
-    for layer in range(rows.features.n_layers):
-        weight = stack.weight[layer + 1]
-        carried, size = importance(weight), weight.abs().sum(dim=0)
-        strongest = carried.topk(min(STRONGEST, len(carried))).indices
-        tenth = size.topk(max(1, len(size) // 10)).values.sum() / size.sum().clamp_min(1e-30)
-        used = int((carried > 0).sum())
-        own = {"site": vector.site, "pooling": vector.pooling, "layer": layer}
-        share = LayerShare(**own, n_used=used, width=len(size), top_tenth=float(tenth))
-        shares.append(share)
-        values = rows.features.read("validation", vector, layer)[:, strongest]
-        for i, column in enumerate(strongest.tolist()):
-            if not carried[column] > 0:
-                continue
-            one = values[:, i].contiguous()
-            low, high = float(one.min()), float(one.max())
-            edges = torch.linspace(low, high if high > low else low + 1, BINS + 1)
-            place = torch.bucketize(one, edges[1:-1])
-            counts = torch.zeros(n_classes, BINS, dtype=torch.int64)
-            counts.index_put_((labels, place), torch.ones_like(labels), accumulate=True)
-            top = one.topk(min(TEXTS, len(one))).indices.tolist()
-            found.append(
-                Neuron(
-                    **own,
-                    column=column,
-                    share=float(carried[column] / carried.sum()),
-                    edges=edges.tolist(),
-                    counts=counts.tolist(),
-                    strongest=[examples.texts[row][:CHARS] for row in top],
-                )
-            )
-    return found, shares
-
-
-# --- all curves of a run --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Joiner:
-    """Fits the curves of this recipe beside the sparse chips that a run already has."""
-
-    rows: Rows
-    config: RunConfig
-    chips: Chips
-    """Gets the classifiers."""
-    meter: Meter
-    tried: list[Aggregate] = field(default_factory=list)
-
-    def join(self, key: ChipKey) -> Aggregated:
-        """Fit the classifiers of every depth of one curve."""
-        vectors = vectors_of(key, self.config.sites)
-        probes: dict[Site, Chip] = {v.site: self.chips.stacks[ChipKey.sparse(v)] for v in vectors}
-        labels, weights = self.rows.labels("train"), None
-        if self.config.class_weight == "balanced":
-            every = torch.ones_like(labels, dtype=torch.bool)
-            weights = balanced_weights(labels, every, self.rows.task.n_classes)
-        self.meter.advance(0, f"joining neurons, {key.vector.name}")
-        neurons = Neurons.of(probes, self.config.importance)
-        columns = None
-        if self.config.layer_weights == "validation":
-            columns = self._columns(probes, key, neurons)
-        aggregator = Aggregator(self.rows, key, neurons, weights, columns)
-        return aggregator.search(refit=self.config.refit)
-
-    def _columns(self, probes: Mapping[Site, Chip], key: ChipKey, neurons: Neurons) -> Tensor:
-        """Weight of each neuron's layer, by what its sparse chip reaches on validation."""
-        by_site: dict[int, Tensor] = {}
-        for site, stack in probes.items():
-            vector = Vector(site, key.pooling)
-            layers = range(EMBEDDING_LAYER, self.rows.features.n_layers)
-            reaches = [self.rows.accuracy(stack.at(i + 1), "validation", vector, i) for i in layers]
-            by_site[_SITES.index(site)] = layer_weights(torch.tensor(reaches))
-        places = neurons.places.tolist()
-        return torch.stack([by_site[site][layer + 1] for site, layer, _ in places])
-
-    def keep(self, key: ChipKey, found: Aggregated) -> None:
-        """Put the classifiers of a curve among the chips."""
-        self.chips.stacks[key], self.chips.strengths[key] = found.chip, found.strengths
-        if found.refit is not None:
-            self.chips.refits[key] = found.refit
-        self.meter.advance(self.rows.features.n_layers + 1, f"joining neurons, {key.vector.name}")
-        self.tried.extend(found.tried)
-
-    def told(self) -> list[SparsifyReport]:
-        """What a person looks at: one report, none where nothing was joined."""
-        if not self.tried:
-            return []
-        looks = [
-            look(self.rows, key.vector, stack)
-            for key, stack in self.chips.stacks.items()
-            if key.word == "sparse"
-        ]
-        neurons = [neuron for found, _ in looks for neuron in found]
-        shares = [share for _, found in looks for share in found]
-        return [SparsifyReport(aggregates=self.tried, neurons=neurons, layers=shares)]

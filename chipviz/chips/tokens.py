@@ -13,7 +13,7 @@ from chipviz.chips.chip import Chip, Chips
 from chipviz.data.prompt import Prompt, encode
 from chipviz.data.task import check_fields
 from chipviz.features.forward import watch_neurons
-from chipviz.keys import EMBEDDING_LAYER, STC, ChipKey, Cut
+from chipviz.keys import EMBEDDING_LAYER, ChipKey, Cut
 from chipviz.results.answers import Token, TokenReading
 
 
@@ -54,7 +54,7 @@ def read_tokens(
     encoding = encode(prompt.tokenizer, [text], pairs, return_offsets_mapping=True)
     ids = torch.tensor(encoding["input_ids"], device=device)
     mask = torch.ones_like(ids)
-    if cut.chip.recipe == STC or cut.chip.site in FFN_SITES:
+    if cut.chip.joins or cut.chip.site in FFN_SITES:
         probabilities, whole = _joined(backbone, chips, cut.chip, ids, single=single)
         return _reading(
             prompt, encoding, [text, text_pair or ""], probabilities, whole, cut, label_names

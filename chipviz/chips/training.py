@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 
 from chipviz.chips.chip import Chip, Chips
+from chipviz.chips.joiner import Joiner
 from chipviz.chips.live import LiveCurve, PointsFn
 from chipviz.chips.recipes import RECIPES, Block, Fitted
 from chipviz.chips.rows import Rows
 from chipviz.chips.scoring import points
-from chipviz.chips.stc import Joiner
 from chipviz.config import RunConfig
 from chipviz.data.task import Task
 from chipviz.features.storage import Features
-from chipviz.keys import EMBEDDING_LAYER, STC, ChipKey
+from chipviz.keys import EMBEDDING_LAYER, ChipKey
 from chipviz.parallel import Pool
 from chipviz.progress import Meter, ProgressFn
 
@@ -57,7 +57,7 @@ class Trainer:
         chips = Chips({})
         joiner = Joiner(rows, self.config, chips, meter)
         for key in keys:
-            if key.recipe == STC:
+            if key.joins:
                 continue  # these rest on the others
             blocks = self._fit_curve(rows, key, meter)
             chips.stacks[key] = Chip.cat([fitted.chip for fitted in blocks])
@@ -75,7 +75,7 @@ class Trainer:
             for n_train in sorted({point.n_train for point in history}):
                 self.on_points([point for point in history if point.n_train == n_train])
             self.on_points(points(rows, chips, key))
-        joined = [key for key in keys if key.recipe == STC]
+        joined = [key for key in keys if key.joins]
         for key, found in zip(joined, self.pool.map(joiner.join, joined), strict=True):
             joiner.keep(key, found)
             self.on_points(points(rows, chips, key))

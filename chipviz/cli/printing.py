@@ -97,7 +97,7 @@ def _itself(controls: Controls) -> str:
 def _print_curves(report: RunReport) -> None:
     """A table of accuracies: one column per chip, one row per layer, the embedding first."""
     chips = list(dict.fromkeys(score.key for score in report.scores))
-    published = [key for key in chips if key.recipe == "published"]
+    published = [key for key in chips if key.by_paper]
     heads = [f"{key.vector.name}{'*' * (key in published)} {key.word}" for key in chips]
     show(" layer  " + "  ".join(f"{head:>7}" for head in heads))
     for layer in range(-1, report.backbone.n_layers):
@@ -108,7 +108,12 @@ def _print_curves(report: RunReport) -> None:
         )
         show(f" {'embed' if layer < 0 else f'{layer:>5}'}  " + "  ".join(cells))
     if published:
-        show(" * as published: the paper's own recipe, on the last token's raw state")
+        show(" * as published: a paper's own recipe, on states before the final norm")
+    if any(key.lucky for key in published):
+        show(
+            "   Rules pass over its sparse and joined chips unless these are named: each is the "
+            "best of hundreds of tries on validation."
+        )
 
 
 def _print_choice(report: RunReport, rule: Rule, chosen: SelectionInfo) -> None:

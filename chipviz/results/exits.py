@@ -135,7 +135,7 @@ def plan_exits(said: Predictions, cut: Cut, margin: float = DEFAULT_MARGIN) -> E
     """
     if not 0 < margin < 1:
         raise ConfigError(f"The margin is {margin}, expected 0 to 1.", "0.02 means two points.")
-    if cut.chip.recipe == "stc":
+    if cut.chip.joins:
         raise ConfigError(
             "This chip reads neurons of several layers, and so cannot answer before the last.",
             "Give a chip of one layer, such as --chip linear.",

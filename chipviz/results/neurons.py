@@ -1,21 +1,29 @@
 """What Sparsify-then-Classify found, for a person to look at: `stc.json` of a run."""
 
-from pydantic import BaseModel, ConfigDict
-
-from chipviz.keys import STC, ChipKey, Pooling, Site
+from chipviz.keys import STC, ChipKey, Pooling, Recipe, Record, Site
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _OfLayer(Record):
+    """What was found at one place."""
 
-
-class Aggregate(_Record):
-    """One aggregated classifier that was looked at, judged on validation."""
-
+    recipe: Recipe
     site: Site
     pooling: Pooling
     layer: int
-    """Depth: it reads neurons of the layers up to this one."""
+
+    @property
+    def place(self) -> tuple[Recipe, Site, Pooling, int]:
+        """How its chip is trained, what that reads, and of which layer."""
+        return self.recipe, self.site, self.pooling, self.layer
+
+
+class Aggregate(_OfLayer):
+    """One aggregated classifier that was looked at, judged on validation.
+
+    It reads neurons of the layers up to its own.
+    """
+
+    recipe: Recipe = STC
     eta: float
     n_selected: int
     """Neurons that it may read."""
@@ -27,12 +35,10 @@ class Aggregate(_Record):
     """Whether it is its depth's classifier, and not one that was tried on the way to eta."""
 
 
-class Neuron(_Record):
+class Neuron(_OfLayer):
     """One of the strongest neurons of a layer."""
 
-    site: Site
-    pooling: Pooling
-    layer: int
+    recipe: Recipe = "sound"
     column: int
     share: float
     """Of the layer's importance."""
@@ -44,12 +50,10 @@ class Neuron(_Record):
     """Beginnings of the validation texts with its largest values."""
 
 
-class LayerShare(_Record):
+class LayerShare(_OfLayer):
     """How sparse a layer's chip is."""
 
-    site: Site
-    pooling: Pooling
-    layer: int
+    recipe: Recipe = "sound"
     n_used: int
     """Neurons with a weight."""
     width: int
@@ -57,7 +61,7 @@ class LayerShare(_Record):
     """Share of |weight| that the strongest tenth of the neurons holds."""
 
 
-class SparsifyReport(_Record):
+class SparsifyReport(Record):
     """All of it."""
 
     aggregates: list[Aggregate]
@@ -66,6 +70,6 @@ class SparsifyReport(_Record):
 
     def n_read(self, key: ChipKey, layer: int) -> int:
         """Neurons with a weight of the chip of one layer, before it was fitted on all texts."""
-        rows = self.layers if key.recipe != STC else [a for a in self.aggregates if a.chosen]
-        place = (key.site, key.pooling, layer)
-        return next(r.n_used for r in rows if (r.site, r.pooling, r.layer) == place)
+        rows = [a for a in self.aggregates if a.chosen] if key.joins else self.layers
+        place = (key.recipe, key.site, key.pooling, layer)
+        return next(row.n_used for row in rows if row.place == place)

@@ -309,6 +309,9 @@ class RunReport(Record):
     ) -> SelectionInfo:
         """Apply a selection rule.
 
+        Sparse chips as published are looked at only where nothing else is named: each is the best
+        of hundreds of tries on validation, and would win there by luck.
+
         Args:
             rule: Its name.
             pooling: Look only at chips on this pooling (`raw` is the published recipe's), or on
@@ -338,6 +341,7 @@ class RunReport(Record):
                 f"{f', recipe {recipe}' if recipe else ''}{f', site {site}' if site else ''}.",
                 "Name a pooling and a chip that the run has trained; `show RUN` lists them.",
             )
+        named = [key for key in named if not key.lucky] or named
         if rule == "budget":
             limit = parse_budget(budget or DEFAULT_BUDGET, _amounts(self.dense))
             costs = {cost.cut: _amounts(cost)[limit.quantity] for cost in self.costs}

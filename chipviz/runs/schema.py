@@ -14,7 +14,7 @@ from chipviz.results.run_folder import RunFolder
 
 FolderFn = Callable[[str], RunFolder]
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Moves with the tables and with every record that is kept: code reads the stores it knows."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (

@@ -7,7 +7,7 @@ import streamlit as st
 from chipviz.bundle.remarks import exits_in_words, threshold_in_words
 from chipviz.config import DEFAULT_MARGIN, CutSpec, StoredDtype
 from chipviz.errors import ChipvizError
-from chipviz.keys import STC, Cut
+from chipviz.keys import Cut
 from chipviz.results.exits import plan_exits, trade_off
 from chipviz.results.report import RunReport
 from chipviz.results.run_folder import Predictions
@@ -34,7 +34,7 @@ def extras(report: RunReport, spec: CutSpec) -> CutSpec:
         if said is None or spec.key not in said.temperatures:
             st.caption("Early exits and thresholds need a run of this version: train it again.")
             return spec.asking(**chosen)
-        if report.task.kind == "text" and spec.key.recipe != STC:
+        if report.task.kind == "text" and not spec.key.joins:
             chosen["exit_margin"] = _exits(report, spec.cut, said)
         if len(report.task.label_names) == 2 and not chosen.get("exit_margin"):
             chosen |= _threshold(report, spec.cut, said)

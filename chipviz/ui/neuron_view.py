@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from chipviz.errors import JobError
-from chipviz.keys import STC, ChipKey, Cut, Vector
+from chipviz.keys import ChipKey, Cut, Vector
 from chipviz.results.neurons import Neuron, SparsifyReport
 from chipviz.results.report import RunReport
 from chipviz.runs.store import Job
@@ -23,7 +23,7 @@ FFN_RATIO, RHO, N_FEATURES = 4, 0.1, 3
 def show(job: Job, report: RunReport) -> None:
     """Draw all of it, or what to do where a run has none."""
     found = _read(job)
-    joined = [key for key in report.chips if key.recipe == STC]
+    joined = [key for key in report.chips if key.joins]
     if found is None or not joined:
         st.info(
             "This run has not joined neurons. Start one with Sparsify-then-Classify switched on: "
@@ -36,10 +36,10 @@ def show(job: Job, report: RunReport) -> None:
     key = joined[names.index(name)]
     left, right = st.columns(2, gap="large")
     with left:
-        _chart(neurons.depth_figure(report, key.vector, look=state.look()), "depth")
+        _chart(neurons.depth_figure(report, key, look=state.look()), "depth")
         st.caption(_claim(report, key))
     with right:
-        own = [a for a in found.aggregates if a.site == key.site]
+        own = [a for a in found.aggregates if (a.recipe, a.site) == (key.recipe, key.site)]
         _chart(neurons.what_which_where(own, report, look=state.look()), "www")
     _costs(report, key, found)
     _layer(report, key, found)
@@ -61,7 +61,8 @@ def _start(report: RunReport, joined: Sequence[ChipKey]) -> int:
 
 def _claim(report: RunReport, key: ChipKey) -> str:
     """The best joined and the best single layer, each chosen on validation, in a sentence."""
-    single = [k for k in report.chips if k.word in ("linear", "sparse")]
+    alike = [k for k in report.chips if key.lucky or not k.lucky]
+    single = [k for k in alike if k.kind in ("linear", "sparse") and not k.joins]
     joined, one = (_best(report, keys) for keys in ([key], single))
     test = [100 * report.score_at(cut, "test").accuracy for cut in (joined, one)]
     return (
@@ -127,12 +128,9 @@ def _layer(report: RunReport, key: ChipKey, found: SparsifyReport) -> None:
     with right:
         last = report.backbone.n_layers - 1
         layer = st.slider("Layer", 0, max(1, last), min(last, last // 2), key="neuron_layer")
+    place = ("published" if key.by_paper else "sound", vector.site, vector.pooling, layer)
     share = next(
-        (
-            s
-            for s in found.layers
-            if (s.site, s.pooling, s.layer) == (vector.site, vector.pooling, layer)
-        ),
+        (s for s in found.layers if s.place == place),
         None,
     )
     if share is not None:
@@ -140,11 +138,7 @@ def _layer(report: RunReport, key: ChipKey, found: SparsifyReport) -> None:
             f"{share.n_used:,} of {share.width:,} neurons have a weight; the strongest tenth holds "
             f"{100 * share.top_tenth:.0f} % of it."
         )
-    own = [
-        n
-        for n in found.neurons
-        if (n.site, n.pooling, n.layer) == (vector.site, vector.pooling, layer)
-    ]
+    own = [n for n in found.neurons if n.place == place]
     if not own:
         st.info("No neuron of this layer has a weight.")
         return
@@ -155,7 +149,11 @@ def _layer(report: RunReport, key: ChipKey, found: SparsifyReport) -> None:
 
 def _vectors(found: SparsifyReport, key: ChipKey) -> list[Vector]:
     return list(
-        dict.fromkeys(Vector(s.site, s.pooling) for s in found.layers if s.pooling == key.pooling)
+        dict.fromkeys(
+            Vector(s.site, s.pooling)
+            for s in found.layers
+            if (s.recipe, s.pooling) == ("sound", key.pooling)
+        )
     )
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 
 import streamlit as st
 
-from chipviz.keys import STC, Cut
+from chipviz.keys import Cut
 from chipviz.results.answers import TokenReading
 from chipviz.results.report import Example, RunReport
 from chipviz.runs.questions import ReadTokens
@@ -86,7 +86,7 @@ def show(answer: TokenReading, text: str, cut: Cut, truth: int | None, *, single
         f"{_verdict(names, said, best, slots, truth)}"
     )
     st.html(_legend(names, slots))
-    if cut.chip.recipe == STC:
+    if cut.chip.joins:
         what = "each token alone" if single else "the text up to that token"
         st.caption(
             f"A tint is what the joined neurons say of {what}, which is outside of what their "

@@ -17,13 +17,13 @@ from chipviz.chips.chip import Chips
 from chipviz.chips.tokens import read_tokens
 from chipviz.config import CutSpec, RunConfig
 from chipviz.data.from_table import load_task
-from chipviz.errors import BundleError
+from chipviz.errors import BundleError, ConfigError
 from chipviz.features.forward import forward_pooled
 from chipviz.keys import STC, ChipKey, Cut, Site, Vector
 from chipviz.progress import silent
 from chipviz.results.run_folder import RunFolder
 from tests.cli.test_cli import chipviz
-from tests.families import NAMED
+from tests.families import CLASSES, NAMED, planted_rows
 from tests.here import verified_here
 
 SITES = get_args(Site)
@@ -50,6 +50,16 @@ def run(backbone_folder, data, home, **options):
 @pytest.fixture(scope="module")
 def finished(tiny_backbone_folder, toy_csv, tmp_path_factory):
     return run(tiny_backbone_folder, toy_csv, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def finished_published(tiny_backbone_folder, tmp_path_factory):
+    """Of two classes, as published beside our own."""
+    root = tmp_path_factory.mktemp("published")
+    rows = [f"{text},{label}" for text, label in planted_rows(150) if label in list(CLASSES)[:2]]
+    (root / "two.csv").write_text("text,label\n" + "\n".join(rows) + "\n", "utf-8")
+    options = {"preset": "published", "poolings": ("mean",), "sites": ("block",)}
+    return run(tiny_backbone_folder, root / "two.csv", root / "home", **options)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +166,47 @@ def test_an_encoder_is_read_at_its_own_sites(finished_encoder, tmp_path, site):
     stored = folder.read_predictions().at(Cut(2, key), "test")[:20]
     said = [report.task.label_names.index(p.label) for p in load(tmp_path / "out").predict(texts)]
     assert said == stored.tolist()
+
+
+def test_the_recipe_as_published_stands_beside_ours_and_no_rule_prefers_it(finished_published):
+    _, report, _, folder = finished_published
+    assert {key.name for key in report.chips if key.lucky} == {
+        "sparse-published.raw-mean",
+        "stc-published.raw-mean",
+    }
+    assert all(
+        not chosen.key.lucky
+        for chosen in report.choices(folder.read_predictions().correct).values()
+    )
+    assert report.select("validate", recipe="stc-published").key.lucky
+    found = folder.read_neurons()
+    for key in report.chips:
+        if key.kind == "sparse":
+            layers = range(report.backbone.n_layers)
+            assert all(found.n_read(key, layer) >= 0 for layer in layers)
+
+
+@pytest.mark.parametrize("name", ["stc-published.raw-mean", "sparse-published.raw-mean"])
+def test_a_bundle_of_the_recipe_as_published_repeats_its_run(finished_published, tmp_path, name):
+    config, report, home, folder = finished_published
+    key = ChipKey.parse(name)
+    bundle = built(finished_published, tmp_path / "out", key, 2)
+    assert bundle.max_difference < 1e-4
+    texts = load_task(config, home, silent).splits["test"].texts[:64]
+    stored = folder.read_predictions().at(Cut(2, key), "test")[: len(texts)]
+    said = [report.task.label_names.index(p.label) for p in load(tmp_path / "out").predict(texts)]
+    assert said == stored.tolist()
+    backbone, prompt, chips = reopened(finished_published)
+    reading = read_tokens(
+        backbone, prompt, chips, texts[0], cut=Cut(2, key), label_names=report.task.label_names
+    )
+    assert int(np.argmax(reading.by_layer[2])) == stored[0]
+
+
+def test_the_recipe_as_published_is_for_two_classes(tiny_backbone_folder, toy_csv, tmp_path):
+    with pytest.raises(ConfigError, match="is for two classes, and these are 3") as refused:
+        run(tiny_backbone_folder, toy_csv, tmp_path, preset="published")
+    assert refused.value.fields == ("preset", "stc")
 
 
 @pytest.mark.parametrize(

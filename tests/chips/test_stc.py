@@ -9,6 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from chipviz.chips.chip import Chip
+from chipviz.chips.joiner import look
 from chipviz.chips.rows import Rows
 from chipviz.chips.sparse import choose
 from chipviz.chips.stc import (
@@ -17,7 +18,6 @@ from chipviz.chips.stc import (
     Neurons,
     importance,
     layer_weights,
-    look,
     reached,
 )
 from chipviz.data.task import Examples, Task
@@ -216,7 +216,7 @@ def test_the_test_split_is_not_read_while_anything_is_chosen():
     Aggregator(rows, ChipKey(STC, "block", "mean", "sparse"), Neurons.of({"block": probe})).search(
         refit=True
     )
-    look(rows, vector, probe)
+    look(rows, ChipKey.sparse(vector), probe)
     assert stored.asked == {"train", "validation"}
 
 
@@ -239,7 +239,9 @@ def test_the_neurons_that_are_told_of_a_depth_are_those_of_its_classifier(fitted
 
 
 def test_what_a_person_looks_at_counts_every_text(fitted):
-    found, shares = look(fitted.rows, Vector("ffn_in", "mean"), fitted.probes["ffn_in"])
+    found, shares = look(
+        fitted.rows, ChipKey.sparse(Vector("ffn_in", "mean")), fitted.probes["ffn_in"]
+    )
     assert [share.layer for share in shares] == list(range(N_LAYERS))
     planted = next(n for n in found if (n.layer, n.column) == (2, 17))
     counts = np.asarray(planted.counts)

@@ -21,6 +21,7 @@ from chipviz.keys import ChipKey, Cut, Vector
 from chipviz.progress import silent
 from chipviz.results.metrics import CurvePoint
 from chipviz.results.models import ModelRecord, ModelSpec
+from chipviz.results.neurons import SparsifyReport
 from chipviz.results.report import BundleReport, RunReport
 from chipviz.results.run_folder import RunFolder
 from chipviz.runs.scheduler import Scheduler, reconcile, stop
@@ -222,11 +223,21 @@ def test_f7_a_run_that_begins_anew_is_not_held_to_what_it_was(sealed, tmp_path):
 
 # --- stores of other versions -------------------------------------------------------------------
 
+STORED = (
+    RunConfig,
+    CutSpec,
+    RunReport,
+    SparsifyReport,
+    BundleReport,
+    ModelSpec,
+    ModelRecord,
+)
 RECORDS = {
     3: "115b4a49f63c7262",
     4: "9bf530a146657ff8",
     5: "722f077efa81fb1a",
     6: "50fc04ecce09a48f",
+    7: "20ccf2ada746b2ec",
 }
 """Schema version -> digest of the names in its records. A record that changes moves the number:
 otherwise an older chipviz would call what a newer one wrote damaged."""
@@ -235,7 +246,7 @@ otherwise an older chipviz would call what a newer one wrote damaged."""
 def test_f12_records_do_not_change_while_the_schema_number_stays():
     names = sorted(
         (found["title"], sorted(found["properties"]))
-        for kind in (RunConfig, CutSpec, RunReport, BundleReport, ModelSpec, ModelRecord)
+        for kind in STORED
         for found in [kind.model_json_schema(), *kind.model_json_schema().get("$defs", {}).values()]
         if "properties" in found
     )

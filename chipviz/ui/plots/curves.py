@@ -85,10 +85,7 @@ def curve_figure(
     _ring(figure, report.score_at(cut, split), look)
     subtitle = _subtitle(report, curves, cut.chip)
     title(figure, f"Accuracy of a chip on every layer: {safe(report.task.name)}", subtitle, look)
-    longest = max(len(end.name) for end in ends)
-    figure.update_layout(
-        margin_t=132 if "<br>" in subtitle else 116, margin_r=max(116, 8 * longest + 40)
-    )
+    figure.update_layout(margin_t=132 if "<br>" in subtitle else 116)
     return figure
 
 
@@ -324,7 +321,7 @@ def _point_words(score: Score, report: RunReport) -> str:
     no_cut = " - cannot be cut after" if score.layer in report.backbone.no_cut else ""
     return (
         f"layer {score.layer} - {score.key.vector.name}, {kind}"
-        f"{', as published' if score.recipe == 'published' else ''} - {100 * score.accuracy:.1f} % "
+        f"{', as published' if score.key.by_paper else ''} - {100 * score.accuracy:.1f} % "
         f"({100 * score.accuracy_low:.1f}-{100 * score.accuracy_high:.1f}, n = {score.n:,}) - "
         f"{f'{len(fits)} fits {min(fits):.1f}-{max(fits):.1f} - ' if score.repeats else ''}"
         f"keeps {kept:.0f} %{no_cut}"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from chipviz.keys import ChipKey, Pooling, Vector
+from chipviz.keys import STC, STC_PUBLISHED, ChipKey, Pooling, Site
 from chipviz.results.metrics import Score
 from chipviz.results.neurons import Aggregate, Neuron
 from chipviz.results.report import RunReport
@@ -15,6 +15,7 @@ from chipviz.ui.plots.theme import (
     LIGHT,
     End,
     Look,
+    chip_name,
     end_labels,
     frame,
     rgba,
@@ -31,20 +32,22 @@ SYMBOLS: dict[Pooling, str] = {
 }
 
 
-def depth_figure(report: RunReport, vector: Vector, *, look: Look = LIGHT) -> go.Figure:
+def depth_figure(report: RunReport, joined: ChipKey, *, look: Look = LIGHT) -> go.Figure:
     """Draw accuracy over depth: one layer's sparse chip against all layers up to it joined.
 
     Args:
         report: A finished run.
-        vector: Which site and pooling. *all* has no chip of one layer.
+        joined: Which curve. That of site *all* has no chip of one layer.
         look: Colours of the theme.
 
     Source: arXiv:2311.15983, figure 2.
     """
-    n_layers = report.backbone.n_layers
+    n_layers, vector = report.backbone.n_layers, joined.vector
+    one = ChipKey.sparse(vector, "published" if joined.by_paper else "sound")
     keys = [
-        (ChipKey("stc", vector.site, vector.pooling, "sparse"), look.accent, "joined"),
-        (ChipKey.sparse(vector), look.series(vector), "one layer, L1"),
+        (joined, look.accent, "joined"),
+        (_other(joined), look.ink(vector), "joined, sound" if joined.by_paper else "as published"),
+        (one, look.series(vector), "one layer, L1"),
         (ChipKey.sound(vector.pooling), look.muted, "one layer, linear"),
     ]
     figure, ends, values = go.Figure(), [], [100.0]
@@ -55,7 +58,7 @@ def depth_figure(report: RunReport, vector: Vector, *, look: Look = LIGHT) -> go
         )
         if not scores:
             continue
-        strong = key.recipe == "stc"
+        strong = key == joined
         if strong:
             figure.add_trace(_band(scores, colour))
         figure.add_trace(
@@ -73,12 +76,21 @@ def depth_figure(report: RunReport, vector: Vector, *, look: Look = LIGHT) -> go
         values += [100 * s.accuracy_low if strong else 100 * s.accuracy for s in scores]
     y_range = (max(0.0, 10 * ((min(values) - 3) // 10)), 101.5)
     frame(figure, look, n_layers=n_layers, y_range=y_range)
-    figure.update_layout(height=420, margin={"r": 150})
+    figure.update_layout(height=420)
     end_labels(figure, ends, x=n_layers - 0.2, y_range=y_range)
     n = next(s.n for s in report.scores if s.split == "test")
     words = f"test, n = {n:,}; 95 % interval of the joined ones shaded"
-    title(figure, f"Depth: {safe(vector.name)}", words, look)
+    title(figure, f"Depth: {safe(chip_name(joined))}", words, look)
     return figure
+
+
+def _other(joined: ChipKey) -> ChipKey:
+    """The same neurons joined by the other recipe. The paper's reads states before the norm."""
+    if joined.by_paper:
+        site: Site = "block" if joined.site == "raw" else joined.site
+        return ChipKey(STC, site, joined.pooling, "sparse")
+    site = "raw" if joined.site == "block" else joined.site
+    return ChipKey(STC_PUBLISHED, site, joined.pooling, "sparse")
 
 
 def _band(scores: Sequence[Score], colour: str) -> go.Scatter:
@@ -193,14 +205,19 @@ def neuron_figure(neuron: Neuron, names: Sequence[str], *, look: Look = LIGHT) -
     highest = max(sum(row[b] for row in neuron.counts) for b in range(len(middles)))
     frame(figure, look, n_layers=None, y_range=(0, 1.1 * max(1, highest)))
     figure.update_layout(
-        height=300,
+        height=330,
         barmode="stack",
         bargap=0,
         showlegend=True,
-        margin={"l": 44, "r": 12, "t": 70, "b": 40},
-        legend={"orientation": "h", "y": -0.24, "font": {"size": 12, "color": look.text}},
+        margin={"l": 44, "r": 12, "t": 70, "b": 76},
+        legend={
+            "orientation": "h",
+            "y": -0.32,
+            "yanchor": "top",
+            "font": {"size": 12, "color": look.text},
+        },
     )
-    figure.update_xaxes(title_text="value", showgrid=False)
+    figure.update_xaxes(title_text="value", title_standoff=4, showgrid=False)
     figure.update_yaxes(title_text="texts")
     words = f"{100 * neuron.share:.0f} % of its layer's importance; validation texts"
     title(figure, f"Neuron {neuron.column} of layer {neuron.layer}", words, look)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from chipviz.keys import RAW, TEXT_POOLINGS, ChipKey, Site, Vector
+from chipviz.keys import TEXT_POOLINGS, ChipKey, Site, Vector
 
 _HUES: dict[Site, tuple[str, ...]] = {
+    "raw": ("#56b4e9", "#2f86b5", "#7cc3ea", "#4a9cc9"),
     "gate": ("#7f6a00", "#a68b00", "#bfa51a", "#8c7a1e"),
     "ffn_in": ("#5b3f8c", "#8a63c7", "#a98fd6", "#6d5a99"),
     "ffn_out": ("#8c2d5b", "#b34a7c", "#cf7aa2", "#99456e"),
@@ -23,7 +24,6 @@ SERIES: dict[Vector, str] = {
     Vector("block", "first"): "#cc79a7",
     Vector("block", "max"): "#009e73",
     Vector("block", "first+mean"): "#b8860b",
-    RAW: "#56b4e9",
     **{
         Vector(site, pooling): colour
         for site, colours in _HUES.items()
@@ -32,10 +32,31 @@ SERIES: dict[Vector, str] = {
 }
 """Line colour of a vector. Source of the first five: Okabe and Ito 2008, safe for colour-blind
 readers. Sites have one hue each."""
-DASHES = {"linear": "solid", "mlp": "dash", "sparse": "dot", "stc": "solid"}
-SYMBOLS = {"linear": "circle", "mlp": "diamond-open", "sparse": "x-thin-open", "stc": "star"}
+DASHES = {
+    "linear": "solid",
+    "mlp": "dash",
+    "sparse": "dot",
+    "sparse-published": "dashdot",
+    "stc": "solid",
+    "stc-published": "longdash",
+}
+SYMBOLS = {
+    "linear": "circle",
+    "mlp": "diamond-open",
+    "sparse": "x-thin-open",
+    "sparse-published": "cross-thin-open",
+    "stc": "star",
+    "stc-published": "star-open",
+}
 """Between neighbouring layers a line is too short for its dashes to show: markers differ too."""
-KINDS = {"linear": "linear", "mlp": "MLP", "sparse": "L1", "stc": "STC"}
+KINDS = {
+    "linear": "linear",
+    "mlp": "MLP",
+    "sparse": "L1",
+    "sparse-published": "L1",
+    "stc": "STC",
+    "stc-published": "STC",
+}
 """What people call a chip's `word`."""
 CLASS_COLOURS = (
     "#e69f00",
@@ -145,8 +166,10 @@ def title(figure: go.Figure, text: str, subtitle: str, look: Look) -> None:
 def end_labels(
     figure: go.Figure, ends: Sequence[End], *, x: float, y_range: tuple[float, float]
 ) -> None:
-    """Name each line at its right end `x`, instead of a legend."""
+    """Name each line at its right end `x`, instead of a legend, and leave room for the names."""
     low, high = y_range
+    longest = max((len(end.name) for end in ends), default=0)
+    figure.update_layout(margin_r=max(116, 8 * longest + 40))
     # Room for the letters of the outermost labels, which stand half above and half below.
     room = (high - low) / 40
     places = spread(
@@ -227,12 +250,14 @@ def rgba(colour: str, opacity: float) -> str:
 def chip_name(key: ChipKey) -> str:
     """What people call a chip: `mean`, `mean, MLP`, `raw, as published`."""
     name = key.vector.name if key.word == "linear" else f"{key.vector.name}, {KINDS[key.word]}"
-    return f"{name}, as published" if key.recipe == "published" else name
+    return f"{name}, as published" if key.by_paper else name
 
 
 def end_name(key: ChipKey) -> str:
     """The same, short enough for the end of a line."""
-    name = "published" if key.recipe == "published" else key.vector.name
+    if key.lucky:  # several of these read different vectors
+        return f"{key.vector.name}, {KINDS[key.word]} published"
+    name = "published" if key.by_paper else key.vector.name
     return name if key.word == "linear" else f"{name}, {KINDS[key.word]}"
 
 
