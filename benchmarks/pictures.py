@@ -1,14 +1,16 @@
 """`python -m benchmarks.pictures DATA_FOLDER`: chips on every layer of a vision encoder.
 
 Trains whole runs on sets of pictures, fits scikit-learn on states of a plain loop beside them, and
-times the reading of pictures against that loop. Writes a section of docs/results.md, a set at a
-time.
+times the reading of pictures against that loop and, where it is installed, against timm's model of
+the same shape. Writes a section of docs/results.md, a set at a time.
 """
 
 import argparse
+import importlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -112,10 +114,24 @@ def _fitted(features: NDArray[np.float32], labels: NDArray[np.int64], strength: 
     return model.fit(features, labels)
 
 
-def reading_ratio(
-    task: Task, config: RunConfig, home: Path, rounds: int = 3
-) -> tuple[float, float]:
-    """Pictures a second of ours, and how many times as many as the plain loop. Both in float32."""
+@dataclass(frozen=True)
+class Speed:
+    """How fast pictures are read, in float32: medians of rounds in turns."""
+
+    ours: float
+    """Pictures a second."""
+    beside: dict[str, float]
+    """How many times as many as another loop reads, by its name."""
+
+    @property
+    def words(self) -> str:
+        """As the page says it."""
+        others = "".join(f", {ratio:.2f} times {name}" for name, ratio in self.beside.items())
+        return f"{self.ours:.1f} pictures a second in float32{others}"
+
+
+def reading_speed(task: Task, config: RunConfig, home: Path, rounds: int = 3) -> Speed:
+    """Read the same pictures in turns: here, in a plain loop, and by timm where it is there."""
     folder = find_model(BACKBONE, home)
     backbone, reader = open_vision(folder, config, home, torch.float32)
     plain: Any = AutoModel.from_pretrained(folder.path, dtype=torch.float32).eval()
@@ -139,12 +155,44 @@ def reading_ratio(
                     normed = plain.layernorm(state)
                     torch.cat([normed[:, 0], normed[:, 1:].mean(dim=1)], dim=1)
 
-    ratios, speeds = [], []
+    others = {"the plain loop": theirs}
+    with suppress(ImportError):
+        others["timm's"] = _timm_loop(names, home)
+    taken: dict[str, list[float]] = {}
     for _ in range(rounds):
-        a, b = _seconds(ours), _seconds(theirs)
-        ratios.append(b / a)
-        speeds.append(len(names) / a)
-    return median(speeds), median(ratios)
+        own = _seconds(ours)
+        taken.setdefault("", []).append(len(names) / own)
+        for name, loop in others.items():
+            taken.setdefault(name, []).append(_seconds(loop) / own)
+    return Speed(median(taken.pop("")), {name: median(found) for name, found in taken.items()})
+
+
+def _timm_loop(names: Sequence[str], home: Path) -> Callable[[], None]:
+    """All blocks' states by timm: the same shape, its own transforms. Weights do not matter here.
+
+    Raises:
+        ImportError: If timm, or torchvision that it needs, is not installed.
+    """
+    timm: Any = importlib.import_module("timm")
+    model = timm.create_model("vit_small_patch14_dinov2", pretrained=False, img_size=224).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
+    def loop() -> None:
+        store = Pictures(home / "data" / "pictures")
+        with torch.inference_mode():
+            for start in range(0, len(names), BATCH):
+                shown = [store.open(one) for one in names[start : start + BATCH]]
+                pixels = torch.stack([transform(one) for one in shown])
+                for patches, prefix in model.forward_intermediates(
+                    pixels,
+                    norm=True,
+                    output_fmt="NLC",
+                    return_prefix_tokens=True,
+                    intermediates_only=True,
+                ):
+                    torch.cat([prefix[:, 0], patches.mean(dim=1)], dim=1)
+
+    return loop
 
 
 def _seconds(work: Any) -> float:
@@ -154,12 +202,13 @@ def _seconds(work: Any) -> float:
 
 
 def set_lines(
-    report: RunReport, checked: Sequence[Checked], speed: tuple[float, float]
+    report: RunReport, checked: Sequence[Checked], speed: Speed, first_point: float | None
 ) -> list[str]:
     """One set's tables."""
     task, controls = report.task, report.controls
-    keys = [key for key in report.chips if key.recipe == "sound"]
-    names = [f"{key.pooling}{'' if key.kind == 'linear' else f' {key.kind}'}" for key in keys]
+    keys = sorted(report.chips, key=lambda key: key.by_paper)
+    names = [_column(key) for key in keys]
+    first = "" if first_point is None else f"First point of the curve after {first_point:.0f} s. "
     lines = [
         "",
         f"### {task.name}",
@@ -167,8 +216,8 @@ def set_lines(
         f"{task.n_classes} classes; {task.n_train:,} training, {task.n_validation:,} validation, "
         f"{task.n_test:,} test pictures. Majority {_percent(controls.majority)}, "
         + ", ".join(f"{name} {_percent(value)}" for name, value in controls.beside.items())
-        + f". Reading took {report.timing.extract_s:.0f} s, fitting {report.timing.fit_s:.0f} s; "
-        f"{speed[0]:.1f} pictures a second in float32, {speed[1]:.2f} times the plain loop.",
+        + f". {first}Reading took {report.timing.extract_s:.0f} s, fitting "
+        f"{report.timing.fit_s:.0f} s, all {report.timing.total_s:.0f} s; {speed.words}.",
         "",
         f"| layer | {' | '.join(names)} |",
         f"| ---: | {' | '.join(['---:'] * len(names))} |",
@@ -185,12 +234,65 @@ def set_lines(
             for one, gap in zip(checked, gaps, strict=True)
         )
         + f". Mean {np.mean(gaps):+.2f}, largest {max(map(abs, gaps)):.1f}.",
+        "",
+        _findings(report),
     ]
     return lines
 
 
+def _column(key: ChipKey) -> str:
+    kind = "" if key.kind == "linear" else f" {key.kind}"
+    return f"{key.pooling}{kind}{' as published' if key.by_paper else ''}"
+
+
+def _findings(report: RunReport) -> str:
+    """What the paper says of pictures, beside what is found here."""
+    last = report.backbone.n_layers - 1
+
+    def test(key: ChipKey) -> list[float]:
+        return [report.score_at(Cut(i, key), "test").accuracy for i in range(last + 1)]
+
+    ours = test(ChipKey.sound("first"))
+    best, half = int(np.argmax(ours)), ours[last // 2]
+    paper = {key.kind: test(key) for key in report.chips if key.by_paper}
+    mlp = test(ChipKey.sound("first", "mlp"))
+    return (
+        f"Class token, on test: best at layer {best} of {last + 1} ({_percent(ours[best])}), the "
+        f"last layer {_percent(ours[last])}; layer {last // 2} has {_percent(half / ours[best])} % "
+        f"of the best. MLP chips at the best layer of each: as published "
+        f"{_percent(max(paper['mlp']))}, ours {_percent(max(mlp))}; linear as published "
+        f"{_percent(max(paper['linear']))}."
+    )
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def config_of(name: str, options: Any) -> RunConfig:
+    """What is trained on a set."""
+    return RunConfig.checked(
+        backbone=BACKBONE,
+        data=str(options.data / name),
+        poolings=POOLINGS,
+        chips=("linear", "mlp"),
+        preset="published",
+        max_train=options.max_train,
+        max_validation=200,
+        max_test=options.max_test,
+    )
+
+
+def measured(config: RunConfig, home: Path) -> list[str]:
+    """One set: train or read the run, and measure beside it."""
+    folder = RunFolder(home / "runs" / f"pictures-{Path(config.data).name}")
+    points: list[float] = []
+    began = time.perf_counter()
+    report = trained(config, home, folder, lambda _points: points.append(time.perf_counter()))
+    first_point = points[0] - began if points else None
+    task = load_task(config, home, silent)
+    checked = beside_scikit_learn(task, report, home)
+    return set_lines(report, checked, reading_speed(task, config, home), first_point)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -207,26 +309,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Made by `python -m benchmarks.pictures DATA_FOLDER`; not by hand. "
         f"{BACKBONE} (whether the maker of its wheel tuned it is not known), test accuracy",
         "in % of the chip of every layer: linear ones on class token, mean of the patches and "
-        "both, and an MLP of the sound recipe. Beside",
+        "both, an MLP of the sound recipe, and both kinds as published (raw states). Beside",
         "them scikit-learn's logistic regression on states of a plain float32 loop, C chosen by "
         "validation loss.",
     ]
     for name in options.sets:
         sys.stdout.write(f"{name}\n")
         sys.stdout.flush()
-        config = RunConfig.checked(
-            backbone=BACKBONE,
-            data=str(options.data / name),
-            poolings=POOLINGS,
-            chips=("linear", "mlp"),
-            max_train=options.max_train,
-            max_validation=200,
-            max_test=options.max_test,
-        )
-        report = trained(config, home, RunFolder(home / "runs" / f"pictures-{name}"))
-        task = load_task(config, home, silent)
-        checked = beside_scikit_learn(task, report, home)
-        lines += set_lines(report, checked, reading_ratio(task, config, home))
+        lines += measured(config_of(name, options), home)
         write_section(options.out, "Pictures", lines)
     return 0
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from chipviz import experiment
+from chipviz.chips.live import PointsFn
 from chipviz.config import RunConfig
 from chipviz.errors import JobError
 from chipviz.progress import silent
@@ -26,8 +27,20 @@ def finished(config: RunConfig, folder: RunFolder) -> RunReport | None:
     return None
 
 
-def trained(config: RunConfig, home: Path, folder: RunFolder) -> RunReport:
-    """The report of a run of these settings: read where it is there, else trained."""
+def trained(
+    config: RunConfig,
+    home: Path,
+    folder: RunFolder,
+    on_points: PointsFn = lambda _points: None,
+) -> RunReport:
+    """The report of a run of these settings: read where it is there, else trained.
+
+    Args:
+        config: The settings.
+        home: The folder of backbones, data and features.
+        folder: The run's own.
+        on_points: Told the points of a curve that grows.
+    """
     found = finished(config, folder)
     if found is not None:
         return found
@@ -38,7 +51,7 @@ def trained(config: RunConfig, home: Path, folder: RunFolder) -> RunReport:
         run_id=folder.path.name,
         folder=folder,
         progress=silent,
-        on_points=lambda _: None,
+        on_points=on_points,
     )
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from chipviz.errors import ConfigError
 from chipviz.keys import (
@@ -156,7 +156,8 @@ class RunConfig(BaseModel):
     """Maximum tokens of a prompt, template included."""
     preset: Preset = Field(default="sound", title="Recipe")
     """How chips are trained: sound is this project's way, published adds the paper's own training
-    of linear and MLP chips on raw last-token states, and, with Sparsify-then-Classify and two
+    of linear and MLP chips on raw states of the last token (of a vision encoder: the class token,
+    else the mean), and, with Sparsify-then-Classify and two
     classes, that paper's own probes and grid. These take long, and rules pass over them: each is
     the best of hundreds of tries on validation."""
     class_weight: ClassWeight = Field(default="none", title="Class weight", json_schema_extra=_FIT)
@@ -186,6 +187,8 @@ class RunConfig(BaseModel):
     found."""
     seed: int = Field(default=0, ge=0, lt=2**31, title="Seed")
     """Seed of the splits, of the order of texts and of the chips' first weights."""
+    _published: Vector = PrivateAttr(default=RAW)
+    """What Chip-Tuning's own recipe reads. A vision encoder has no last token that has seen all."""
 
     @classmethod
     def reads(cls) -> set[str]:
@@ -237,13 +240,12 @@ class RunConfig(BaseModel):
             raise ConfigError(
                 f"{what} has no pooling {foreign[0]}.", f"Take {', '.join(known)}.", "poolings"
             )
-        if class_token is not None and self.preset == "published":
-            raise ConfigError(
-                "The published recipe reads the last token of a text, and these are pictures.",
-                "Take preset sound.",
-                "preset",
-            )
-        return self if self.poolings else self.model_copy(update={"poolings": usual})
+        resolved = self if self.poolings else self.model_copy(update={"poolings": usual})
+        if class_token is None:
+            return resolved
+        resolved = resolved.model_copy()
+        resolved._published = Vector("raw", usual[0])
+        return resolved
 
     def refuse_classes(self, n_classes: int) -> None:
         """Refuse what so many classes do not go with.
@@ -293,7 +295,7 @@ class RunConfig(BaseModel):
     @property
     def vectors(self) -> tuple[Vector, ...]:
         """Every vector to keep per text and layer: the poolings, and what preset and STC add."""
-        raw = [RAW] if self.preset == "published" else []
+        raw = [self._published] if self.preset == "published" else []
         sound = [Vector("block", pooling) for pooling in self.poolings]
         every = [*raw, *sound, *self.sparse_vectors, *self.published_vectors]
         return tuple(dict.fromkeys(every))
@@ -325,7 +327,8 @@ class RunConfig(BaseModel):
             poolings: list[Pooling] = list(dict.fromkeys(v.pooling for v in self.sparse_vectors))
             joined += [ChipKey(STC, ALL_SITES, pooling, "sparse") for pooling in poolings]
         kinds: tuple[ChipKind, ...] = ("linear", "mlp")
-        published = [ChipKey.published(k) for k in kinds if self.preset == "published"]
+        read = self._published.name
+        published = [ChipKey.named(read, k) for k in kinds if self.preset == "published"]
         published += [ChipKey.sparse(v, "published") for v in self.published_vectors]
         joined += [
             ChipKey(STC_PUBLISHED, v.site, v.pooling, "sparse") for v in self.published_vectors

@@ -246,7 +246,6 @@ def test_a_preview_shows_one_of_each_class_first(run):
     ("options", "said"),
     [
         ({"poolings": ["last"]}, "has no pooling last"),
-        ({"preset": "published"}, "these are pictures"),
         ({"device_map": "auto"}, "not spread over devices"),
         ({"template": "Look: {text}"}, "without a template"),
         ({"max_length": 64}, "have no length limit"),
@@ -255,6 +254,33 @@ def test_a_preview_shows_one_of_each_class_first(run):
 def test_settings_of_texts_are_refused(run, tmp_path, options, said):
     with pytest.raises(ConfigError, match=said):
         trained(tmp_path / "home", run.config.backbone, run.data, **options)
+
+
+def test_the_papers_recipe_reads_raw_states_and_its_bundles_repeat_its_answers(run, tmp_path):
+    found = trained(
+        tmp_path / "home", run.config.backbone, run.data, preset="published", poolings=["mean"]
+    )
+    read = "first" if found.report.backbone.name == "dinov2" else "mean"
+    by_paper = [key for key in found.report.chips if key.by_paper]
+    assert [key.name for key in by_paper] == [f"linear.raw-{read}", f"mlp.raw-{read}"]
+    last = found.report.backbone.n_layers - 1
+    reached = [found.report.score_at(Cut(last, key), "test").accuracy for key in by_paper]
+    assert max(reached) > 0.8
+    cut = Cut(2, by_paper[1])
+    backbone, reader = reopen(found.config, found.report, home=found.home, folder=found.folder)
+    chips = Chips.load(found.folder.chips, backbone.folder.fingerprint)
+    assert chips.at(cut).hidden_weight.shape == (32, 32)  # as wide as the model
+    examples = found.folder.read_examples("test")
+    names = found.report.task.label_names
+    shown = read_patches(backbone, reader, chips, examples[0].text, cut=cut, label_names=names)
+    stored = found.folder.read_predictions().at(cut, "test")
+    assert int(np.argmax(shown.by_layer[2])) == stored[0]
+    with verified_here():
+        bundle = experiment.build(
+            found.folder, CutSpec.at(cut), home=found.home, out=tmp_path / "b", progress=silent
+        )
+    assert bundle.kind == "chipviz"
+    assert bundle.max_difference < 1e-4
 
 
 def test_poolings_may_be_named(run, tmp_path):

@@ -72,14 +72,14 @@ def fit_mlp(
             block = (read(start, stop) - mean) / scale
             for rows in torch.randperm(stop - start, generator=random).split(BATCH):
                 where = (rows + start).to(labels.device)
-                losses = _losses(_chip(parameters), block[:, rows], labels[where])
+                found = losses(_chip(parameters), block[:, rows], labels[where])
                 if row_weight is not None:
-                    losses = losses * row_weight[where].to(losses)
+                    found = found * row_weight[where].to(found)
                 optimizer.zero_grad()
-                losses.mean(dim=1).sum().backward()
+                found.mean(dim=1).sum().backward()
                 optimizer.step()
         with torch.no_grad():
-            loss = _losses(_chip(parameters), held_out, validation).mean(dim=1)
+            loss = losses(_chip(parameters), held_out, validation).mean(dim=1)
             better = loss < best_loss
             best_loss = torch.where(better, loss, best_loss)
             since = torch.where(better, 0, since + 1)
@@ -116,7 +116,7 @@ def _chip(parameters: list[Tensor]) -> Chip:
     return Chip(weight, bias, hidden_weight, hidden_bias)
 
 
-def _losses(chip: Chip, features: Tensor, labels: Tensor) -> Tensor:
+def losses(chip: Chip, features: Tensor, labels: Tensor) -> Tensor:
     """Log-loss of every row, shape (K, n)."""
     logits = chip.logits(features)
     target = labels.to(logits.device).expand(len(logits), -1)

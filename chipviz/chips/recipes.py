@@ -11,7 +11,7 @@ from chipviz.chips.chip import Chip
 from chipviz.chips.judge import Judge, balanced_weights, joined, with_constant
 from chipviz.chips.linear import Read, fit_linear
 from chipviz.chips.mlp import fit_mlp
-from chipviz.chips.published import fit_published
+from chipviz.chips.published import PICTURE_EPOCHS, fit_pictures, fit_published
 from chipviz.chips.rows import Rows
 from chipviz.chips.sparse import Scaler, Solution, choose, solve_path
 from chipviz.config import PUBLISHED_MAX_TRAIN, RunConfig
@@ -125,6 +125,8 @@ def published(block: Block) -> Fitted:
         held, truth = block.read("validation"), block.labels("validation")
         chip, penalties = stc_published.probes(block.read("train"), labels, held, truth)
         return Fitted(chip, penalties)
+    if block.rows.task.kind == "image":
+        return Fitted(_on_pictures(block, labels))
     n_rows = min(len(labels), PUBLISHED_MAX_TRAIN)
     history: list[CurvePoint] = []
 
@@ -147,6 +149,22 @@ def published(block: Block) -> Fitted:
         on_rows=look,
     )
     return Fitted(chip.to(torch.device("cpu")), history=history)
+
+
+def _on_pictures(block: Block, labels: Tensor) -> Chip:
+    def on_epoch(done: int) -> None:
+        if done % 10 == 0:
+            epochs = f"epoch {done} of {PICTURE_EPOCHS}"
+            block.meter.advance(0, f"training {block.key.kind} chips as published, {epochs}")
+
+    return fit_pictures(
+        block.key.kind,
+        block.read("train"),
+        labels,
+        block.n_classes,
+        seed=block.config.seed,
+        on_epoch=on_epoch,
+    ).to(torch.device("cpu"))
 
 
 RECIPES: dict[Recipe, Callable[[Block], Fitted]] = {"sound": sound, "published": published}

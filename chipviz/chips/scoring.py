@@ -75,7 +75,8 @@ def score(rows: Rows, chips: Chips, seed: int, progress: ProgressFn) -> Trained:
 def points(rows: Rows, chips: Chips, key: ChipKey) -> list[CurvePoint]:
     """Validation accuracy per layer after all training texts."""
     n_train = len(rows.task.splits["train"])
-    n_seen = min(n_train, PUBLISHED_MAX_TRAIN) if key.recipe == "published" else n_train
+    cut_short = key.recipe == "published" and not key.lucky and rows.task.kind == "text"
+    n_seen = min(n_train, PUBLISHED_MAX_TRAIN) if cut_short else n_train
     labels, found = rows.task.judged("validation").labels, []
     for layer in range(rows.features.n_layers):
         cut = Cut(layer, key)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chipviz.chips import published
-from chipviz.chips.published import fit_published
+from chipviz.chips.published import fit_pictures, fit_published
 
 
 def rows_of(features):
@@ -82,3 +82,42 @@ def test_rows_beyond_the_limit_are_not_read():
     for rows, weight in done[:-1]:  # seen on the way: what training on so many rows ends with
         fewer = fit_published("linear", rows_of(features[:, :rows]), labels[:rows], 2, seed=0)
         assert torch.equal(weight, fewer.weight)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_pictures_are_learned_in_the_papers_steps(kind, monkeypatch):
+    """Batches of 512 in the given order, AdamW with its own betas, 1e-3, hidden as wide as D."""
+    features, labels = 5 * torch.randn(2, 700, 10), torch.randint(0, 4, (700,))
+    begun = []
+    initial = published.initial
+
+    def remembered(*arguments):
+        made = initial(*arguments)
+        begun.extend(tensor.clone() for tensor in made)
+        return made
+
+    monkeypatch.setattr(published, "initial", remembered)
+    done = []
+    chip = fit_pictures(kind, rows_of(features), labels, 4, seed=1, epochs=3, on_epoch=done.append)
+    assert done == [1, 2, 3]
+    for layer in range(2):
+        inner = [torch.nn.Linear(10, 10), torch.nn.ReLU()] if kind == "mlp" else []
+        network = torch.nn.Sequential(*inner, torch.nn.Linear(10, 4))
+        with torch.no_grad():
+            for parameter, value in zip(network.parameters(), begun, strict=True):
+                parameter.copy_(value[layer])
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01)
+        for _ in range(3):
+            for rows in (slice(0, 512), slice(512, 700)):
+                loss = torch.nn.functional.cross_entropy(
+                    network(features[layer, rows]), labels[rows]
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        own = chip.at(layer)
+        found = [own.hidden_weight, own.hidden_bias, own.weight, own.bias]
+        for ours, theirs in zip(
+            [t for t in found if t is not None], network.parameters(), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs.detach(), atol=2e-5, rtol=1e-4)
