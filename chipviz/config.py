@@ -180,11 +180,10 @@ class RunConfig(BaseModel):
     dtype: Literal["float32", "bfloat16"] | None = Field(default=None, title="Compute in")
     """Number format of the forward pass. If not given, the one that is fast here. bfloat16 takes
     half the memory of float32."""
-    blocks: str | None = Field(
-        default=None, max_length=200, title="Path of the blocks", json_schema_extra=_FIT
-    )
+    blocks: str | None = Field(default=None, max_length=200, title="Path of the blocks")
     """Place of the backbone's layers, such as transformer.h, for a model in which they are not
-    found."""
+    found. Of a model that is asked about pictures the layers of its vision tower, such as
+    vision_tower.encoder.layers, read pictures by themselves."""
     seed: int = Field(default=0, ge=0, lt=2**31, title="Seed")
     """Seed of the splits, of the order of texts and of the chips' first weights."""
     _published: Vector = PrivateAttr(default=RAW)

@@ -232,7 +232,9 @@ def _of_pictures(task: "Task", folder: "ModelFolder", config: RunConfig, home: P
     """What a run would read, of pictures."""
     from chipviz.backbones.vision import look_at_pictures
 
-    pictures = look_at_pictures(task.splits["train"], task.label_names, folder, home, N_PICTURES)
+    pictures = look_at_pictures(
+        task.splits["train"], task.label_names, folder, home, N_PICTURES, config.blocks
+    )
     n_texts = sum(map(len, task.splits.values()))
     facts = look_at_backbone(config, folder, home=home, n_texts=n_texts, pictures=True)
     return Preview(

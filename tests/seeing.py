@@ -130,6 +130,7 @@ def asked_model(name: str, folder: Path) -> Any:
     tokenizer = make_tokenizer("bytes")
     marks = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
     marks += ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
+    marks += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
     config, processor = ASKED[name](tokenizer)
     with torch.random.fork_rng(devices=[]):
@@ -212,9 +213,92 @@ def _idefics3(tokenizer: Any) -> tuple[Any, Any]:
     return config, processor
 
 
+def _gemma3(tokenizer: Any) -> tuple[Any, Any]:
+    from transformers import Gemma3Config, Gemma3Processor, Gemma3TextConfig, SiglipVisionConfig
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    images = Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    # Kept with the tokenizer, as the published ones keep them.
+    named = {"boi": "<start_of_image>", "eoi": "<end_of_image>", "image": "<image_soft_token>"}
+    tokenizer._set_model_specific_special_tokens({f"{k}_token": v for k, v in named.items()})
+    processor = Gemma3Processor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        image_seq_length=16,
+        chat_template=TURN.replace("<image>", "<start_of_image>"),
+    )
+    config = Gemma3Config(
+        vision_config=SiglipVisionConfig(**SMALL, vision_use_head=False),
+        text_config=Gemma3TextConfig(**_TEXT, num_key_value_heads=2, head_dim=8, sliding_window=16),
+        image_token_id=tokenizer.image_token_id,
+        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+        mm_tokens_per_image=16,
+    )
+    return config, processor
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A processor on disk as it is published. Its class wants torchvision, for videos."""
+
+    images: Any
+    tokenizer: Any
+    turn: str
+    name: str
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.images.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / "chat_template.jinja").write_text(self.turn, "utf-8")
+        file = folder / "preprocessor_config.json"
+        said = json.loads(file.read_text("utf-8"))
+        said |= {"processor_class": self.name, "image_processor_type": "Qwen2VLImageProcessor"}
+        file.write_text(json.dumps(said), "utf-8")
+
+
+def _qwen2_vl(tokenizer: Any) -> tuple[Any, Any]:
+    from transformers import Qwen2VLConfig
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    images = Qwen2VLImageProcessorPil(
+        patch_size=PATCH,
+        merge_size=2,
+        size={"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE},
+    )
+    turn = TURN.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    processor = _Parts(images, tokenizer, turn, "Qwen2VLProcessor")
+    ids = tokenizer.convert_tokens_to_ids
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "patch_size": PATCH,
+        "spatial_merge_size": 2,
+    }
+    text = {**_TEXT, "num_key_value_heads": 2}
+    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    config = Qwen2VLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+    )
+    return config, processor
+
+
 TURN = (
     "{% for message in messages %}User: {% for part in message.content %}"
     "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}"
     "\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-ASKED = {"llava": _llava, "paligemma": _paligemma, "idefics3": _idefics3}
+ASKED = {
+    "llava": _llava,
+    "paligemma": _paligemma,
+    "idefics3": _idefics3,
+    "gemma3": _gemma3,
+    "qwen2_vl": _qwen2_vl,
+}

@@ -115,6 +115,6 @@ def test_every_setting_has_a_label_and_a_sentence_that_both_faces_show():
 
 def test_the_settings_that_change_nothing_read_are_those_of_the_fit():
     assert set(RunConfig.model_fields) - RunConfig.reads() == {
-        *("chips", "class_weight", "refit", "folds", "repeats", "blocks"),
+        *("chips", "class_weight", "refit", "folds", "repeats"),
         *("importance", "layer_weights"),
     }

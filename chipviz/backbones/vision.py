@@ -5,6 +5,7 @@ structure and by running it, as those of text models are.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +71,7 @@ def open_vision(
             "max_length",
         )
     pictures = Pictures(home / "data" / "pictures")
-    if folder.asks:
+    if folder.asks and not names_tower(folder, config.blocks):
         asking = load_asking(processor or folder.path, pictures, config.template or QUESTION)
         backbone = load_asked_backbone(
             folder, asking, dtype=dtype, device=device, blocks_path=config.blocks
@@ -120,7 +121,9 @@ def load_vision_backbone(
         raise unloadable(name, error) from None
     tower = vision_part(model, name).eval().requires_grad_(False).to(place)
     refuse_missing(loading["missing_keys"], tower, name)
-    return seeing(folder, tower, shape, blocks_path)
+    # The tower is the model here: what stands around it is neither kept nor saved.
+    own = sum(p.numel() for p in tower.parameters())
+    return seeing(replace(folder, n_published=own), tower, shape, blocks_path)
 
 
 def load_asked_backbone(
@@ -223,7 +226,12 @@ def refuse_wordless(folder: ModelFolder) -> None:
 
 
 def look_at_pictures(
-    rows: Examples, label_names: Sequence[str], folder: ModelFolder, home: Path, most: int
+    rows: Examples,
+    label_names: Sequence[str],
+    folder: ModelFolder,
+    home: Path,
+    most: int,
+    blocks_path: str | None = None,
 ) -> tuple[PictureLook, ...]:
     """Pictures to show before a run, one of each class first.
 
@@ -233,6 +241,7 @@ def look_at_pictures(
         folder: The model that will read them.
         home: The folder that holds `data/pictures/`.
         most: Maximum pictures.
+        blocks_path: Where the run's layers are.
 
     Raises:
         ChipvizError: If the model reads no pictures, or its processor cannot be used.
@@ -241,7 +250,7 @@ def look_at_pictures(
     pictures = Pictures(home / "data" / "pictures")
     reader = (
         load_asking(folder.path, pictures, QUESTION)
-        if folder.asks
+        if folder.asks and not names_tower(folder, blocks_path)
         else load_processor(folder.path, pictures)
     )
     labels = rows.labels.tolist()
@@ -253,6 +262,23 @@ def look_at_pictures(
         for one, label in zip(shown.texts, shown.labels.tolist(), strict=True)
         for width, height in [size_of(one)]
     )
+
+
+def names_tower(folder: ModelFolder, path: str | None) -> bool:
+    """Whether a path leads to layers of the vision tower, so that it is read by itself.
+
+    Args:
+        folder: Of a model that reads pictures.
+        path: Where the layers are, as the model or the published one around it names it.
+    """
+    if path is None:
+        return False
+    with torch.device("meta"):
+        model: Any = AutoModel.from_config(folder.config, trust_remote_code=False)
+    with suppress(AttributeError, BackboneError):
+        module = model.get_submodule(path.removeprefix(f"{model.base_model_prefix}."))
+        return any(module is one for one in vision_part(model, folder.name).modules())
+    return False
 
 
 def vision_part(model: Any, name: str) -> Any:

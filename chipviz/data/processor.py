@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor
+from transformers.models.auto.processing_auto import processor_class_from_name
 
 from chipviz.data.pictures import Pictures, is_reference, read
 from chipviz.data.prompt import Prompt, cut_notices, n_truncated
@@ -30,6 +31,8 @@ QUESTION = "What type of object is in this photo?"
 code of arXiv:2410.06541."""
 EDGE = 0.03
 PROCESSOR = "preprocessor_config.json"
+WHOLE = "processor_config.json"
+"""File of a processor of pictures and texts. That of pictures may stand inside."""
 
 
 @dataclass(frozen=True)
@@ -208,34 +211,62 @@ def load_asking(folder: Path, pictures: Pictures, question: str) -> AskingReader
         SourceError: If the folder holds none, or one with code of its own.
     """
     try:
-        for name in ("processor_config.json", PROCESSOR, "tokenizer_config.json"):
-            if (folder / name).is_file() and "auto_map" in read_small(folder / name, MAX_SETTINGS):
-                raise ValueError("it asks for code of its own, which is never run")
-        with warnings.catch_warnings(action="ignore"):
-            processor: Any = AutoProcessor.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True, backend="pil"
-            )
+        processor = _open_asking(folder)
         processor.tokenizer.padding_side = "right"
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
-        token = int(processor.image_token_id)
-        reader = AskingReader(
-            processor,
-            pictures,
-            template=question,
-            prompt=_asked(processor, question),
-            image_token=token,
-        )
+        prompt = _asked(processor, question)
+        reader = AskingReader(processor, pictures, template=question, prompt=prompt)
         found = reader.batch([Image.new("RGB", (96, 32))] * 2)
-        if not (found["input_ids"] == token).any():
-            raise ValueError("a prompt has no place for its picture")
+        token = _place(processor, found["input_ids"])
     except Exception as error:  # noqa: BLE001 - as many kinds as there are odd settings
         raise SourceError(
             f"The processor of {folder.name} cannot be used: {' '.join(str(error).split())[:160]}.",
             "Give the model as it was published, processor and tokenizer included.",
             "backbone",
         ) from None
-    return replace(reader, n_tokens=found["input_ids"].shape[1])
+    return replace(reader, image_token=token, n_tokens=found["input_ids"].shape[1])
+
+
+def _open_asking(folder: Path) -> Any:
+    """The processor of a model that reads pictures and texts, without its part for videos.
+
+    That part wants a library that nothing here needs.
+
+    Raises:
+        ValueError: If it asks for code of its own.
+    """
+    said: dict[str, Any] = {}
+    for name in (WHOLE, PROCESSOR, "tokenizer_config.json"):
+        if (folder / name).is_file():
+            said = json.loads(read_small(folder / name, MAX_SETTINGS)) | said
+    if "auto_map" in said:
+        raise ValueError("it asks for code of its own, which is never run")
+    name = said.get("processor_class")
+    kind: Any = processor_class_from_name(name) if isinstance(name, str) and name else None
+    if kind is None or "video_processor" not in kind.get_attributes():
+        kind = AutoProcessor
+    else:
+        left = [part for part in kind.get_attributes() if part != "video_processor"]
+        kind = type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: left)})
+    with warnings.catch_warnings(action="ignore"):
+        return kind.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, backend="pil"
+        )
+
+
+def _place(processor: Any, ids: Tensor) -> int:
+    """The token that stands where a picture's states go. Some name the mark before them so, too.
+
+    Raises:
+        ValueError: If a prompt has no such token.
+    """
+    named = {getattr(one, "image_token_id", None) for one in (processor, processor.tokenizer)}
+    counts = {int(token): int((ids == token).sum()) for token in named if token is not None}
+    token = max(counts, key=lambda one: counts[one], default=-1)
+    if not counts.get(token):
+        raise ValueError("a prompt has no place for its picture")
+    return token
 
 
 def _asked(processor: Any, question: str) -> str:
@@ -266,17 +297,18 @@ def load_processor(folder: Path, pictures: Pictures) -> PictureReader:
     Raises:
         SourceError: If the folder holds none, or one with code of its own.
     """
-    file = folder / PROCESSOR
-    if not file.is_file():
+    files = [folder / name for name in (PROCESSOR, WHOLE) if (folder / name).is_file()]
+    if not files:
         raise SourceError(
             f"{folder.name} has no {PROCESSOR}, so nobody knows what pictures are made into.",
             "Save the model's image processor there, or give the model as it was published.",
             "backbone",
         )
     try:
-        said = json.loads(read_small(file, MAX_SETTINGS))
-        if not isinstance(said, dict) or "auto_map" in said:
-            raise ValueError("it asks for code of its own, which is never run")
+        for file in files:
+            said = json.loads(read_small(file, MAX_SETTINGS))
+            if not isinstance(said, dict) or "auto_map" in said | said.get("image_processor", {}):
+                raise ValueError("it asks for code of its own, which is never run")
         with warnings.catch_warnings(action="ignore"):
             processor = AutoImageProcessor.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True, backend="pil"

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
 from chipviz import experiment
 from chipviz.backbones.model_folder import open_folder
+from chipviz.backbones.opening import reopen
 from chipviz.backbones.vision import load_asked_backbone
 from chipviz.bundle.classifier import load
 from chipviz.chips.chip import Chips
@@ -16,9 +17,10 @@ from chipviz.data.pictures import Pictures
 from chipviz.data.processor import QUESTION, load_asking
 from chipviz.errors import BackboneError, SourceError
 from chipviz.features.forward import forward_pooled
-from chipviz.keys import Cut, Vector
+from chipviz.keys import ChipKey, Cut, Vector
 from chipviz.progress import silent
 from chipviz.pruning.cut import impossible_cuts
+from tests.here import verified_here
 from tests.seeing import (
     ASKED,
     COLOURS,
@@ -54,23 +56,44 @@ def test_the_language_models_blocks_are_the_layers_and_all_is_counted(found):
     assert backbone.final_norm is not None
     assert backbone.causal
     assert backbone.folder.n_published == sum(p.numel() for p in model.parameters())
-    assert any("vision" in name for name, _ in backbone.model.named_parameters())
+    assert any("vis" in name for name, _ in backbone.model.named_parameters())
+
+
+def plain_inputs(name, folder):
+    """What a model is given of one picture and a prompt, by transformers alone."""
+    if name != "qwen2_vl":
+        processor = AutoProcessor.from_pretrained(folder, backend="pil")
+        return lambda image, prompt: processor(images=[[image]], text=[prompt], return_tensors="pt")
+    # Its processor wants torchvision, for videos: the prompt is written out by hand.
+    images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def by_hand(image, prompt):
+        found = images(images=[image], return_tensors="pt")
+        n_places = int(found["image_grid_thw"].prod()) // 4
+        ids = tokenizer(
+            prompt.replace("<|image_pad|>", n_places * "<|image_pad|>"), return_tensors="pt"
+        )
+        places = ids["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        return {**found, **ids, "mm_token_type_ids": places.int()}
+
+    return by_hand
 
 
 def test_features_are_the_states_that_transformers_gives(found):
     name, _, backbone, reader = found
-    processor = AutoProcessor.from_pretrained(backbone.folder.path, backend="pil")
+    inputs_of = plain_inputs(name, backbone.folder.path)
     plain = AutoModel.from_pretrained(backbone.folder.path, dtype=torch.float32).eval()
     vectors = [Vector("block", "last"), Vector("block", "mean")]
     rows = reader.encode([reader.pictures.add(as_bytes(image))[0] for image in PICTURES])
     together = forward_pooled(backbone, rows, 0, vectors)
     assert QUESTION in reader.prompt
     for i, image in enumerate(PICTURES):
-        inputs = processor(images=[[image]], text=[reader.prompt], return_tensors="pt")
+        inputs = inputs_of(image, reader.prompt)
         with torch.inference_mode():
             out = plain(**inputs, output_hidden_states=True, use_cache=False)
         places = inputs["input_ids"][0] == reader.image_token
-        assert int(places.sum()) == {"llava": 16, "paligemma": 16, "idefics3": 4}[name]
+        assert int(places.sum()) == {"idefics3": 4, "qwen2_vl": 4}.get(name, 16)
         for layer in range(3):
             state = backbone.apply_final_norm(out.hidden_states[layer + 1])[0]
             torch.testing.assert_close(together[0][layer + 1, i], state[-1], atol=2e-5, rtol=1e-4)
@@ -124,7 +147,7 @@ def test_from_class_folders_to_a_verified_bundle(found, tmp_path):
     for row, one in zip(truth, said, strict=True):
         assert one.label == names[int(row.argmax())]
         assert one.score == pytest.approx(float(row.max()), abs=1e-3)
-    if name != "idefics3":
+    if name not in ("idefics3", "qwen2_vl"):
         shown = read_patches(backbone, reader, chips, str(files[0]), cut=cut, label_names=names)
         assert shown.grid == (4, 4)
         assert np.allclose(shown.by_layer[1], truth[0], atol=1e-3)
@@ -153,3 +176,41 @@ def test_a_processor_with_code_or_without_a_place_for_a_picture_is_refused(tmp_p
     (folder / "processor_config.json").unlink()
     with pytest.raises(SourceError, match="cannot be used"):
         load_asking(folder, Pictures(tmp_path), QUESTION)
+
+
+@pytest.mark.parametrize(
+    "path", ["vision_tower.encoder.layers", "model.vision_tower.encoder.layers"]
+)
+def test_the_tower_of_such_a_model_is_read_by_itself_where_its_layers_are_named(tmp_path, path):
+    folder = tmp_path / "llava"
+    model = asked_model("llava", folder)
+    data = class_folders(tmp_path / "colours", 20)
+    run = trained(tmp_path / "home", folder, data, blocks=path, dtype="float32", poolings=["first"])
+    tower = model.model.vision_tower
+    assert run.report.backbone.n_layers == 4
+    assert run.report.backbone.n_parameters == sum(p.numel() for p in tower.parameters())
+    backbone, reader = reopen(run.config, run.report, home=run.home, folder=run.folder)
+    assert not any("language" in name for name, _ in backbone.model.named_parameters())
+    pixels = torch.stack([reader.pixels(image) for image in PICTURES])
+    with torch.inference_mode():
+        truth = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+    rows = reader.encode([reader.pictures.add(as_bytes(image))[0] for image in PICTURES])
+    found = forward_pooled(backbone, rows, 0, [Vector("raw", "first")])[0]
+    for layer in range(4):
+        torch.testing.assert_close(found[layer + 1], truth[layer + 1][:, 0], atol=2e-5, rtol=1e-4)
+    cut = Cut(2, ChipKey.sound("first"))
+    with verified_here():
+        built = experiment.build(
+            run.folder, CutSpec.at(cut), home=run.home, out=tmp_path / "bundle", progress=silent
+        )
+    assert built.max_difference < 1e-4
+    assert built.n_parameters < sum(p.numel() for p in tower.parameters())
+
+
+def test_a_tower_without_one_size_of_pictures_is_refused(tmp_path):
+    asked_model("idefics3", tmp_path / "idefics3")
+    data = class_folders(tmp_path / "colours", 5)
+    with pytest.raises(SourceError, match="cannot be used"):
+        trained(
+            tmp_path / "home", tmp_path / "idefics3", data, blocks="vision_model.encoder.layers"
+        )

@@ -66,6 +66,7 @@ def test_the_parts_are_found_by_structure(found):
     assert backbone.view.grid == (4, 4)
     assert backbone.class_token == (one.n_prefix > 0)
     assert stock_pooling(backbone) == one.stock
+    assert backbone.folder.n_published == sum(p.numel() for p in backbone.model.parameters())
 
 
 def test_features_are_the_states_that_transformers_gives(found):
