@@ -1,5 +1,6 @@
 """Commands about models made from models: tune, prune, models, evaluate."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,8 @@ import typer
 from chipviz import sources
 from chipviz.cli import options, printing
 from chipviz.config import RunConfig
-from chipviz.errors import ConfigError, JobError
+from chipviz.errors import ChipvizError, ConfigError, JobError
+from chipviz.features import distributed
 from chipviz.results import models as made
 from chipviz.results.models import Fit, ModelSpec
 from chipviz.runs import worker
@@ -243,6 +245,12 @@ def _perplexities(record: made.ModelRecord) -> str:
 
 
 def _make(home: Path, spec: ModelSpec, as_json: bool) -> None:
+    if distributed.is_helper():
+        from chipviz.pruning.make import help_leader
+
+        with suppress(ChipvizError):  # the leader reports what goes wrong
+            help_leader(spec, home=home)
+        return
     store = Store(home)
     made.place_of(home, spec.name)
     finish(store, store.create_model(spec, claim=True), as_json)

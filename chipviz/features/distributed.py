@@ -1,14 +1,19 @@
-"""The processes of one run: several under `accelerate launch`, one alone otherwise.
+"""The processes of one job: several under `accelerate launch`, one alone otherwise.
 
-The leader (rank 0) owns the run: its folder, the store, the chips. The others only help reading
-texts through the backbone. Values travel between processes of one launch, which trust each other.
+The leader (rank 0) owns the job: its folder, the store, the chips, the optimizer. The others only
+help: they read texts through the backbone, or find gradients of a part of each step. Values travel
+between processes of one launch, which trust each other.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chipviz.errors import JobError
+
+if TYPE_CHECKING:  # pages import this module, and open without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,33 @@ class Team:
         except RuntimeError as error:
             raise _broken(error) from None
         return box or []
+
+    def sum_up(self, tensors: "Iterable[Tensor]") -> None:
+        """Add everybody's tensors up, in the leader's own. Those of the others are used up.
+
+        Raises:
+            JobError: If another process of the run is gone.
+        """
+        self._each(tensors, "reduce")
+
+    def spread(self, tensors: "Iterable[Tensor]") -> None:
+        """Write the values of the leader's tensors into everybody's.
+
+        Raises:
+            JobError: If another process of the run is gone.
+        """
+        self._each(tensors, "broadcast")
+
+    def _each(self, tensors: "Iterable[Tensor]", how: str) -> None:
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        try:
+            for tensor in tensors:
+                getattr(distributed, how)(tensor, 0)
+        except RuntimeError as error:
+            raise _broken(error) from None
 
 
 ALONE = Team()

@@ -8,6 +8,7 @@ import torch
 
 from chipviz.backbones.model_folder import ModelFolder
 from chipviz.backbones.surgery import Surgery
+from chipviz.features.distributed import ALONE, Team
 from chipviz.progress import Progress, ProgressFn
 from chipviz.pruning.training import OnMark
 from chipviz.results.models import ModelSpec
@@ -25,6 +26,8 @@ class Job:
     progress: ProgressFn
     on_mark: OnMark
     device: torch.device
+    team: Team = ALONE
+    """Processes that share what can be shared."""
     found: dict[str, Any] = field(default_factory=dict)
     """For the record: influence by block, the threshold, losses."""
 

@@ -177,6 +177,7 @@ def fit_all(job: Job, model: LanguageModel, rows: Tensor, held: Tensor) -> Langu
         checkpoint=job.scratch / "checkpoint.safetensors",
         progress=job.progress,
         on_mark=job.on_mark,
+        team=job.team,
     )
     job.found |= {"n_tokens": fitted.n_tokens, "loss": fitted.loss}
     return model

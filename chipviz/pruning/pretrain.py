@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from chipviz.backbones.language_model import BATCH_TOKENS, LanguageModel, mean_loss, token_losses
+from chipviz.features.distributed import ALONE, Team
 from chipviz.progress import ProgressFn, silent
-from chipviz.pruning.training import Fitted, OnMark, Plan, fit
+from chipviz.pruning.training import Fitted, OnMark, Plan, fit, help_fit
 from chipviz.pruning.tune import in_order
 
 
@@ -37,6 +38,7 @@ def pretrain(
     checkpoint: Path | None = None,
     progress: ProgressFn = silent,
     on_mark: OnMark = lambda _: None,
+    team: Team = ALONE,
 ) -> Fitted:
     """Fit all weights of a model in place.
 
@@ -49,13 +51,15 @@ def pretrain(
         checkpoint: File of the state on the way.
         progress: Told every step.
         on_mark: Told every loss.
+        team: Processes that share the rows of each step.
     """
     network = model.model.requires_grad_(True).train()
     rows_of = in_order(len(rows), batch, plan.seed)
-    at_once = max(1, BATCH_TOKENS // rows.shape[1])
+    # As many as fit at once, and something to do for everybody.
+    at_once = max(1, min(BATCH_TOKENS // rows.shape[1], batch // team.size))
 
     def step_of(step: int) -> Sequence[Tensor]:
-        return rows[rows_of(step)].to(model.device).split(at_once)
+        return rows[rows_of(step)].split(at_once)
 
     def validate() -> float:
         network.eval()
@@ -67,12 +71,31 @@ def pretrain(
         dict(network.named_parameters()),
         plan,
         step_of,
-        lambda some: row_loss(network, some),
+        lambda some: row_loss(network, some.to(model.device)),
         validate=validate,
         checkpoint=checkpoint,
         name="pretraining",
         progress=progress,
         on_mark=on_mark,
+        team=team,
     )
     network.eval().requires_grad_(False)
     return fitted
+
+
+def help_leader(model: LanguageModel, team: Team) -> None:
+    """Take a part of every step of a pretraining that another process leads.
+
+    Args:
+        model: Of the shape that is fitted. Its weights come from the leader.
+        team: This process's place.
+
+    Raises:
+        JobError: If the leader is gone.
+    """
+    network = model.model.requires_grad_(True).train()
+    help_fit(
+        dict(network.named_parameters()),
+        lambda some: row_loss(network, some.to(model.device)),
+        team,
+    )

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from chipviz.features.distributed import ALONE, Team
 from chipviz.files import replacing
 from chipviz.progress import Meter, ProgressFn, silent
 from chipviz.results.models import Mark
@@ -108,6 +109,7 @@ def fit(
     name: str = "training",
     progress: ProgressFn = silent,
     on_mark: OnMark = lambda _: None,
+    team: Team = ALONE,
 ) -> Fitted:
     """Fit parameters in place.
 
@@ -121,8 +123,10 @@ def fit(
         name: What it is called in progress reports.
         progress: Told every step.
         on_mark: Told the loss of every step, and of every validation.
+        team: Others that find gradients of a part of each step, see `help_fit`. They are told when
+            it ends.
     """
-    fit_now = _Fit(parameters, plan, validate, checkpoint, on_mark)
+    fit_now = _Fit(parameters, plan, validate, checkpoint, on_mark, team)
     fit_now.resume()
     meter = Meter("fitting", plan.n_steps, progress)
     meter.skip(fit_now.step)
@@ -130,7 +134,59 @@ def fit(
         n_tokens = fit_now.take_step(step_of(fit_now.step), loss_of)
         label = f"{name}: step {fit_now.step:,} of {plan.n_steps:,}, loss {fit_now.losses[-1]:.3f}"
         meter.advance(1, label, n_tokens)
+    team.share(None)
     return fit_now.end()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What everybody must know of a step."""
+
+    seed: int
+    bfloat16: bool
+    micros: Sequence[Micro]
+
+    def gradients(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        loss_of: Callable[[Micro], tuple[Tensor, int]],
+        team: Team,
+    ) -> tuple[float, int]:
+        """Write the gradient of the summed loss. Returns that sum and the tokens it is over.
+
+        Every process takes its own batches; the leader has the whole at the end.
+        """
+        device = next(iter(parameters.values())).device
+        torch.manual_seed(self.seed + team.rank)  # of dropout
+        found = torch.zeros(2, dtype=torch.float64, device=device)
+        for micro in self.micros[team.rank :: team.size]:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+                loss, n = loss_of(micro)
+            loss.backward()
+            found += torch.tensor([float(loss.detach()), n], dtype=torch.float64, device=device)
+        if team.size > 1:
+            for parameter in parameters.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            team.sum_up([found, *(p.grad for p in parameters.values() if p.grad is not None)])
+        return float(found[0]), int(found[1])
+
+
+def help_fit(
+    parameters: Mapping[str, nn.Parameter],
+    loss_of: Callable[[Micro], tuple[Tensor, int]],
+    team: Team,
+) -> None:
+    """Find gradients for the leader of a `fit` until it ends. Takes its weights every step.
+
+    Raises:
+        JobError: If the leader is gone.
+    """
+    while (step := team.share()) is not None:
+        team.spread(p.data for p in parameters.values())
+        step.gradients(parameters, loss_of, team)
+        for parameter in parameters.values():
+            parameter.grad = None
 
 
 class _Fit:
@@ -143,8 +199,9 @@ class _Fit:
         validate: Callable[[], float] | None,
         checkpoint: Path | None,
         on_mark: OnMark,
+        team: Team,
     ) -> None:
-        self.parameters, self.plan = parameters, plan
+        self.parameters, self.plan, self._team = parameters, plan, team
         self.step, self.n_tokens = 0, 0
         self.losses: list[float] = []
         self.best: float | None = None
@@ -167,16 +224,13 @@ class _Fit:
         self, micros: Sequence[Micro], loss_of: Callable[[Micro], tuple[Tensor, int]]
     ) -> int:
         """One step of the optimizer. Returns the tokens whose loss it lowers."""
-        plan, device = self.plan, next(iter(self.parameters.values())).device
-        torch.manual_seed(plan.seed * 1_000_003 + self.step)  # of dropout
+        plan, team = self.plan, self._team
         for group in self._optimizer.param_groups:
             group["lr"] = plan.lr_at(self.step)
-        total, n_tokens = 0.0, 0
-        for micro in micros:
-            with torch.autocast(device.type, torch.bfloat16, enabled=plan.bfloat16):
-                loss, n = loss_of(micro)
-            loss.backward()
-            total, n_tokens = total + float(loss.detach()), n_tokens + n
+        now = _Step(plan.seed * 1_000_003 + self.step, plan.bfloat16, micros)
+        team.share(now)
+        team.spread(p.data for p in self.parameters.values())
+        total, n_tokens = now.gradients(self.parameters, loss_of, team)
         for parameter in self.parameters.values():
             if parameter.grad is not None:
                 parameter.grad /= n_tokens  # the mean over the step, however it was parted

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from chipviz.backbones.backbone import fast_dtype
 from chipviz.features.distributed import ALONE, is_helper, join
@@ -41,6 +42,32 @@ def launch(arguments, *, processes):
         check=False,
         timeout=300,
     )
+
+
+PRETRAIN = [
+    *("prune", "--method", "bottom", "--layers", "1", "--length", "16", "--heal", "pretrain"),
+    *("--tokens", "1500", "--lr", "0.003", "--batch", "6", "--json"),
+]
+
+
+def test_two_processes_pretrain_what_one_would(tiny_backbone_folder, toy_csv, tmp_path):
+    fast_dtype(torch.device("cpu"), tmp_path)
+    weights, records = [], []
+    for processes in (1, 2):
+        home = tmp_path / str(processes)
+        home.mkdir()
+        shutil.copy(tmp_path / "fast_dtype.json", home)
+        where = ["--backbone", tiny_backbone_folder, "--calibrate", toy_csv, "--name", "healed"]
+        done = launch([str(a) for a in ["--home", home, *PRETRAIN, *where]], processes=processes)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        records.append(json.loads(done.stdout))
+        weights.append(load_file(home / "models" / "healed" / "model.safetensors"))
+        assert [folder.name for folder in (home / "models").iterdir()] == ["healed"]
+    one, two = records
+    assert two["perplexity_after"] < two["perplexity_pruned"]
+    assert two["perplexity_after"] == pytest.approx(one["perplexity_after"], rel=1e-3)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=2e-3, rtol=2e-2)
 
 
 def test_two_processes_end_with_the_scores_of_one(tiny_backbone_folder, toy_csv, tmp_path):
