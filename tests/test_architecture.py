@@ -61,7 +61,8 @@ HOUSE = {
             "tune",
             "pretrain",
         ],
-        *["job", "learn", "choose", "surgical", "shorten", "keep", "make", "evaluate"],
+        *["job", "learn", "choose", "surgical", "shorten", "keep", "make", "helping"],
+        "evaluate",
     ],
     "bundle": [
         *[
@@ -93,6 +94,7 @@ HOUSE = {
             "head",
             "head_reader",
             "folders",
+            "llama_cpp",
             "written",
             "export",
             "joined",

@@ -42,6 +42,8 @@ class Metadata:
     """Whether texts of several lengths may share a batch."""
     exits: ExitPlan | None
     """Where texts may leave early."""
+    family: str
+    """What the backbone's configuration calls its family."""
     threshold: Threshold | None
     """From which probability on the answer is yes, of a binary task."""
     everything: dict[str, Any]
@@ -136,7 +138,16 @@ def read_metadata(path: Path) -> Metadata:
             "Update chipviz, or build the bundle again.",
         )
     return Metadata(
-        found["kind"], found["preset"], cut, task, blocks, padded, exits, threshold, found
+        found["kind"],
+        found["preset"],
+        cut,
+        task,
+        blocks,
+        padded,
+        exits,
+        str(config.get("model_type", "")),
+        threshold,
+        found,
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from chipviz.bundle.metadata import SUMS, Metadata
 from chipviz.files import read_small_json
 
-Target = Literal["onnx", "openvino", "vllm", "sentence-transformers", "head"]
+Target = Literal["onnx", "openvino", "vllm", "sentence-transformers", "gguf", "head"]
 GRAPHS: tuple[Target, ...] = ("onnx", "openvino")
 """Targets that hold the whole computation as one graph."""
 TITLES: dict[Target, str] = {
@@ -22,6 +22,7 @@ TITLES: dict[Target, str] = {
     "openvino": "OpenVINO",
     "vllm": "vLLM",
     "sentence-transformers": "sentence-transformers",
+    "gguf": "llama.cpp",
     "head": "The chip alone",
 }
 WHAT: dict[Target, str] = {
@@ -29,9 +30,13 @@ WHAT: dict[Target, str] = {
     "openvino": "the same graph for Intel's runtime",
     "vllm": "a sequence classifier that vLLM serves, pooling said",
     "sentence-transformers": "the cut backbone as an embedder; the chip lies beside it",
+    "gguf": "the cut backbone as one GGUF file for an embedding server; the chip lies beside it",
     "head": "kilobytes: the chip reads the backbone that you have",
 }
 
+GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Families, as their configuration calls them, whose blocks are written as GGUF."""
+GGUF_FILE = "model.gguf"
 NOTE = "export.json"
 """What an export says of itself."""
 
@@ -130,6 +135,23 @@ names = json.loads((folder / "head" / "head.json").read_text("utf-8"))["labels"]
 states = embed.encode(["TEXT"])
 HIDDENlogits = states @ chip["weight"].T + chip.get("bias", 0)
 print([names[best] for best in logits.argmax(axis=1)])"""
+_LLAMA_CPP = """\
+# llama-server -m PATH/model.gguf --embedding --pooling POOLING --embd-normalize -1 --port 8080
+import json
+from pathlib import Path
+from urllib.request import Request, urlopen
+import numpy
+from safetensors.numpy import load_file
+from transformers import PreTrainedTokenizerFast
+folder = Path("PATH")
+read = PreTrainedTokenizerFast.from_pretrained(folder)
+chip = load_file(folder / "head" / "head.safetensors")
+names = json.loads((folder / "head" / "head.json").read_text("utf-8"))["labels"]
+asked = json.dumps({"content": read(GIVEN)["input_ids"]}).encode()
+request = Request("http://127.0.0.1:8080/embedding", asked, {"Content-Type": "application/json"})
+states = numpy.array(json.load(urlopen(request))[0]["embedding"], "float32").reshape(1, -1)
+HIDDENlogits = states @ chip["weight"].T + chip.get("bias", 0)
+print([names[best] for best in logits.argmax(axis=1)])"""
 _HIDDEN = 'states = (states @ chip["hidden_weight"].T + chip["hidden_bias"]).clip(0)\n'
 _HEAD = 'python -m chipviz predict PATH --backbone BACKBONE --text "TEXT"'
 
@@ -158,11 +180,21 @@ def refusal(target: Target, metadata: Metadata) -> str | None:
         return "This chip reads single neurons, not one vector of one layer."
     if target == "head" and not _backbone(metadata).get("fingerprint"):
         return "It does not say which files its backbone was read from; build it again."
+    if target == "gguf":
+        return _not_for_llama_cpp(metadata)
     if target == "sentence-transformers":
         if key.site != "block":
             return "It embeds states after the final norm, and this chip reads others."
         if metadata.takes_pair:
             return "It embeds one text at a time, and this bundle reads two."
+    return None
+
+
+def _not_for_llama_cpp(metadata: Metadata) -> str | None:
+    if metadata.family not in GGUF_FAMILIES:
+        return f"Family {metadata.family or 'unknown'} is not written as GGUF."
+    if metadata.cut.key.site != "block" or metadata.cut.pooling not in ("last", "mean", "first"):
+        return "It pools normed states at the last token, the first or all, and this chip no such."
     return None
 
 
@@ -189,6 +221,11 @@ def use(target: Target, metadata: Metadata) -> str:
         name = " ".join(str(_backbone(metadata).get("name")).split())[:120]
         line = _HEAD.replace("BACKBONE", shlex.quote(name))
         return line + ' --text-pair "SECOND TEXT"' * metadata.takes_pair
+    if target == "gguf":
+        pooling = {"first": "cls"}.get(metadata.cut.pooling, metadata.cut.pooling)
+        given = '"TEXT", "SECOND TEXT"' if metadata.takes_pair else _GIVEN
+        lines = _LLAMA_CPP.replace("POOLING", pooling).replace("GIVEN", given)
+        return lines.replace("HIDDEN", _HIDDEN if metadata.cut.chip == "mlp" else "")
     return _EMBED.replace("HIDDEN", _HIDDEN if metadata.cut.chip == "mlp" else "")
 
 
@@ -205,6 +242,12 @@ def notes(target: Target, metadata: Metadata) -> list[str]:
         return [
             "Without `--dtype` vLLM computes float32 models in float16. Older versions call the "
             "command's `--runner pooling` `--task classify`."
+        ]
+    if target == "gguf":
+        return [
+            "The file holds no vocabulary: give the server token ids, made of raw texts by the "
+            "tokenizer here, which knows the template and the length limit.",
+            "A later `llama-quantize` rounds weights, which the check below has not seen.",
         ]
     if target == "sentence-transformers":
         return ["Embeddings are not normalised: the chip reads them as they are."]

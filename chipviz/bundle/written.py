@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
@@ -12,11 +13,11 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from chipviz.backbones.pooling import pool
 from chipviz.backbones.vetting import SAFE
-from chipviz.bundle import folders, graph, head
+from chipviz.bundle import folders, graph, head, llama_cpp
 from chipviz.bundle.asked import Ask
 from chipviz.bundle.classifier import Classifier
 from chipviz.bundle.pictures import PictureClassifier
-from chipviz.bundle.targets import Target
+from chipviz.bundle.targets import GGUF_FILE, Target
 from chipviz.chips.chip import Chip
 
 
@@ -51,6 +52,8 @@ def write(
     metadata = classifier.metadata
     if target == "vllm":
         folders.write_sequence(bundle, folder)
+    elif target == "gguf":
+        llama_cpp.write_gguf(bundle, classifier, folder)
     elif target == "head":
         head.write_head(folders.chip_of(classifier), classifier.tokenizer, metadata, folder)
     else:
@@ -90,7 +93,8 @@ def opened(target: Target, folder: Path, classifier: Any) -> Ask:
             read = replace(reader, chip=chip).scores
             return lambda batch: read(batch["input_ids"], batch["attention_mask"]).numpy()
     else:
-        base = AutoModel.from_pretrained(folder, **SAFE).eval()
+        kind = {"gguf_file": GGUF_FILE, "dtype": torch.float32} if target == "gguf" else {}
+        base = AutoModel.from_pretrained(folder, **kind, **SAFE).eval()
         chip = Chip(**load_file(folder / "head" / head.WEIGHTS))
 
     def answer(batch: dict[str, Tensor]) -> NDArray[np.float32]:

@@ -246,7 +246,7 @@ def _perplexities(record: made.ModelRecord) -> str:
 
 def _make(home: Path, spec: ModelSpec, as_json: bool) -> None:
     if distributed.is_helper():
-        from chipviz.pruning.make import help_leader
+        from chipviz.pruning.helping import help_leader
 
         with suppress(ChipvizError):  # the leader reports what goes wrong
             help_leader(spec, home=home)

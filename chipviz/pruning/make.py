@@ -12,10 +12,11 @@ from chipviz.backbones.find import find_model
 from chipviz.backbones.memory import refuse_copies
 from chipviz.features.distributed import ALONE, join
 from chipviz.files import publish
-from chipviz.progress import Progress, ProgressFn, silent
-from chipviz.pruning import keep, shorten
+from chipviz.progress import Progress, ProgressFn
+from chipviz.pruning import keep
 from chipviz.pruning.job import Job
 from chipviz.pruning.learn import tuned
+from chipviz.pruning.shorten import shortened
 from chipviz.pruning.training import OnMark
 from chipviz.results.models import ModelRecord, ModelSpec, place_of, write_record
 
@@ -50,7 +51,7 @@ def make(
     learns = "lora" in (spec.method, spec.heal)
     refuse_copies(folder, 4 if spec.heal == "pretrain" else 1.5 if learns else 1.1, device)
     job = Job(spec, home, scratch, folder, progress, on_mark, device, team)
-    made = tuned(job) if spec.method == "lora" else shorten.shortened(job)
+    made = tuned(job) if spec.method == "lora" else shortened(job)
     progress(Progress("building", f"writing {spec.name}"))
     with publish(final) as work:
         keep.write(made, folder, work)
@@ -58,14 +59,3 @@ def make(
         write_record(work, record)
     shutil.rmtree(scratch, ignore_errors=True)
     return record
-
-
-def help_leader(spec: ModelSpec, *, home: Path) -> None:
-    """Share the work of another process of this launch that makes a model: its pretraining.
-
-    Raises:
-        ChipvizError: If the backbone cannot be opened, or the leader is gone.
-    """
-    if spec.heal == "pretrain":
-        team = join()
-        shorten.help_leader(find_model(spec.backbone, home, silent), best_device(), team)

@@ -3,17 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from chipviz.backbones.language_model import LanguageModel, load_language_model, pack, perplexity
-from chipviz.backbones.model_folder import ModelFolder
-from chipviz.backbones.surgery import Surgery, operate
+from chipviz.backbones.surgery import Surgery
 from chipviz.data.corpus import Corpus, read_corpus
 from chipviz.data.prompt import load_tokenizer
 from chipviz.errors import ConfigError
-from chipviz.features.distributed import Team
-from chipviz.pruning import choose, learn, pretrain, surgical
+from chipviz.pruning import choose, learn, surgical
 from chipviz.pruning import replace as replacing
 from chipviz.pruning.blocks import without
 from chipviz.pruning.job import Job, Made
@@ -43,34 +40,6 @@ class _Shorter:
     surgery: Surgery | None = None
     linear: Tensor | None = None
     """The map that ReplaceMe folds in, shape (D, D)."""
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What helpers must take out of the same backbone to hold a model of the same shape."""
-
-    removed: list[int]
-    surgery: Surgery | None
-
-
-def help_leader(folder: ModelFolder, device: torch.device, team: Team) -> None:
-    """Share the pretraining of a job that another process leads.
-
-    Args:
-        folder: The job's backbone.
-        device: Where to compute.
-        team: This process's place.
-
-    Raises:
-        JobError: If the leader is gone.
-    """
-    shape: _Shape = team.share()
-    model = load_language_model(folder, device=device, needs_loss=True)
-    if shape.removed:
-        model = without(model, shape.removed)
-    if shape.surgery is not None:
-        operate(model.model.base_model, shape.surgery)
-    pretrain.help_leader(model, team)
 
 
 def shortened(job: Job) -> Made:
@@ -149,7 +118,8 @@ def _healed(
         if job.spec.task is not None:
             return replace(model, model=learn.fit_lora(job, model.model, tokenizer))
         learned = learn.fit_all if heal == "pretrain" else learn.fit_lora_on_text
-        job.team.share(_Shape(found.removed, found.surgery))
+        # What others must take out of the same backbone: see `chipviz.pruning.helping`.
+        job.team.share((found.removed, found.surgery))
         whole = pack(tokenizer, corpus.texts, texts.rows.shape[1])
         return learned(job, model, whole, texts.held)
     return model

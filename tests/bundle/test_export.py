@@ -4,16 +4,21 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from chipviz.bundle import folders, graph, targets, written
+from chipviz.backbones.pooling import pool
+from chipviz.bundle import folders, graph, llama_cpp, targets, written
 from chipviz.bundle.asked import Batches, rows_of_run
 from chipviz.bundle.classifier import load
 from chipviz.bundle.export import export
@@ -24,7 +29,7 @@ from chipviz.errors import BundleError, ChipvizError, ConfigError
 from chipviz.progress import silent
 from tests.bundle.test_save import built, finished, finished_encoder  # noqa: F401
 from tests.cli.test_cli import chipviz
-from tests.families import planted_rows
+from tests.families import NAMED, planted_rows
 
 TEXTS = [text for text, _ in planted_rows(40)]
 ODD = ["", "bank " * 20_000, "the atom </s> <pad> and <s>", "a\n\nb\tc", "\u6cb3\u8fb9 \u0e01"]
@@ -246,6 +251,103 @@ def test_the_first_token_of_an_encoder_is_embedded_too(finished_encoder, tmp_pat
     exported(bundle, "sentence-transformers", tmp_path / "out")
     for text in (TEXTS[0], ODD[2]):
         assert run_as_told(tmp_path / "out", text) == load(bundle).predict([text])[0].label
+
+
+def read_gguf(folder):
+    """By transformers' own reader."""
+    options = {"gguf_file": "model.gguf", "dtype": torch.float32}
+    return AutoModel.from_pretrained(folder, **options).eval()
+
+
+def of_family(name, **changes):
+    if name in ("mistral", "qwen3"):  # llama's shape
+        return replace(NAMED["llama"], name=name).published(sliding_window=None, **changes)
+    return NAMED[name].published(**changes)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gguf_file_holds_the_numbers_of_its_model(tmp_path, name, dtype):
+    """Written by our own hand, read by transformers' reader of GGUF."""
+    model = of_family(name).base_model
+    stored = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    model.load_state_dict(stored)  # rounded, in float32
+    llama_cpp.write_file(model.config, stored, tmp_path)
+    read = read_gguf(tmp_path)
+    ids = torch.randint(3, 90, (2, 17), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        truth = model(ids).last_hidden_state
+        said = read(ids).last_hidden_state
+    torch.testing.assert_close(said, truth, atol=2e-5, rtol=1e-4)
+    reader = GGUFReader(tmp_path / "model.gguf")
+    kinds = {str(t.name): t.tensor_type.name for t in reader.tensors}
+    assert kinds["blk.0.attn_q.weight"] == {torch.float32: "F32"}.get(dtype, "BF16")
+    assert kinds["output_norm.weight"] == "F32"
+
+
+class _Embeds(BaseHTTPRequestHandler):
+    """Answers as llama-server's /embedding does, from the file itself."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        ids = torch.tensor([asked["content"]])
+        with torch.inference_mode():
+            states = self.server.model(ids).last_hidden_state
+        pooled = pool(states, torch.ones_like(ids), self.server.pooling)
+        answer = json.dumps([{"index": 0, "embedding": pooled.tolist()}]).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(("pooling", "chip"), [("last", "linear"), ("mean", "mlp")])
+def test_an_embedding_server_of_llama_cpp_is_asked_by_the_cards_lines(
+    finished,  # noqa: F811
+    tmp_path,
+    pooling,
+    chip,
+):
+    _, bundle = built(finished, tmp_path, pooling, chip=chip, fresh=False)
+    out = tmp_path / "out"
+    said = exported(bundle, "gguf", out)
+    assert said.n_agree == said.n_checked
+    assert said.max_difference < 1e-5
+    assert f"--pooling {pooling} --embd-normalize -1" in (out / "README.md").read_text()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Embeds)
+    server.model, server.pooling = read_gguf(out), pooling
+    Thread(target=server.serve_forever, daemon=True).start()
+    lines = (out / "README.md").read_text().replace(":8080/", f":{server.server_port}/")
+    (out / "README.md").write_text(lines)
+    try:
+        for text in (TEXTS[0], ODD[1], ODD[2]):
+            assert run_as_told(out, text) == load(bundle).predict([text])[0].label
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    finished,  # noqa: F811
+    finished_encoder,  # noqa: F811
+    tmp_path,
+):
+    _, bundle = built(finished_encoder, tmp_path / "bert", "mean", fresh=False)
+    with pytest.raises(ConfigError, match="is not written as GGUF"):
+        exported(bundle, "gguf", tmp_path / "out")
+    _, bundle = built(finished, tmp_path / "max", "max", fresh=False)
+    with pytest.raises(ConfigError, match="pools normed states"):
+        exported(bundle, "gguf", tmp_path / "out")
+    config = of_family("llama").config
+    config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
+    with pytest.raises(BundleError, match="positions of kind linear"):
+        llama_cpp.write_file(config, {}, tmp_path)
+    config = of_family("mistral").config
+    config.sliding_window = 8
+    with pytest.raises(BundleError, match="sliding window"):
+        llama_cpp.write_file(config, {}, tmp_path)
 
 
 def test_replaced_modules_go_to_no_stock_loader(finished, tmp_path):  # noqa: F811
