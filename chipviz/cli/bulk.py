@@ -1,19 +1,17 @@
 """Predictions of a whole table, written beside its columns as they come. Goes on after a stop."""
 
-import csv
 import hashlib
-import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from chipviz.cli.asked import Said, columns_of
+from chipviz.cli.rows_out import Form, form_of, in_bytes, to_parquet, types_of
 from chipviz.data.streaming import FIRST
 from chipviz.errors import ConfigError, TaskError
 from chipviz.files import read_small_json, write_atomic
@@ -29,16 +27,21 @@ class Wanted:
     """What is written of each row."""
 
     out: Path
-    """JSON lines, or CSV by its ending."""
+    """JSON lines, or CSV or Parquet by its ending."""
     probabilities: bool
     """Whether every class gets its own."""
     source: str
     """What is asked about, and of what: another one is no continuation."""
 
     @property
-    def is_csv(self) -> bool:
-        """Whether cells are written, not lines of JSON."""
-        return self.out.suffix.lower() == ".csv"
+    def form(self) -> Form:
+        """How it is written."""
+        return form_of(self.out)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether all rows have the same columns."""
+        return self.form != "jsonl"
 
     @property
     def asked(self) -> list[Any]:
@@ -92,7 +95,7 @@ def predict_table(
     n_before, n_bytes, columns, names = _earlier(wanted)
     meter = Meter("extracting", n_rows, progress)
     meter.skip(n_before)
-    n_done = 0
+    n_done, types = 0, None
     with wanted.part.open("r+b" if n_before else "wb") as file:
         file.truncate(n_bytes)
         file.seek(n_bytes)
@@ -104,21 +107,27 @@ def predict_table(
             rows = chunk.iloc[max(0, n_before - n_done) :]
             rows.attrs[FIRST] = n_done + whole - len(rows)
             found = [
-                columns_of(said, probabilities=wanted.probabilities, flat=wanted.is_csv)
+                columns_of(said, probabilities=wanted.probabilities, flat=wanted.is_table)
                 for said in answer(rows)
             ]
             if names is None:
                 columns = list(map(str, rows.columns))
                 names = _names(columns, found[0])
             rows = _with_columns(rows, columns, wanted, names)
-            _write(file, rows, found, wanted, names, header=file.tell() == 0)
+            data = in_bytes(wanted.form, rows, found, names, header=file.tell() == 0)
+            if wanted.form == "parquet":
+                types = types_of(data, types)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
             n_done += whole
             said = {"rows": n_done, "bytes": file.tell(), "columns": columns, "names": names}
             write_atomic(wanted.note, json.dumps(said | {"asked": wanted.asked}))
             meter.advance(len(rows), f"{n_done:,} rows classified")
-    wanted.part.replace(wanted.out)
+    if wanted.form == "parquet" and names is not None:
+        to_parquet(wanted.part, wanted.out)
+    else:
+        wanted.part.replace(wanted.out)
     wanted.note.unlink(missing_ok=True)
     return n_done, min(n_before, n_done)
 
@@ -145,7 +154,7 @@ def _with_columns(
     """
     new = [name for name in map(str, rows.columns) if name not in columns]
     taken = [name for name in new if name in names.values()]
-    if (wanted.is_csv and new) or taken:
+    if (wanted.is_table and new) or taken:
         name = (taken or new)[0]
         raise TaskError(
             f"Row {rows.attrs[FIRST] + 1} or one soon after it has a column {name[:60]!r} that the "
@@ -153,7 +162,7 @@ def _with_columns(
             "Give every row the same columns"
             + ("." if taken else ", or write JSON lines (--out NAME.jsonl)."),
         )
-    return rows.reindex(columns=columns) if wanted.is_csv else rows
+    return rows.reindex(columns=columns) if wanted.is_table else rows
 
 
 def _names(columns: list[str], said: dict[str, Any]) -> dict[str, str]:
@@ -165,56 +174,6 @@ def _names(columns: list[str], said: dict[str, Any]) -> dict[str, str]:
             free = f"predicted_{free}"
         names[name] = free
     return names
-
-
-def _write(
-    file: IO[bytes],
-    rows: pd.DataFrame,
-    found: list[dict[str, Any]],
-    wanted: Wanted,
-    names: dict[str, str],
-    *,
-    header: bool,
-) -> None:
-    text = io.StringIO(newline="")
-    if wanted.is_csv:
-        writer = csv.writer(text, lineterminator="\n")
-        if header:
-            writer.writerow([*map(str, rows.columns), *names.values()])
-        for cells, said in zip(_cells(rows), found, strict=True):
-            writer.writerow([*map(_as_cell, cells), *said.values()])
-    else:
-        columns = list(map(str, rows.columns))
-        for cells, said in zip(_cells(rows), found, strict=True):
-            line = dict(zip(columns, cells, strict=True))
-            line |= {names[name]: value for name, value in said.items()}
-            text.write(json.dumps(line, ensure_ascii=False, default=_as_json) + "\n")
-    file.write(text.getvalue().encode("utf-8", "surrogatepass"))
-
-
-def _cells(rows: pd.DataFrame) -> Iterator[list[Any]]:
-    """Cells of each row, None where there is none."""
-    columns = [rows.iloc[:, i].tolist() for i in range(rows.shape[1])]
-    for row in zip(*columns, strict=True):
-        yield [None if (isinstance(c, float) and np.isnan(c)) or c is pd.NaT else c for c in row]
-
-
-def _as_cell(value: Any) -> Any:
-    """A cell of a CSV file."""
-    return value if value is None or isinstance(value, str | int | float) else _as_text(value)
-
-
-def _as_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_as_json)
-
-
-def _as_json(value: Any) -> Any:
-    """What JSON has no place for: numbers and lists of libraries, and dates."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, bytes):
-        raise TaskError("A column holds bytes, which no text file holds.", "Leave that column out.")
-    return str(value)
 
 
 def refuse_in_memory(file: Path) -> None:

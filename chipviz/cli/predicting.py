@@ -43,7 +43,7 @@ def predict(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write here: one JSON object a line, of a table also .csv."),
+        typer.Option(help="Write here: one JSON object a line, of a table also .csv or .parquet."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -56,7 +56,8 @@ def stream_rows(path: Path, size: int) -> Iterator[pd.DataFrame]:
 def _parquet(path: Path, size: int) -> Iterator[pd.DataFrame]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=size):
-            yield batch.to_pandas(ignore_metadata=True)
+            # Whole numbers stay whole where a cell is empty.
+            yield batch.to_pandas(ignore_metadata=True, integer_object_nulls=True)
 
 
 def _json_lines(path: Path, size: int) -> Iterator[pd.DataFrame]:

@@ -6,6 +6,8 @@ import tracemalloc
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from chipviz.cli import bulk
@@ -98,7 +100,7 @@ def parity(rows):
     return [{"": Prediction.of({0: "odd", 1: "even"}, share)} for share in shares]
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_all_columns_are_kept_beside_the_answer(tmp_path, kind, ending):
     path, out = written(tmp_path, kind), tmp_path / f"out.{ending}"
@@ -107,6 +109,9 @@ def test_all_columns_are_kept_beside_the_answer(tmp_path, kind, ending):
     if ending == "jsonl":
         found = lines(out)
         shares = [row["probabilities"]["even"] for row in found]
+    elif ending == "parquet":
+        found = pq.read_table(out).to_pylist()
+        shares = [row["p(even)"] for row in found]
     else:
         with out.open(newline="") as file:
             found = list(csv.DictReader(file))
@@ -121,7 +126,7 @@ def test_all_columns_are_kept_beside_the_answer(tmp_path, kind, ending):
     assert {f.name for f in tmp_path.iterdir()} == {path.name, out.name}, "nothing half-written"
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_a_stopped_call_goes_on_to_the_same_bytes(tmp_path, ending):
     path = written(tmp_path, "csv")
     whole, broken = (bulk.Wanted(tmp_path / f"{n}.{ending}", True, "s") for n in ("whole", "out"))
@@ -148,7 +153,43 @@ def test_a_stopped_call_goes_on_to_the_same_bytes(tmp_path, ending):
     # In chunks of another size, too.
     assert bulk.predict_table(stream_rows(path, 64), counts, broken, silent) == (230, 150)
     assert sum(asked) == 80
-    assert broken.out.read_bytes() == whole.out.read_bytes()
+    if ending == "parquet":  # chunks are its row groups
+        assert pq.read_table(broken.out).equals(pq.read_table(whole.out))
+    else:
+        assert broken.out.read_bytes() == whole.out.read_bytes()
+    assert {f.name for f in tmp_path.iterdir()} == {path.name, broken.out.name, whole.out.name}
+
+
+def test_parquet_keeps_the_types_of_parquet(tmp_path):
+    path, out = tmp_path / "a.parquet", tmp_path / "out.parquet"
+    given = pa.table(
+        {
+            "text": [f"{i} words" for i in range(120)],
+            "count": pa.array([None if i % 3 else i for i in range(120)], pa.int32()),
+            "when": pa.array([i * 10**9 for i in range(120)], pa.timestamp("ns")),
+            "late": pa.array([None] * 60 + list(range(60)), pa.int64()),
+            "tags": [[str(i)] for i in range(120)],
+        }
+    )
+    pq.write_table(given, path)
+    bulk.predict_table(stream_rows(path, 50), parity, bulk.Wanted(out, False, "s"), silent)
+    found = pq.read_table(out)
+    assert found.select(given.column_names).to_pylist() == given.to_pylist()
+    assert found.schema.field("when").type == pa.timestamp("ns")
+    assert pa.types.is_integer(found.schema.field("count").type)
+    assert found.column_names[-2:] == ["label", "score"]
+
+
+def test_cells_of_several_types_are_no_parquet(tmp_path):
+    path, out = tmp_path / "a.jsonl", tmp_path / "out.parquet"
+    rows = [{"text": "a", "note": 3}, {"text": "bb", "note": "three"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for size in (1, 2):
+        with pytest.raises(ChipvizError, match="cells of several types"):
+            bulk.predict_table(
+                stream_rows(path, size), parity, bulk.Wanted(out, False, str(size)), silent
+            )
+        assert not out.exists()
 
 
 def test_another_table_or_bundle_is_no_continuation(tmp_path):
