@@ -175,7 +175,8 @@ def _timm_loop(names: Sequence[str], home: Path) -> Callable[[], None]:
     """
     timm: Any = importlib.import_module("timm")
     model = timm.create_model("vit_small_patch14_dinov2", pretrained=False, img_size=224).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    settings = timm.data.resolve_model_data_config(model) | {"input_size": (3, 224, 224)}
+    transform = timm.data.create_transform(**settings)
 
     def loop() -> None:
         store = Pictures(home / "data" / "pictures")

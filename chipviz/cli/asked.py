@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from chipviz.bundle.metadata import read_metadata
+from chipviz.bundle.rows_out import Said
 from chipviz.bundle.tasks import is_joined, read_joined
 from chipviz.cli import printing
 from chipviz.config import Preset
 from chipviz.data.task import refuse_kind
 from chipviz.errors import ConfigError
-from chipviz.results.answers import Prediction
 from chipviz.results.report import TaskInfo
 
 Fields = tuple[Sequence[str], Sequence[str] | None]
 """First and second texts."""
-Said = dict[str, Prediction]
-"""What each task says of one row. A task alone has no name."""
 Answer = Callable[[dict[str, Fields]], list[Said]]
 """From the fields of every task to what is said of each row."""
 
@@ -77,27 +75,6 @@ def look_at(bundle: Path, backbone: str | None, home: Path, *, adaptive: bool = 
 
 def _of_one(model: Any) -> Answer:
     return lambda fields: [{"": said} for said in model.predict(*fields[""])]
-
-
-def columns_of(said: Said, *, probabilities: bool, flat: bool) -> dict[str, Any]:
-    """What is written of a row: label and score of every task.
-
-    Args:
-        said: By task.
-        probabilities: Whether every class gets its own.
-        flat: Whether each of them is a column, as cells are.
-    """
-    line: dict[str, Any] = {}
-    for task, one in said.items():
-        prefix = f"{task}_" if task else ""
-        line |= {f"{prefix}label": one.label, f"{prefix}score": one.score}
-        if one.layer is not None:
-            line[f"{prefix}layer"] = one.layer
-        if probabilities and flat:
-            line |= {f"{prefix}p({name})": share for name, share in one.probabilities.items()}
-        elif probabilities:
-            line[f"{prefix}probabilities"] = one.probabilities
-    return line
 
 
 def in_words(said: Said) -> str:

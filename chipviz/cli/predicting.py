@@ -7,10 +7,12 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from chipviz.bundle import bulk
 from chipviz.bundle.fields import fields_of
 from chipviz.bundle.metadata import read_metadata
-from chipviz.cli import bulk, inputs, options, printing
-from chipviz.cli.asked import Asked, Fields, Said, columns_of, in_words, look_at
+from chipviz.bundle.rows_out import Said, columns_of
+from chipviz.cli import inputs, options, printing
+from chipviz.cli.asked import Asked, Fields, in_words, look_at
 from chipviz.data import streaming
 from chipviz.data.task import refuse_kind
 from chipviz.errors import ConfigError
@@ -66,7 +68,7 @@ def predict(
         raise ConfigError("There is nothing to classify.", "Give --text, --file or --image.")
     if file and inputs.is_table(file) and (out or streaming.is_large(file)):
         if out is None:
-            bulk.refuse_in_memory(file)
+            _refuse_in_memory(file)
         else:
             asked = look_at(bundle, backbone, context.obj, adaptive=adaptive)
             source = bulk.source_mark(file, bundle)
@@ -113,13 +115,26 @@ def _predict_table(
     def answer(rows: pd.DataFrame) -> list[Said]:
         return model(_fields(asked, rows))
 
-    n_all, n_before = bulk.predict_table(chunks, answer, wanted, printing.printer(), n_rows)
+    done = bulk.predict_table(chunks, answer, wanted, printing.printer(), n_rows)
     printing.end_progress()
     if as_json:
-        printing.print_json({"path": str(wanted.out), "rows": n_all, "rows_before": n_before})
+        said = {"path": str(wanted.out), "rows": done.n_rows, "rows_before": done.n_before}
+        printing.print_json(said)
         return
-    before = f", {n_before:,} of them by an earlier call" if n_before else ""
-    printing.show(f"{wanted.out}: {n_all:,} rows{before}.", sys.stderr)
+    before = f", {done.n_before:,} of them by an earlier call" if done.n_before else ""
+    printing.show(f"{wanted.out}: {done.n_rows:,} rows{before}.", sys.stderr)
+
+
+def _refuse_in_memory(file: Path) -> None:
+    """Refuse to print what is too large to print.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(
+        f"{file.name} has {file.stat().st_size:,} bytes, which are read some rows at a time.",
+        "Give --out: predictions are written there beside the table's columns.",
+    )
 
 
 def _fields(asked: Asked, rows: pd.DataFrame) -> dict[str, Fields]:

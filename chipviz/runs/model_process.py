@@ -22,6 +22,7 @@ from chipviz.runs.questions import (
     ANSWER,
     QUESTION,
     REFUSED,
+    ClassifyTable,
     Export,
     Join,
     LookAhead,
@@ -31,8 +32,12 @@ from chipviz.runs.questions import (
     Question,
     ReadPatches,
     ReadTokens,
+    TablePart,
 )
 from chipviz.runs.store import Store
+
+TABLE_ROWS = 256
+"""Rows of a table that one question classifies: others may ask in between."""
 
 
 class Answerer:
@@ -64,10 +69,23 @@ class Answerer:
                 opened = self._bundle(Path(path), adaptive)
                 predictions: list[Prediction] = opened.predict(texts, text_pairs)
                 return predictions
+            case ClassifyTable():
+                return self.classify_table(question)
             case Export(path, target, int8):
                 return bundle.export_beside(Path(path), target, self._home, int8=int8)
             case Join(paths):
                 return bundle.join_beside([Path(path) for path in paths], self._home)
+
+    def classify_table(self, question: ClassifyTable) -> TablePart:
+        """The next rows of a table, beside its columns. Written beside the table."""
+        from chipviz.bundle import bulk
+
+        path, file = Path(question.path), Path(question.file)
+        opened = self._bundle(path, question.adaptive)
+        mark = f"{bulk.source_mark(file, path)} {question.adaptive} {question.probabilities}"
+        wanted = bulk.Wanted(bulk.beside(file, mark), question.probabilities, mark)
+        done = bulk.predict_beside(file, opened, wanted, most=TABLE_ROWS)
+        return TablePart(str(wanted.out), done.n_rows, done.finished)
 
     def read_tokens(self, question: ReadTokens) -> TokenReading:
         """What a run's chips say at each token of a text."""

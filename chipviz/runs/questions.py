@@ -80,6 +80,30 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class ClassifyTable:
+    """Classify the next rows of a table and write them beside its columns: a `TablePart`."""
+
+    path: str
+    """The bundle."""
+    file: str
+    """CSV, TSV, lines of JSON or Parquet."""
+    probabilities: bool
+    """Whether every class gets its own column."""
+    adaptive: bool = False
+    op: Literal["table"] = "table"
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """How far a table is classified."""
+
+    out: str
+    """Where it is, once finished."""
+    n_rows: int
+    finished: bool
+
+
+@dataclass(frozen=True)
 class Export:
     """Write a bundle for another place, beside it: an `Exported`."""
 
@@ -98,7 +122,15 @@ class Join:
 
 
 Question = (
-    LookAtColumns | LookAtBackbone | LookAhead | ReadTokens | ReadPatches | Predict | Export | Join
+    LookAtColumns
+    | LookAtBackbone
+    | LookAhead
+    | ReadTokens
+    | ReadPatches
+    | Predict
+    | ClassifyTable
+    | Export
+    | Join
 )
 QUESTION = TypeAdapter[Question](Annotated[Question, Field(discriminator="op")])
 

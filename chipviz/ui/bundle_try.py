@@ -1,12 +1,20 @@
-"""Try a bundle on a text or on a picture."""
+"""Try a bundle on a text, on a picture, or on a table of texts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from chipviz.errors import ChipvizError
 from chipviz.results.answers import Prediction
 from chipviz.results.report import BundleReport
-from chipviz.runs.questions import Predict
+from chipviz.runs.questions import ClassifyTable, Predict, TablePart
 from chipviz.ui import bundle_beside, formatting, state, uploads, widgets
+
+if TYPE_CHECKING:
+    from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+TABLES = ["csv", "tsv", "jsonl", "parquet"]
 
 
 def text(bundle: BundleReport, *, takes_pair: bool) -> None:
@@ -23,6 +31,62 @@ def text(bundle: BundleReport, *, takes_pair: bool) -> None:
     if not asked or not given.strip():
         return
     _answer(Predict(bundle.path, [given], [pair] if takes_pair else None, early))
+
+
+def table(bundle: BundleReport) -> None:
+    """Ask for a table, classify its rows a part at a time, and give it back with the answers."""
+    with st.expander("Classify a table", icon=":material/table_rows:"):
+        file = st.file_uploader(
+            "Table with the columns of the run",
+            type=TABLES,
+            max_upload_size=uploads.MAX_MB,
+            key="try_table",
+        )
+        left, right = st.columns([2, 1], vertical_alignment="center")
+        shares = left.checkbox("Probability of every class", key="try_shares")
+        early = bundle_beside.has_exits(bundle) and left.checkbox(
+            "Let texts leave early", key="try_table_early"
+        )
+        asked = right.button(
+            "Classify the rows", disabled=file is None, key="try_table_go", width="stretch"
+        )
+        if file is None:
+            return
+        try:
+            question = ClassifyTable(bundle.path, str(uploads.keep(file)), shares, early)
+            if asked:
+                st.session_state["classified"] = (question, _classified(question))
+        except ChipvizError as error:
+            widgets.show_error(error)
+            return
+        done = st.session_state.get("classified")
+        if done and done[0] == question:
+            _give_back(Path(done[1]), file)
+
+
+def _classified(question: ClassifyTable) -> str:
+    """Where the finished table is. Leaving the page stops it; asking again goes on."""
+    with st.status("Reading. The first rows take longer: the bundle is loaded.") as shown:
+        while True:
+            part = state.inference().ask(question, TablePart)
+            if part.finished:
+                shown.update(
+                    label="All rows are classified; every column is kept.", state="complete"
+                )
+                return part.out
+            shown.update(label=f"{part.n_rows:,} rows are classified. Leaving the page stops it.")
+
+
+def _give_back(out: Path, file: "UploadedFile") -> None:
+    stem = file.name.rpartition(".")[0] or "table"
+    st.download_button(
+        f"Download ({formatting.megabytes(out.stat().st_size)})",
+        out.read_bytes(),
+        file_name=f"{stem}-predicted{out.suffix}",
+        icon=":material/download:",
+        key="try_table_download",
+        width="stretch",
+    )
 
 
 def picture(bundle: BundleReport) -> None:

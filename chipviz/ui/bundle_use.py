@@ -29,6 +29,7 @@ def show(job: Job, report: RunReport) -> None:
         bundle_try.picture(bundle)
     else:
         bundle_try.text(bundle, takes_pair=takes_pair)
+        bundle_try.table(bundle)
     needs = "chipviz" if bundle.kind == "chipviz" else "torch and transformers alone"
     st.markdown(f"**Load it** anywhere, with {needs}")
     lines = card.use(bundle.kind, report.task).replace('"PATH"', repr(bundle.path))

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from chipviz.errors import ConfigError, JobError
 from chipviz.progress import Progress
 from chipviz.results.answers import Prediction
 from chipviz.runs.model_client import Inference
-from chipviz.runs.questions import Predict
+from chipviz.runs.questions import Predict, TablePart
 from chipviz.runs.store import Store
 from chipviz.ui import formatting, token_view, uploads
 from tests.example_run import (
@@ -352,6 +353,32 @@ def test_a_text_is_classified_by_the_bundle_itself(store, asked):
     next(b for b in at.button if b.label == "Classify").click().run()
     assert asked[-1] == Predict(bundle.bundle.path, ["Shares rose"], None)
     assert "90.0 %" in html_of(at)
+
+
+def test_a_table_is_classified_a_part_at_a_time_and_given_back(store, monkeypatch, tmp_path):
+    job = finished_run(store)
+    bundle = built_bundle(store, job.run_id)
+    out, requests = tmp_path / "done.csv", []
+
+    def answer(_self, question, _kind):
+        requests.append(question)
+        out.write_text("text,label\nShares rose,business\n")
+        return TablePart(str(out), len(requests), finished=len(requests) == 3)
+
+    monkeypatch.setattr(Inference, "ask", answer)
+    at = open_page("bundle", run=job.run_id)
+    assert button(at, "try_table_go").disabled
+    at.file_uploader(key="try_table").set_value(("a.csv", b"text\nShares rose\n", "text/csv"))
+    at.run()
+    at.checkbox(key="try_shares").check()
+    button(at, "try_table_go").click().run()
+    assert len(requests) == 3
+    assert len(set(requests)) == 1
+    assert (requests[0].path, requests[0].probabilities) == (bundle.bundle.path, True)
+    assert Path(requests[0].file).read_bytes() == b"text\nShares rose\n"
+    assert at.get("download_button")[0].proto.label.startswith("Download (")
+    at.checkbox(key="try_shares").uncheck().run()  # another question: nothing to give back yet
+    assert not at.get("download_button")
 
 
 def test_a_bundle_of_two_texts_asks_for_both_and_says_how_they_are_given(store, asked):

@@ -19,8 +19,34 @@ import pyarrow.parquet as pq
 
 from chipviz.errors import TaskError
 from chipviz.files import replacing
+from chipviz.results.answers import Prediction
 
 Form = Literal["csv", "parquet", "jsonl"]
+
+
+Said = dict[str, Prediction]
+"""What each task says of one row. A task alone has no name."""
+
+
+def columns_of(said: Said, *, probabilities: bool, flat: bool) -> dict[str, Any]:
+    """What is written of a row: label and score of every task.
+
+    Args:
+        said: By task.
+        probabilities: Whether every class gets its own.
+        flat: Whether each of them is a column, as cells are.
+    """
+    line: dict[str, Any] = {}
+    for task, one in said.items():
+        prefix = f"{task}_" if task else ""
+        line |= {f"{prefix}label": one.label, f"{prefix}score": one.score}
+        if one.layer is not None:
+            line[f"{prefix}layer"] = one.layer
+        if probabilities and flat:
+            line |= {f"{prefix}p({name})": share for name, share in one.probabilities.items()}
+        elif probabilities:
+            line[f"{prefix}probabilities"] = one.probabilities
+    return line
 
 
 def form_of(path: Path) -> Form:

@@ -10,13 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from chipviz.cli import bulk
+from chipviz.bundle import bulk
+from chipviz.bundle.bulk import Written
 from chipviz.data import streaming
 from chipviz.data.streaming import stream_rows
 from chipviz.data.tables import read_table
 from chipviz.errors import ChipvizError, SourceError
 from chipviz.progress import silent
 from chipviz.results.answers import Prediction
+from chipviz.runs import model_process
+from chipviz.runs.questions import ClassifyTable
 from tests.cli.test_cli import bundle, chipviz, trained  # noqa: F401
 from tests.families import planted_rows
 
@@ -105,7 +108,9 @@ def parity(rows):
 def test_all_columns_are_kept_beside_the_answer(tmp_path, kind, ending):
     path, out = written(tmp_path, kind), tmp_path / f"out.{ending}"
     wanted = bulk.Wanted(out, True, "s")
-    assert bulk.predict_table(stream_rows(path, 50), parity, wanted, silent) == (230, 0)
+    assert bulk.predict_table(stream_rows(path, 50), parity, wanted, silent) == Written(
+        230, 0, True
+    )
     if ending == "jsonl":
         found = lines(out)
         shares = [row["probabilities"]["even"] for row in found]
@@ -151,7 +156,9 @@ def test_a_stopped_call_goes_on_to_the_same_bytes(tmp_path, ending):
         return parity(rows)
 
     # In chunks of another size, too.
-    assert bulk.predict_table(stream_rows(path, 64), counts, broken, silent) == (230, 150)
+    assert bulk.predict_table(stream_rows(path, 64), counts, broken, silent) == Written(
+        230, 150, True
+    )
     assert sum(asked) == 80
     if ending == "parquet":  # chunks are its row groups
         assert pq.read_table(broken.out).equals(pq.read_table(whole.out))
@@ -192,6 +199,22 @@ def test_cells_of_several_types_are_no_parquet(tmp_path):
         assert not out.exists()
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_table_may_be_classified_a_part_at_a_time(tmp_path, ending):
+    path = written(tmp_path, "csv")
+    whole, parted = (bulk.Wanted(tmp_path / f"{n}.{ending}", False, "s") for n in ("whole", "out"))
+    bulk.predict_table(stream_rows(path, 50), parity, whole, silent)
+    seen = []
+    while not seen or not seen[-1].finished:
+        assert not parted.out.exists()
+        seen.append(bulk.predict_table(stream_rows(path, 50), parity, parted, silent, most=100))
+    assert [one.n_rows for one in seen] == [100, 200, 230]
+    if ending == "parquet":
+        assert pq.read_table(parted.out).equals(pq.read_table(whole.out))
+    else:
+        assert parted.out.read_bytes() == whole.out.read_bytes()
+
+
 def test_another_table_or_bundle_is_no_continuation(tmp_path):
     path = written(tmp_path, "jsonl")
     out = tmp_path / "out.jsonl"
@@ -204,7 +227,7 @@ def test_another_table_or_bundle_is_no_continuation(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         bulk.predict_table(stream_rows(path, 50), stops, bulk.Wanted(out, False, "a"), silent)
     again = bulk.predict_table(stream_rows(path, 50), parity, bulk.Wanted(out, False, "b"), silent)
-    assert again == (230, 0)
+    assert again == Written(230, 0, True)
 
 
 def test_a_call_that_wants_more_of_each_row_begins_anew(tmp_path):
@@ -218,7 +241,7 @@ def test_a_call_that_wants_more_of_each_row_begins_anew(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         bulk.predict_table(stream_rows(path, 50), stops, bulk.Wanted(out, False, "s"), silent)
     done = bulk.predict_table(stream_rows(path, 50), parity, bulk.Wanted(out, True, "s"), silent)
-    assert done == (230, 0)
+    assert done == Written(230, 0, True)
     assert all("probabilities" in row for row in lines(out))
 
 
@@ -298,3 +321,35 @@ def test_bytes_have_no_place_in_a_text_file(tmp_path):
     wanted = bulk.Wanted(tmp_path / "out.jsonl", False, "s")
     with pytest.raises(ChipvizError, match="holds bytes"):
         bulk.predict_table(stream_rows(path, 5), parity, wanted, silent)
+
+
+def test_the_page_gets_the_answers_of_the_command_a_part_at_a_time(
+    trained,  # noqa: F811
+    bundle,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    home, _ = trained
+    folder, _ = bundle
+    path, out = written(tmp_path, "parquet"), tmp_path / "by-command.parquet"
+    done = chipviz(home, "predict", folder, "--file", path, "--out", out, "--probabilities")
+    assert done.status == 0, done.err
+    monkeypatch.setattr(model_process, "TABLE_ROWS", 100)
+    answerer = model_process.Answerer(home)
+    question = ClassifyTable(str(folder), str(path), probabilities=True)
+    parts = [answerer.answer(question) for _ in range(3)]
+    assert [(part.n_rows, part.finished) for part in parts] == [
+        (100, False),
+        (200, False),
+        (230, True),
+    ]
+    found, truth = pq.read_table(parts[-1].out), pq.read_table(out)
+    assert found.column_names == truth.column_names
+    assert found["predicted_label"] == truth["predicted_label"]
+    assert np.allclose(found["score"], truth["score"], atol=1e-6)
+    assert answerer.answer(question).finished  # asked again: it is there
+    other = answerer.answer(ClassifyTable(str(folder), str(path), probabilities=False))
+    assert other.out != parts[-1].out
+    path.with_suffix(".csv").write_text("words,label\na,b\n")
+    with pytest.raises(ChipvizError, match="no column 'text'"):
+        answerer.answer(ClassifyTable(str(folder), str(path.with_suffix(".csv")), False))

@@ -10,12 +10,20 @@ from typing import Any
 
 import pandas as pd
 
-from chipviz.cli.asked import Said, columns_of
-from chipviz.cli.rows_out import Form, form_of, in_bytes, to_parquet, types_of
-from chipviz.data.streaming import FIRST
-from chipviz.errors import ConfigError, TaskError
+from chipviz.bundle.fields import fields_of
+from chipviz.bundle.rows_out import (
+    Form,
+    Said,
+    columns_of,
+    form_of,
+    in_bytes,
+    to_parquet,
+    types_of,
+)
+from chipviz.data.streaming import FIRST, stream_rows
+from chipviz.errors import TaskError
 from chipviz.files import read_small_json, write_atomic
-from chipviz.progress import Meter, ProgressFn
+from chipviz.progress import Meter, ProgressFn, silent
 
 CHUNK = 1_000
 """Rows that are classified and written at a time."""
@@ -59,6 +67,16 @@ class Wanted:
         return self.out.with_name(f".{self.out.name}.part.json")
 
 
+@dataclass(frozen=True)
+class Written:
+    """How far a table is classified."""
+
+    n_rows: int
+    n_before: int
+    """Rows that an earlier call had written."""
+    finished: bool
+
+
 def source_mark(file: Path, bundle: Path) -> str:
     """What changes when the table or the bundle does."""
     facts = [file.resolve(), *(one.stat() for one in (file, bundle))]
@@ -75,7 +93,8 @@ def predict_table(
     wanted: Wanted,
     progress: ProgressFn,
     n_rows: int = 0,
-) -> tuple[int, int]:
+    most: int | None = None,
+) -> Written:
     """Classify all rows of a table and write them with all their columns, in order.
 
     Args:
@@ -84,9 +103,7 @@ def predict_table(
         wanted: What is written.
         progress: Told the rows.
         n_rows: Rows of the table, if it is known.
-
-    Returns:
-        Rows in all, and those that an earlier call had written already.
+        most: Break off after so many rows, for the next call to go on. None ends it.
 
     Raises:
         ChipvizError: If a row cannot be read. What was written before is kept for the next call.
@@ -124,12 +141,48 @@ def predict_table(
             said = {"rows": n_done, "bytes": file.tell(), "columns": columns, "names": names}
             write_atomic(wanted.note, json.dumps(said | {"asked": wanted.asked}))
             meter.advance(len(rows), f"{n_done:,} rows classified")
+            if most is not None and n_done - n_before >= most:
+                return Written(n_done, min(n_before, n_done), finished=False)
     if wanted.form == "parquet" and names is not None:
         to_parquet(wanted.part, wanted.out)
     else:
         wanted.part.replace(wanted.out)
     wanted.note.unlink(missing_ok=True)
-    return n_done, min(n_before, n_done)
+    return Written(n_done, min(n_before, n_done), finished=True)
+
+
+def beside(file: Path, mark: str) -> Path:
+    """Where the answers to a table are written, in its own form.
+
+    Args:
+        file: The table.
+        mark: All that the answers depend on.
+    """
+    kind = ".csv" if file.suffix == ".tsv" else file.suffix
+    short = hashlib.sha256(mark.encode()).hexdigest()[:12]
+    return file.with_name(f"{file.stem[:40]}-predicted-{short}{kind}")
+
+
+def predict_beside(file: Path, model: Any, wanted: Wanted, most: int) -> Written:
+    """Classify the next rows of a table by a bundle. What is finished is left as it is.
+
+    Args:
+        file: The table.
+        model: The loaded bundle, of one task.
+        wanted: What is written.
+        most: Rows of a part.
+
+    Raises:
+        ChipvizError: If a row cannot be read.
+    """
+
+    def answer(rows: pd.DataFrame) -> list[Said]:
+        fields = fields_of(rows, model.metadata.task, model.metadata.preset)
+        return [{"": said} for said in model.predict(*fields)]
+
+    if wanted.out.exists():
+        return Written(0, 0, finished=True)
+    return predict_table(stream_rows(file, most), answer, wanted, silent, most=most)
 
 
 def _earlier(wanted: Wanted) -> tuple[int, int, list[str], dict[str, str] | None]:
@@ -174,15 +227,3 @@ def _names(columns: list[str], said: dict[str, Any]) -> dict[str, str]:
             free = f"predicted_{free}"
         names[name] = free
     return names
-
-
-def refuse_in_memory(file: Path) -> None:
-    """Refuse to print what is too large to print.
-
-    Raises:
-        ConfigError: Always.
-    """
-    raise ConfigError(
-        f"{file.name} has {file.stat().st_size:,} bytes, which are read some rows at a time.",
-        "Give --out: predictions are written there beside the table's columns.",
-    )
