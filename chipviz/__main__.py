@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from chipviz import sources
-from chipviz.cli import asking, joining, making, options, predicting, printing, shipping
+from chipviz.cli import asking, joining, making, options, predicting, printing, serving, shipping
 from chipviz.config import RECOMMENDED, CutSpec, RunConfig, home_dir
 from chipviz.errors import (
     BackboneError,
@@ -275,6 +275,7 @@ predicting.add_to(app)
 asking.add_to(app)
 making.add_to(app)
 shipping.add_to(app)
+serving.add_to(app)
 joining.add_to(app)
 
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from chipviz.errors import ChipvizError
-from chipviz.results.answers import Prediction
 
-Predict = Callable[[Sequence[str], Sequence[str] | None], list[Prediction]]
+A = TypeVar("A")
+"""The answer for one row."""
+Predict = Callable[[Sequence[str], Sequence[str] | None], list[A]]
 
 MAX_ROWS = 64
 """Rows of one pass, at most. A request of more is a pass of its own."""
@@ -30,20 +32,20 @@ class BusyError(Exception):
 
 
 @dataclass
-class _Asked:
+class _Asked(Generic[A]):
     """One request that waits."""
 
     texts: Sequence[str]
     pairs: Sequence[str] | None
-    answer: "Future[list[Prediction]]" = field(default_factory=Future)
+    answer: "Future[list[A]]" = field(default_factory=Future)
 
 
-class Batcher:
+class Batcher(Generic[A]):
     """One thread that computes, and a line of requests before it."""
 
     def __init__(
         self,
-        opening: Callable[[], Predict],
+        opening: Callable[[], Predict[A]],
         *,
         max_rows: int = MAX_ROWS,
         max_waiting: int = MAX_WAITING,
@@ -61,8 +63,8 @@ class Batcher:
         self._opening, self._max_rows, self._max_waiting = opening, max_rows, max_waiting
         self.seen: Callable[[int, int], object] = lambda _requests, _rows: None
         """Told requests and rows of each pass."""
-        self._opened: Future[Predict] = Future()
-        self._line: deque[_Asked] = deque()
+        self._opened: Future[Predict[A]] = Future()
+        self._line: deque[_Asked[A]] = deque()
         self._changed = threading.Condition()
         self._n_waiting = 0
         self._closing = False
@@ -84,13 +86,13 @@ class Batcher:
         """Rows that wait."""
         return self._n_waiting
 
-    def ask(self, texts: Sequence[str], pairs: Sequence[str] | None) -> "Future[list[Prediction]]":
+    def ask(self, texts: Sequence[str], pairs: Sequence[str] | None) -> "Future[list[A]]":
         """Put a request in the line. A cancelled one is not computed.
 
         Raises:
             BusyError: If too many rows wait, or it is closed.
         """
-        asked = _Asked(texts, pairs)
+        asked = _Asked[A](texts, pairs)
         with self._changed:
             full = self._n_waiting and self._n_waiting + len(texts) > self._max_waiting
             if full or self._closing:
@@ -120,7 +122,7 @@ class Batcher:
             took = (time.monotonic() - start) / max(1, rows)
             self._row_s = took if not self._row_s else 0.8 * self._row_s + 0.2 * took
 
-    def _take(self) -> list[_Asked]:
+    def _take(self) -> list[_Asked[A]]:
         """The next pass: what waits, in its order. Empty at the end."""
         with self._changed:
             while not self._line and not self._closing:
@@ -131,7 +133,7 @@ class Batcher:
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            batch: list[_Asked] = []
+            batch: list[_Asked[A]] = []
             rows = 0
             while self._line:
                 if batch and rows + len(self._line[0].texts) > self._max_rows:
@@ -146,7 +148,7 @@ class Batcher:
             self._last = max(1, len(batch))
             return batch
 
-    def _answer(self, batch: Sequence[_Asked]) -> None:
+    def _answer(self, batch: Sequence[_Asked[A]]) -> None:
         """One pass for all. If it fails, one for each: a bad text is the fault of its request."""
         try:
             pairs = [pair for asked in batch for pair in asked.pairs or ()]

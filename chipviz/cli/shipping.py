@@ -1,7 +1,5 @@
 """Commands that take a bundle elsewhere."""
 
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, get_args
@@ -11,10 +9,8 @@ import typer
 from chipviz.bundle.metadata import Metadata, read_metadata
 from chipviz.bundle.targets import Target
 from chipviz.cli import inputs, options, printing
-from chipviz.data.task import refuse_kind
 from chipviz.errors import ConfigError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TARGETS = ", ".join(get_args(Target))
 
 
@@ -70,46 +66,6 @@ def _rows(file: Path, metadata: Metadata, home: Path) -> list[tuple[str, str | N
     return list(zip(texts, pairs or [None] * len(texts), strict=True))
 
 
-def serve(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
-    host: Annotated[str, typer.Option(help="Address to answer at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to answer at.", min=0, max=65_535)] = 8100,
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Name of the variable that holds the key of requests.")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds that a request may take.", min=0.1)
-    ] = 60.0,
-    adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Let texts leave at the bundle's early exits.")
-    ] = False,
-) -> None:
-    """Answer requests over HTTP: /predict, /classify, /health, /metrics, /docs."""
-    metadata = read_metadata(bundle)
-    refuse_kind(metadata.task.kind, "text")
-    key = os.environ.get(api_key_env, "") if api_key_env else None
-    if key == "":
-        raise ConfigError(f"The variable {api_key_env} is empty.", "Set it to the key.")
-    if key is None and host not in LOOPBACK:
-        printing.show(
-            "warning: whoever reaches this machine may ask; see --api-key-env", sys.stderr
-        )
-    from chipviz.bundle.listening import run
-    from chipviz.bundle.serve import make_app, open_batcher
-
-    batcher = open_batcher(bundle, pair=metadata.takes_pair, adaptive=adaptive)
-    app = make_app(
-        metadata,
-        batcher,
-        name=bundle.resolve().name,
-        key=key,
-        hosts=[*LOOPBACK, "[::1]"] if host in LOOPBACK else ["*"],
-        timeout_s=timeout,
-    )
-    printing.show(f"http://{host}:{port} answers; /docs says what. Stop with Ctrl-C.", sys.stderr)
-    run(app, host, port)
-
-
 def push(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or an export.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="As owner/name.")],
@@ -133,5 +89,5 @@ def push(
 
 def add_to(app: typer.Typer) -> None:
     """Give these commands to the command line."""
-    for command in (export, serve, push):
+    for command in (export, push):
         app.command()(command)

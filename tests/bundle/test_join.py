@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from chipviz import experiment
-from chipviz.bundle import joined
+from chipviz.bundle import joined, serve_joined
 from chipviz.bundle.classifier import load
 from chipviz.bundle.join import join
 from chipviz.bundle.joined import load_joined
@@ -250,3 +252,55 @@ def test_a_whole_that_says_something_else_gets_no_name(bundles, news, tmp_path, 
     with pytest.raises(BundleError, match="disagrees with the bundle"):
         join([bundles["news"], bundles["deep"]], tmp_path / "out", home=news[2], progress=silent)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_service_answers_every_task_or_one_by_its_name(whole):
+    out = whole[1]
+    truth = load_joined(out).predict(TEXTS)
+    names = {name: metadata.task.label_names for name, metadata in read_joined(out).items()}
+    batcher = serve_joined.open_batcher(out, pair=False)
+    app = serve_joined.make_app(read_joined(out), batcher, name="whole")
+    with TestClient(app) as client:
+        assert client.get("/health").json()["labels"] == names
+        said = client.post("/predict", json={"texts": TEXTS}).json()["predictions"]
+        for one, row in zip(said, truth, strict=True):
+            assert list(one) == list(names)
+            for task, answer in one.items():
+                assert answer["label"] == row[task].label
+                assert answer["probabilities"] == pytest.approx(row[task].probabilities, abs=1e-5)
+        asked = client.post("/classify", json={"model": "spam", "input": TEXTS}).json()
+        assert [one["label"] for one in asked["data"]] == [row["spam"].label for row in truth]
+        assert asked["model"] == "spam"
+        assert asked["data"][0]["num_classes"] == 2
+        lost = client.post("/classify", json={"model": "ham", "input": "a"})
+        assert (lost.status_code, lost.json()["hint"]) == (404, "Tasks: news, deep, spam.")
+        for body, status in (
+            ({"texts": []}, 422),
+            ({"texts": ["a"], "text_pairs": ["b"]}, 422),
+            ({"rows": [{"text": "a"}]}, 422),
+            ({"texts": ["a"] * 513}, 413),
+        ):
+            refused = client.post("/predict", json=body)
+            assert refused.status_code == status
+            assert refused.json()["error"]
+        counted = client.get("/metrics").text
+        assert 'chipviz_requests_total{path="/classify",status="404"} 1.0' in counted
+
+
+def test_tasks_of_one_text_and_of_two_are_not_served_together(whole):
+    tasks = read_joined(whole[1])
+    first = next(iter(tasks))
+    task = tasks[first].task.model_copy(update={"template": "{text} and {text_pair}"})
+    with pytest.raises(ConfigError, match="some one"):
+        serve_joined.refuse_mixed(tasks | {first: replace(tasks[first], task=task)})
+
+
+def test_the_command_serves_a_joined_folder(whole, monkeypatch):
+    served = []
+    monkeypatch.setattr("chipviz.bundle.listening.run", lambda app, *_: served.append(app))
+    done = chipviz(whole[1].parent, "serve", whole[1])
+    assert done.status == 0, done.err
+    with TestClient(served[0], base_url="http://localhost") as client:
+        assert len(client.post("/predict", json={"texts": ["a"]}).json()["predictions"][0]) == 3
+    early = chipviz(whole[1].parent, "serve", whole[1], "--adaptive")
+    assert "read whole" in early.refusal
