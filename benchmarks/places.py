@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast, pipeline
 
 from benchmarks.serving import Server
 from benchmarks.stored import RESULTS, trained, write_section
-from chipviz.bundle import build, graph, load, targets
+from chipviz.bundle import build, graph, load, targets, written
 from chipviz.bundle.asked import rows_of_run
 from chipviz.bundle.export import export
 from chipviz.bundle.head_reader import load_head
@@ -66,6 +66,8 @@ def everywhere(bundle: Path, source: str, texts: list[str], home: Path, scratch:
                 found[f"{runtime}{' int8' * int8}"] = said
     if out := exported("sentence-transformers"):
         found["sentence-transformers"] = _embedded(out, texts)
+    if out := exported("gguf"):
+        found["GGUF, read by transformers"] = _gguf(out, load(bundle), texts)
     if out := exported("head"):
         alone = load_head(out, source, home=home, progress=silent)
         found["chip alone"] = [list(p.probabilities.values()) for p in alone.predict(texts)]
@@ -90,6 +92,15 @@ def _embedded(folder: Path, texts: list[str]) -> list[list[float]]:
     states = torch.from_numpy(np.asarray(SentenceTransformer(str(folder)).encode(texts)))
     chip = Chip(**load_file(folder / "head" / "head.safetensors"))
     return chip.probabilities(states.float()).tolist()
+
+
+def _gguf(folder: Path, classifier: Any, texts: list[str]) -> list[list[float]]:
+    answer, read = written.opened("gguf", folder, classifier), classifier.tokenizer
+    found: list[list[float]] = []
+    for text in texts:
+        said = answer(dict(read([text], return_tensors="pt")))
+        found += torch.from_numpy(said).float().softmax(dim=1).tolist()
+    return found
 
 
 def _served(bundle: Path, texts: list[str]) -> list[list[float]]:
