@@ -21,7 +21,8 @@ Layer = Annotated[int | None, typer.Option(help="The last layer to keep, from 0.
 PoolingName = Annotated[str | None, typer.Option(help="Take a chip on this pooling.")]
 ChipName = Annotated[str | None, typer.Option(help="Take a chip of this kind.")]
 RecipeName = Annotated[
-    str | None, typer.Option(help="Take a chip of this recipe: sound, published or stc.")
+    str | None,
+    typer.Option(help="Take a chip of this recipe: sound, published, stc or stc-published."),
 ]
 SiteName = Annotated[
     str | None,
