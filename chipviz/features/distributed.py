@@ -1,4 +1,4 @@
-"""The processes of one job: several under `accelerate launch`, one alone otherwise.
+"""The processes of one job: several under `torchrun` or `accelerate launch`, one alone otherwise.
 
 The leader (rank 0) owns the job: its folder, the store, the chips, the optimizer. The others only
 help: they read texts through the backbone, or find gradients of a part of each step. Values travel
@@ -100,12 +100,14 @@ def is_helper() -> bool:
 
 
 def join() -> Team:
-    """Meet the other processes of this launch: gloo on CPUs, NCCL on GPUs, as accelerate is set."""
+    """Meet the other processes of this launch: gloo on CPUs, NCCL on GPUs."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    # Without being told it takes a machine without a GPU for one of a single process.
+    state = PartialState(cpu=not torch.cuda.is_available())
     return Team(state.process_index, state.num_processes)
 
 
