@@ -98,7 +98,8 @@ def _gguf(folder: Path, classifier: Any, texts: list[str]) -> list[list[float]]:
     answer, read = written.opened("gguf", folder, classifier), classifier.tokenizer
     found: list[list[float]] = []
     for text in texts:
-        said = answer(dict(read([text], return_tensors="pt")))
+        with torch.inference_mode():
+            said = answer(dict(read([text], return_tensors="pt")))
         found += torch.from_numpy(said).float().softmax(dim=1).tolist()
     return found
 
