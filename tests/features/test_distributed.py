@@ -52,6 +52,8 @@ PRETRAIN = [
 
 def test_two_processes_pretrain_what_one_would(tiny_backbone_folder, toy_csv, tmp_path):
     fast_dtype(torch.device("cpu"), tmp_path)
+    memory = tmp_path / "fast_dtype.json"  # parts of a step are rounded apart in bfloat16
+    memory.write_text(memory.read_text().replace("bfloat16", "float32"))
     weights, records = [], []
     for processes in (1, 2):
         home = tmp_path / str(processes)
