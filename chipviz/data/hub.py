@@ -124,8 +124,18 @@ def _bring(
         return {"refused": "broken", "why": " ".join(str(error).split())[:200].rstrip(".")}
     with publish(final) as work:
         for split, name in _splits(loaded):
-            loaded[name].to_parquet(work / f"{split}.parquet")
+            _with_pictures(loaded[name]).to_parquet(work / f"{split}.parquet")
     return None
+
+
+def _with_pictures(rows: Any) -> Any:
+    """Rows whose pictures stand in their cells, not in files of a cache beside them."""
+    from datasets import Image
+    from datasets.table import embed_table_storage
+
+    if not any(isinstance(feature, Image) for feature in rows.features.values()):
+        return rows
+    return rows.with_format("arrow").map(embed_table_storage, batched=True, batch_size=64)
 
 
 def _splits(names: Iterable[str]) -> list[tuple[str, str]]:

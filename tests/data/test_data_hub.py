@@ -9,14 +9,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 
 from chipviz import download
 from chipviz.data import hub as data_hub
 from chipviz.data.hub import fetch_hub_data
+from chipviz.data.pictures import Pictures
 from chipviz.data.tables import read_table
 from chipviz.errors import SourceError
 from chipviz.progress import Cancelled, silent
+from tests.seeing import COLOURS, picture
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -167,6 +170,35 @@ def test_a_data_set_is_written_by_splits_with_its_class_names(tmp_path, monkeypa
     table = read_table(str(final), tmp_path)
     assert [len(frame) for frame in table.frames.values()] == [8, 2]
     assert table.label_names == {"label": ["no", "yes"]}
+
+
+@pytest.mark.parametrize("as_files", [True, False])
+def test_a_data_set_of_pictures_comes_with_its_pictures(tmp_path, monkeypatch, as_files):
+    """On the Hub they are cells; a script or a loader of folders leaves paths of its cache."""
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(COLOURS))}
+    )
+    shown = [picture(COLOURS[name], i) for i in range(8) for name in COLOURS]
+    cells: list[object] = list(shown)
+    if as_files:
+        cells = [str(tmp_path / f"{i}.png") for i in range(len(shown))]
+        for path, one in zip(cells, shown, strict=True):
+            one.save(str(path))
+    rows = {"image": cells, "label": [i % 3 for i in range(len(shown))]}
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=whole, test=whole)
+    )
+    final = tmp_path / "home" / f"x@{SHA}"
+    assert data_hub._bring("owner/name", "", SHA, False, final) is None
+    for path in tmp_path.glob("*.png"):
+        path.unlink()  # what was brought stands by itself
+    table = read_table(str(final), tmp_path / "home")
+    assert table.pictures == ("image",)
+    assert table.label_names == {"label": list(COLOURS)}
+    store = Pictures(tmp_path / "home" / "data" / "pictures")
+    for reference, one in zip(table.frames["train"]["image"], shown, strict=True):
+        assert np.array_equal(np.asarray(store.open(reference)), np.asarray(one))
 
 
 def test_what_cannot_be_read_leaves_nothing_and_says_why(tmp_path, monkeypatch):
