@@ -21,18 +21,13 @@ from chipviz.bundle.head import write_head
 from chipviz.bundle.targets import GGUF_FAMILIES, GGUF_FILE
 from chipviz.errors import BundleError
 
-_ARCHITECTURES = dict(
-    zip(
-        GGUF_FAMILIES,
-        (
-            gguf.MODEL_ARCH.LLAMA,
-            gguf.MODEL_ARCH.LLAMA,
-            gguf.MODEL_ARCH.QWEN2,
-            gguf.MODEL_ARCH.QWEN3,
-        ),
-        strict=True,
-    )
-)
+_ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+}
+assert tuple(_ARCHITECTURES) == GGUF_FAMILIES
 _STORED: dict[torch.dtype, gguf.GGMLQuantizationType] = {
     torch.float32: gguf.GGMLQuantizationType.F32,
     torch.float16: gguf.GGMLQuantizationType.F16,

@@ -60,7 +60,7 @@ def table(bundle: BundleReport) -> None:
             widgets.show_error(error)
             return
         done = st.session_state.get("classified")
-        if done and done[0] == question:
+        if done and done[0] == question and Path(done[1]).is_file():
             _give_back(Path(done[1]), file)
 
 
