@@ -49,11 +49,12 @@ def test_a_bundle_goes_to_onnx_and_home(
         {name: given[name] for name in ("input_ids", "attention_mask")}
     )
     assert scores.shape == (2, 3)
+    # Before the page is drawn: colours that are on their way from light to dark are of neither.
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 390, "height": 900})
     page.reload()
     page.get_by_text("Take it elsewhere").click()
     expect(page.get_by_role("link", name=re.compile("^Download for onnx"))).to_be_visible()
-    page.emulate_media(color_scheme="dark")
-    page.set_viewport_size({"width": 390, "height": 900})
     idle(page)
     assert serious(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
