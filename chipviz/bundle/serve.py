@@ -10,11 +10,11 @@ import pandas as pd
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from chipviz.bundle.batcher import Batcher, Predict
+from chipviz.bundle.batcher import Batcher
 from chipviz.bundle.classifier import load
 from chipviz.bundle.fields import fields_of
 from chipviz.bundle.metadata import Metadata
-from chipviz.bundle.web import TIMEOUT_S, Answer, Body, RefusedError, in_line, service
+from chipviz.bundle.web import TIMEOUT_S, Answer, Body, RefusedError, in_line, service, warm
 from chipviz.results.answers import Prediction
 
 
@@ -70,15 +70,7 @@ def open_batcher(bundle: Path, *, pair: bool, adaptive: bool = False) -> Batcher
     Raises:
         BundleError: If it cannot be loaded.
     """
-
-    def opening() -> Predict[Prediction]:
-        predict: Predict[Prediction] = load(bundle, adaptive=adaptive).predict
-        predict(["A first text."], ["A second."] if pair else None)  # memory and kernels
-        return predict
-
-    batcher = Batcher(opening)
-    batcher.ready()
-    return batcher
+    return warm(lambda: load(bundle, adaptive=adaptive).predict, pair=pair)
 
 
 def make_app(

@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from chipviz.bundle.batcher import Batcher, Predict
+from chipviz.bundle.batcher import Batcher
 from chipviz.bundle.joined import load_joined
 from chipviz.bundle.metadata import Metadata
 from chipviz.bundle.serve import ClassifyBody, OnePrediction, in_vllm_shape
-from chipviz.bundle.web import TIMEOUT_S, Body, RefusedError, in_line, service
+from chipviz.bundle.web import TIMEOUT_S, Body, RefusedError, in_line, service, warm
 from chipviz.errors import ConfigError
 from chipviz.results.answers import Prediction
 
@@ -56,15 +56,7 @@ def open_batcher(folder: Path, *, pair: bool) -> Batcher[Each]:
     Raises:
         BundleError: If it cannot be loaded.
     """
-
-    def opening() -> Predict[Each]:
-        predict: Predict[Each] = load_joined(folder).predict
-        predict(["A first text."], ["A second."] if pair else None)  # memory and kernels
-        return predict
-
-    batcher = Batcher(opening)
-    batcher.ready()
-    return batcher
+    return warm(lambda: load_joined(folder).predict, pair=pair)
 
 
 def make_app(

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chipviz.bundle.batcher import Batcher, BusyError
+from chipviz.bundle.batcher import A, Batcher, BusyError, Predict
 from chipviz.errors import ChipvizError
 
 MAX_TEXTS = 512
@@ -90,6 +90,27 @@ class Meters:
 
 
 Answer = Callable[[Sequence[str], Sequence[str] | None], Awaitable[list[Any]]]
+
+
+def warm(load: Callable[[], Predict[A]], *, pair: bool) -> Batcher[A]:
+    """A line before a model that is loaded and has answered once.
+
+    Args:
+        load: Loads it.
+        pair: Whether it reads two texts.
+
+    Raises:
+        BundleError: If it cannot be loaded.
+    """
+
+    def opening() -> Predict[A]:
+        predict = load()
+        predict(["A first text."], ["A second."] if pair else None)  # memory and kernels
+        return predict
+
+    batcher = Batcher(opening)
+    batcher.ready()
+    return batcher
 
 
 def service(

@@ -239,9 +239,10 @@ def _open_asking(folder: Path) -> Any:
     said: dict[str, Any] = {}
     for name in (WHOLE, PROCESSOR, "tokenizer_config.json"):
         if (folder / name).is_file():
-            said = json.loads(read_small(folder / name, MAX_SETTINGS)) | said
-    if "auto_map" in said:
-        raise ValueError("it asks for code of its own, which is never run")
+            text = read_small(folder / name, MAX_SETTINGS)
+            if "auto_map" in text:  # at any depth
+                raise ValueError("it asks for code of its own, which is never run")
+            said = json.loads(text) | said
     name = said.get("processor_class")
     kind: Any = processor_class_from_name(name) if isinstance(name, str) and name else None
     if kind is None or "video_processor" not in kind.get_attributes():
