@@ -307,8 +307,8 @@ def load_processor(folder: Path, pictures: Pictures) -> PictureReader:
         )
     try:
         for file in files:
-            said = json.loads(read_small(file, MAX_SETTINGS))
-            if not isinstance(said, dict) or "auto_map" in said | said.get("image_processor", {}):
+            text = read_small(file, MAX_SETTINGS)
+            if not isinstance(json.loads(text), dict) or "auto_map" in text:
                 raise ValueError("it asks for code of its own, which is never run")
         with warnings.catch_warnings(action="ignore"):
             processor = AutoImageProcessor.from_pretrained(

@@ -1,5 +1,7 @@
 """Decoders that are asked about pictures: LLaVA's shape, PaliGemma's and Idefics3's (SmolVLM's)."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from chipviz.chips.chip import Chips
 from chipviz.chips.patches import read_patches
 from chipviz.config import CutSpec
 from chipviz.data.pictures import Pictures
-from chipviz.data.processor import QUESTION, load_asking
+from chipviz.data.processor import QUESTION, load_asking, load_processor
 from chipviz.errors import BackboneError, SourceError
 from chipviz.features.forward import forward_pooled
 from chipviz.keys import ChipKey, Cut, Vector
@@ -173,6 +175,15 @@ def test_a_processor_with_code_or_without_a_place_for_a_picture_is_refused(tmp_p
     )
     with pytest.raises(SourceError, match="code of its own"):
         load_asking(folder, Pictures(tmp_path), QUESTION)
+    nested = json.loads(said)
+    nested["image_processor"]["auto_map"] = {"AutoImageProcessor": "x.Y"}
+    (folder / "processor_config.json").write_text(json.dumps(nested))
+    for opening in (
+        lambda: load_asking(folder, Pictures(tmp_path), QUESTION),
+        lambda: load_processor(folder, Pictures(tmp_path)),
+    ):
+        with pytest.raises(SourceError, match="code of its own"):
+            opening()
     (folder / "processor_config.json").unlink()
     with pytest.raises(SourceError, match="cannot be used"):
         load_asking(folder, Pictures(tmp_path), QUESTION)
